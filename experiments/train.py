@@ -1,0 +1,404 @@
+"""Train a network on MNIST, with gradients from autograd, from the tape, or by hand.
+
+    python experiments/train.py                                 # the CNN, on MNIST
+    python experiments/train.py --model mlp --engine by-hand
+    python experiments/train.py --resume runs/train/...         # go on where a run was stopped
+    tensorboard --logdir runs                                   # watch
+
+Results, mean ± standard deviation of the test accuracy over seeds, are in the README.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nn_backprop import figures
+from nn_backprop.data import DataError, ImageData, load
+from nn_backprop.engines import ENGINES, disagreement, in_precision
+from nn_backprop.models import MODELS
+from nn_backprop.tracking import Run, RunError, default_run_dir, machine, read_json
+from nn_backprop.training import (
+    Diverged,
+    Evaluation,
+    Interruptible,
+    Step,
+    evaluate,
+    fit,
+    load_checkpoint,
+    make_optimizer,
+    make_schedule,
+    save_checkpoint,
+    steps_per_epoch,
+)
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+# Chosen on the validation split. What an option leaves open is taken from here.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cnn": {"epochs": 8, "batch_size": 128, "lr": 6e-3},
+    "mlp": {"epochs": 15, "batch_size": 128, "lr": 4e-3},
+    "happy": {"epochs": 30, "batch_size": 32, "lr": 1e-2},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a network on handwritten digits."""
+
+    model: Literal["cnn", "mlp", "happy"] = "cnn"
+    """cnn: two stages of convolution and pooling. mlp: 784-128-10. happy: 784-16-16-10 with sigmoid
+    and squared error."""
+    engine: Literal["autograd", "tape", "by-hand"] = "autograd"
+    """What computes the gradients."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto takes a GPU if there is one."""
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Type of forward and backward; for bfloat16 the parameters stay in float32."""
+    epochs: int | None = None
+    """Passes over the training data; by default what suits the model, as for the next two."""
+    batch_size: int | None = None
+    """Examples a step."""
+    lr: float | None = None
+    """Learning rate; with one-cycle, its peak."""
+    optimizer: Literal["sgd", "adam"] = "adam"
+    """sgd is plain gradient descent on batches."""
+    schedule: Literal["constant", "one-cycle"] = "one-cycle"
+    """How the learning rate changes over the run."""
+    weight_decay: float = 0.0
+    """Share of each weight, times the learning rate, that is taken off at every step."""
+    seed: int = 0
+    """Seed of the initial weights and of the order of the examples."""
+    threads: int | None = None
+    """Processor threads; by default as many as torch takes."""
+    data: Literal["auto", "mnist", "digits"] = "auto"
+    """auto takes MNIST if it is there or can be fetched, else the embedded digits."""
+    data_root: Path | None = None
+    """Folder that holds MNIST/raw; by default $NN_BACKPROP_DATA, else the user's cache."""
+    run_dir: Path | None = None
+    """Folder of this run; by default a new one under runs/train/."""
+    resume: Path | None = None
+    """Folder of a run to go on with; its options are taken from there."""
+
+
+class UsageError(Exception):
+    """One clear sentence: what was wrong, what was expected, what to do."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, 1 diverged, 2 bad input, 130 interrupted."""
+    try:
+        return train(read_options(sys.argv[1:] if arguments is None else arguments))
+    except (UsageError, DataError, RunError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except Diverged as error:
+        print(f"train.py: {error}. The last good checkpoint is kept.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("train.py: interrupted", file=sys.stderr)
+        return 130
+
+
+def read_options(arguments: list[str]) -> Options:
+    """The options of the command line, or those of the run that it resumes; checked."""
+    options = tyro.cli(Options, args=arguments)
+    if options.resume is not None:
+        stored = _stored_options(options.resume)
+        # Read again with the run's options as the defaults: what differs now was asked for.
+        options = tyro.cli(Options, args=arguments, default=replace(stored, resume=options.resume))
+        for name, value in asdict(stored).items():
+            if name != "resume" and asdict(options)[name] != value:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {asdict(options)[name]} contradicts the run in "
+                    f"{options.resume}, which has {value}: leave it out to resume, or start anew"
+                )
+        return options
+    defaults = DEFAULTS[options.model]
+    given = {name: value for name, value in asdict(options).items() if value is not None}
+    options = Options(**(defaults | given))
+    for name, least in {"epochs": 1, "batch_size": 1, "threads": 1, "seed": 0}.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value < 2**31:
+            raise UsageError(f"--{name.replace('_', '-')} must be {least} or more, not {value}")
+    if not 0 < options.lr < float("inf"):  # type: ignore[operator]
+        raise UsageError(f"--lr must be a positive number, not {options.lr}")
+    if not 0 <= options.weight_decay < float("inf"):
+        raise UsageError(f"--weight-decay must be 0 or more, not {options.weight_decay}")
+    return options
+
+
+def _stored_options(path: Path) -> Options:
+    try:
+        stored = read_json(path / "config.json")["options"]
+        for name in ("data_root", "run_dir", "resume"):
+            stored[name] = None if stored[name] is None else Path(stored[name])
+        return Options(**stored)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} holds no run that can be resumed ({type(error).__name__}: {error}): give the "
+            "folder of a run, which has a config.json"
+        ) from None
+
+
+def train(options: Options) -> int:
+    """Trains as the options say, or goes on where `options.resume` stopped."""
+    began = time.perf_counter()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = _device(options)
+    path = options.resume or options.run_dir or default_run_dir("train", options.model)
+    if options.resume is not None and (path / "summary.json").exists():
+        print(f"The run in {path} is complete; its results are in {path / 'summary.json'}.")
+        return 0
+    # A run that fell back to the embedded digits goes on with them, even if MNIST is there by now.
+    wanted = read_json(path / "config.json")["dataset"] if options.resume else options.data
+    data = load(wanted, options.data_root, device)
+
+    torch.manual_seed(options.seed)
+    dtype = DTYPES[options.precision]
+    model = MODELS[options.model]().to(
+        device, torch.float64 if dtype == torch.float64 else torch.float32
+    )
+    engine = ENGINES[options.engine]
+    if dtype == torch.bfloat16:
+        engine = in_precision(engine, dtype)
+    epochs, batch_size, lr = options.epochs, options.batch_size, options.lr
+    assert epochs is not None and batch_size is not None and lr is not None  # read_options
+    per_epoch = steps_per_epoch(len(data.train), batch_size)
+    optimizer = make_optimizer(options.optimizer, model.parameters(), lr, options.weight_decay)
+    schedule = make_schedule(options.schedule, optimizer, lr, epochs * per_epoch)
+
+    done, seconds = 0, 0.0
+    if options.resume is None:
+        config = {"options": asdict(options), "dataset": data.name, "device": str(device)}
+        run = Run.create(path, config | machine())
+    else:
+        done, seconds = _restore(path, model, optimizer, schedule)
+        run = Run.reopen(path, done)
+    print(
+        f"{options.model} with {_parameters(model):,} parameters, {options.engine} gradients, "
+        f"{options.precision} on {device}; {data.name}: {data.reason}; run in {path}"
+    )
+
+    with run, Interruptible() as interrupt, Log(run, model, data, options) as log:
+
+        def save(steps: int) -> None:
+            run.flush()
+            save_checkpoint(path / "checkpoint.pt", model, optimizer, schedule, steps, log.seconds)
+
+        def on_epoch(steps: int, complete: int) -> None:
+            log.epoch(steps, complete)
+            save(steps)
+
+        if options.resume is None:
+            run.graph(model, data.batch(data.train[:1], next(model.parameters()).dtype)[0])
+            on_epoch(0, 0)
+        log.start(done, epochs * per_epoch, seconds)
+        done = fit(
+            model, engine, optimizer, schedule, data,
+            epochs=epochs, batch_size=batch_size, seed=options.seed, dtype=dtype, done=done,
+            on_step=log.step, on_epoch=on_epoch, stop=lambda: interrupt.requested,
+        )  # fmt: skip
+        log.stop()
+        if done < epochs * per_epoch:
+            save(done)
+            print(
+                f"Stopped after step {done} of {epochs * per_epoch}; go on with\n"
+                f"    python experiments/train.py --resume {path}"
+            )
+            return 130
+        result = evaluate(model, data, data.test)  # the only time that the test split is read
+        summary = log.finish(result) | {
+            "dataset": data.name,
+            "dataset_reason": data.reason,
+            "model": options.model,
+            "engine": options.engine,
+            "device": str(device),
+            "precision": options.precision,
+            "parameters": _parameters(model),
+            "epochs": epochs,
+            "seed": options.seed,
+            "train_seconds": log.seconds,
+            "wall_seconds": time.perf_counter() - began,
+            **machine(),
+        }
+        run.summary(summary)
+    _print_table(summary, path)
+    return 0
+
+
+class Log:
+    """What a run tells TensorBoard, metrics.jsonl and the terminal, and the time that it trains."""
+
+    DENSE, EVERY = 100, 50  # steps: the first 100 are all logged, then each 50th
+
+    def __init__(self, run: Run, model: nn.Module, data: ImageData, options: Options) -> None:
+        self.run, self.model, self.data, self.options = run, model, data, options
+        self.seconds = 0.0  # of training alone: the clock stands still in `epoch`
+        self._since: float | None = None
+        self._last_step, self._last_seconds = 0, 0.0
+        self._bar = tqdm(disable=True)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def start(self, done: int, total: int, seconds: float) -> None:
+        """Starts the clock; `seconds` have gone into the `done` steps before."""
+        self.seconds = self._last_seconds = seconds
+        self._last_step = done
+        self._bar = tqdm(total=total, initial=done, unit="step", disable=None, leave=False)
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stops the clock."""
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def step(self, step: Step) -> None:
+        self._bar.update()
+        if step.number > self.DENSE and step.number % self.EVERY:
+            return
+        values = {"loss/train": step.loss.item(), "learning_rate": step.lr}
+        grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        norms = torch.stack([grad.norm() for grad in grads.values()]).tolist()
+        values |= {f"gradient_norm/{name}": norm for name, norm in zip(grads, norms, strict=True)}
+        assert self._since is not None and self.options.batch_size is not None
+        seconds = self.seconds + time.perf_counter() - self._since
+        examples = (step.number - self._last_step) * self.options.batch_size
+        values["samples_per_second"] = examples / (seconds - self._last_seconds)
+        self._last_step, self._last_seconds = step.number, seconds
+        self.run.log(step.number, step.epoch, values)
+
+    def epoch(self, steps: int, complete: int) -> None:
+        """The validation split, the engines' disagreement, the weights."""
+        running = self._since is not None
+        self.stop()
+        validation = evaluate(self.model, self.data, self.data.validation)
+        values = {"loss/validation": validation.loss, "accuracy/validation": validation.accuracy}
+        batch = self.data.batch(self.data.train[: self.options.batch_size], torch.float64)
+        for engine, distances in disagreement(self.model, *batch).items():
+            for name, distance in distances.items():
+                values[f"gradient_disagreement/{engine}/{name}"] = distance
+        self.run.log(steps, complete, values)
+        named = dict(self.model.named_parameters())
+        self.run.histograms(steps, {f"weights/{name}": p for name, p in named.items()})
+        self.run.histograms(
+            steps, {f"gradients/{n}": p.grad for n, p in named.items() if p.grad is not None}
+        )
+        self.run.image("figures/first_layer", figures.weight_pixels(first_layer(self.model)), steps)
+        tqdm.write(
+            f"epoch {complete:3d}   validation loss {validation.loss:.4f}   "
+            f"accuracy {100 * validation.accuracy:.2f} %   {self.seconds:6.1f} s"
+        )
+        if running:
+            self._since = time.perf_counter()
+
+    def finish(self, test: Evaluation) -> dict[str, Any]:
+        """Draws the figures of the test split; returns the final numbers."""
+        lines = (self.run.path / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        steps = records[-1]["step"]
+        classes = test.probabilities.shape[1]
+        is_class = torch.nn.functional.one_hot(test.labels, classes).bool()
+        for k in range(classes):
+            self.run.pr_curve(f"digit_{k}", is_class[:, k], test.probabilities[:, k], steps)
+        for name, figure in {
+            "learning_curves": figures.learning_curves(records),
+            "confusion_matrix": figures.confusion_matrix(
+                test.confusion, [*map(str, range(classes))]
+            ),
+            "confident_mistakes": self._mistakes(test),
+            "precision_recall": figures.precision_recall(is_class, test.probabilities),
+            "first_layer_weights": figures.weight_images(
+                first_layer(self.model), "Weights of the first layer, after training"
+            ),
+        }.items():
+            self.run.figure(f"figures/{name}", figure, steps, file=name)
+        disagreements = [
+            value for r in records for tag, value in r.items() if tag.startswith("gradient_dis")
+        ]
+        final = {
+            "validation_accuracy": [r for r in records if "accuracy/validation" in r][-1][
+                "accuracy/validation"
+            ],
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "max_gradient_disagreement": max(disagreements),
+        }
+        self.run.hparams(asdict(self.options), {f"final/{k}": v for k, v in final.items()})
+        return final
+
+    def _mistakes(self, test: Evaluation) -> Any:
+        confidence, predicted = test.probabilities.max(1)
+        wrong = (predicted != test.labels).nonzero().flatten()
+        wrong = wrong[confidence[wrong].argsort(descending=True)]
+        images = self.data.images[self.data.test[wrong.to(self.data.test.device)], 0]
+        return figures.mistakes(
+            images, test.labels[wrong], predicted[wrong], confidence[wrong],
+            "The most confident mistakes on the test split",
+        )  # fmt: skip
+
+
+def first_layer(model: nn.Module) -> Tensor:
+    """The first layer's weights as images, (units, H, W)."""
+    weight = next(model.parameters()).detach()
+    return weight[:, 0] if weight.dim() == 4 else weight.view(-1, 28, 28)
+
+
+def _device(options: Options) -> torch.device:
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if options.device == "auto":
+        mps = mps and options.precision != "float64"
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    if options.device == "mps" and options.precision == "float64":
+        raise UsageError("--device mps has no float64: choose --precision float32 or --device cpu")
+    if not {"cpu": True, "cuda": cuda, "mps": mps}[options.device]:
+        raise UsageError(f"--device {options.device}: torch finds none here; choose auto or cpu")
+    return torch.device(options.device)
+
+
+def _restore(path: Path, *state: Any) -> tuple[int, float]:
+    try:
+        return load_checkpoint(path / "checkpoint.pt", *state)
+    except Exception as error:
+        raise UsageError(
+            f"{path / 'checkpoint.pt'} cannot be read ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}): the run cannot be resumed, start a new one"
+        ) from error
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _print_table(summary: dict[str, Any], path: Path) -> None:
+    digits = summary["dataset"] != "mnist"
+    print(f"""
+    data set                     {summary["dataset"]}
+    test accuracy                {100 * summary["test_accuracy"]:.2f} %
+    test loss                    {summary["test_loss"]:.4f}
+    validation accuracy          {100 * summary["validation_accuracy"]:.2f} %
+    parameters                   {summary["parameters"]:,}
+    time in the training loop    {summary["train_seconds"]:.1f} s of {summary["wall_seconds"]:.1f} s
+    gradient disagreement        {summary["max_gradient_disagreement"]:.1e} at most, in float64
+
+Figures, metrics and checkpoint: {path}
+To watch: tensorboard --logdir runs""")
+    if digits:
+        print(f"*** Trained on the embedded digits, not on MNIST: {summary['dataset_reason']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""Neural networks and backpropagation: every derivative derived by hand, proved, and put to work.
+
+The notation, the same in every derivation, einsum string and comment:
+
+    x                 input of a layer             weight, bias    its parameters
+    z                 affine output                a               after the activation
+    logits, y, loss   prediction, target, cost     patches         of x under a kernel
+    grad_q            gradient of the loss with respect to q; always of q's shape
+
+    n  batch          i  in-feature                o  out-feature or out-channel
+    c  in-channel     h w  output position         p q  kernel offset            t  time
+
+With these letters a gradient is the forward's rearranged: the gradient of an operand is the other
+operand times grad_z, summed over every letter that the operand lacks.
+"""
+
+from nn_backprop import by_hand, models, rules
+from nn_backprop.function import as_function
+from nn_backprop.tape import MissingRuleError, Tape, backprop
+
+__all__ = ["MissingRuleError", "Tape", "as_function", "backprop", "by_hand", "models", "rules"]

@@ -1,0 +1,181 @@
+"""The whole backward pass of the two networks, written out line by line.
+
+No engine, no table, no autograd: this file imports torch for its arithmetic and nothing else. Each
+gradient stands under the forward line that it differentiates, read upwards from the loss. Letters:
+n example, i in-feature, o out-feature or out-channel, c in-channel, h w position, p q offset in the
+kernel. Every gradient has the shape of what it is the gradient of.
+
+Derivations of the single steps are in `nn_backprop.rules`; this is the chain that joins them.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Gradients = dict[str, Tensor | None]
+
+
+@torch.no_grad()
+def mlp_backprop(model: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Gradients]:
+    """Loss and gradients of a `models.MLP` on a batch.
+
+    inputs (N, ...) are flattened to (N, in_features); targets (N,) are class numbers. Returns the
+    loss, averaged over the examples, and {parameter name: gradient}.
+
+    The equations, with δ^l for grad_z of layer l and ⊙ for the elementwise product:
+        δ^L = ∂C/∂z^L                        at the top, from the cost
+        δ^l = (δ^(l+1) W^(l+1)) ⊙ σ'(z^l)    one layer down
+        ∂C/∂W^l = Σ_n δ^l[n,o] a^(l−1)[n,i]
+        ∂C/∂b^l = Σ_n δ^l[n,o]
+    (Rumelhart, Hinton & Williams 1986; Nielsen, chapter 2, BP1-BP4.)
+    """
+    layers = list(model.layers)
+
+    # Forward: keep what every layer read (a) and what it made.
+    a = inputs.flatten(1)  # (N, in_features)
+    read = []  # a^(l−1), the input of layer l
+    for layer in layers[:-1]:
+        read.append(a)
+        z = a @ layer.weight.T + layer.bias  # (N, out_features)
+        a = _activate(z, model.activation)
+    read.append(a)
+    z = a @ layers[-1].weight.T + layers[-1].bias  # (N, K): the logits
+
+    # The loss, and grad_z at the top.
+    if model.loss_name == "cross_entropy":
+        loss, grad_z = _cross_entropy(z, targets)
+    else:
+        a = _activate(z, model.activation)  # squared error judges the activated output
+        loss, grad_a = _squared_error(a, targets)
+        grad_z = grad_a * _slope(a, model.activation)
+
+    # Backward: from the last layer down.
+    grads: Gradients = {}
+    for k in reversed(range(len(layers))):
+        grads[f"layers.{k}.bias"] = grad_z.sum(0)  # Σ_n
+        grads[f"layers.{k}.weight"] = grad_z.T @ read[k]  # Σ_n grad_z[n,o] a[n,i]
+        if k > 0:
+            grad_a = grad_z @ layers[k].weight  # Σ_o grad_z[n,o] weight[o,i]
+            grad_z = grad_a * _slope(read[k], model.activation)  # read[k] = σ(z of layer k − 1)
+    return loss, {name: grads[name] for name, _ in model.named_parameters()}
+
+
+@torch.no_grad()
+def cnn_backprop(model: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Gradients]:
+    """Loss and gradients of a `models.CNN` on a batch.
+
+    inputs (N, 1, H, W), targets (N,) class numbers. Returns the loss, averaged over the examples,
+    and {parameter name: gradient}.
+    """
+    # Forward.
+    x0 = inputs  # (N, 1, H, W)
+    z1 = F.conv2d(x0, model.conv1.weight, model.conv1.bias)
+    a1 = z1.clamp(min=0)
+    x1, winner1 = F.max_pool2d(a1, 2, return_indices=True)
+    z2 = F.conv2d(x1, model.conv2.weight, model.conv2.bias)
+    a2 = z2.clamp(min=0)
+    x2, winner2 = F.max_pool2d(a2, 2, return_indices=True)
+    x3 = x2.flatten(1)  # (N, in_features)
+    logits = x3 @ model.output.weight.T + model.output.bias  # (N, K)
+
+    # Backward, each line from the forward line that is quoted above it.
+    # loss = −1/N Σ_n log softmax(logits)[n, y_n]
+    loss, grad_logits = _cross_entropy(logits, targets)
+
+    # logits = x3 @ weightᵀ + bias
+    grad_output_bias = grad_logits.sum(0)
+    grad_output_weight = grad_logits.T @ x3
+    grad_x3 = grad_logits @ model.output.weight
+
+    # x3 = x2.flatten(1)
+    grad_x2 = grad_x3.view_as(x2)
+
+    # x2 = max_pool2d(a2, 2): the pixel that won its window gets the window's gradient
+    grad_a2 = _unpool(grad_x2, winner2, a2)
+
+    # a2 = max(z2, 0)
+    grad_z2 = grad_a2 * (a2 > 0)
+
+    # z2 = conv2d(x1, weight) + bias: patches x1[n, c, h+p, w+q] times weight[o,c,p,q]
+    grad_conv2_bias = grad_z2.sum((0, 2, 3))  # Σ_n,h,w
+    grad_conv2_weight = _kernel_gradient(grad_z2, x1, model.conv2.weight)
+    grad_x1 = _image_gradient(grad_z2, x1, model.conv2.weight)
+
+    # x1 = max_pool2d(a1, 2)
+    grad_a1 = _unpool(grad_x1, winner1, a1)
+
+    # a1 = max(z1, 0)
+    grad_z1 = grad_a1 * (a1 > 0)
+
+    # z1 = conv2d(x0, weight) + bias; nobody asks for the gradient of the image itself
+    grad_conv1_bias = grad_z1.sum((0, 2, 3))
+    grad_conv1_weight = _kernel_gradient(grad_z1, x0, model.conv1.weight)
+
+    return loss, {
+        "conv1.weight": grad_conv1_weight,
+        "conv1.bias": grad_conv1_bias,
+        "conv2.weight": grad_conv2_weight,
+        "conv2.bias": grad_conv2_bias,
+        "output.weight": grad_output_weight,
+        "output.bias": grad_output_bias,
+    }
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """loss = −1/N Σ_n log p[n, y_n] with p = softmax(logits); grad_logits = (p − onehot(y)) / N.
+
+    For log p[y] = logits[y] − log Σ_k e^logits[k]: the derivative by logits[k] is [k = y] − p[k].
+    """
+    n = torch.arange(len(logits), device=logits.device)
+    log_p = logits - logits.logsumexp(1, keepdim=True)
+    grad_logits = log_p.exp()
+    grad_logits[n, targets] -= 1
+    return -log_p[n, targets].mean(), grad_logits / len(logits)
+
+
+def _squared_error(a: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """loss = 1/N Σ_n Σ_k (a[n,k] − onehot(y_n)[k])²; grad_a = 2 (a − onehot(y)) / N."""
+    difference = a - F.one_hot(targets, a.shape[1])
+    return difference.square().sum() / len(a), 2 * difference / len(a)
+
+
+def _activate(z: Tensor, activation: str) -> Tensor:
+    return {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}[activation](z)
+
+
+def _slope(a: Tensor, activation: str) -> Tensor:
+    """σ'(z), in terms of a = σ(z)."""
+    if activation == "relu":
+        return (a > 0).to(a.dtype)
+    return a * (1 - a) if activation == "sigmoid" else 1 - a * a
+
+
+def _unpool(grad: Tensor, winner: Tensor, image: Tensor) -> Tensor:
+    """Puts each window's gradient at its winner, a place in the flattened image. No two windows
+    overlap, so nothing has to be added up."""
+    flat = torch.zeros_like(image).flatten(2)
+    return flat.scatter_(2, winner.flatten(2), grad.flatten(2)).view_as(image)
+
+
+def _kernel_gradient(grad_z: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """grad_weight[o,c,p,q] = Σ_n,h,w grad_z[n,o,h,w] x[n,c,h+p,w+q].
+
+    All positions share the kernel, so its gradient is the sum over them.
+    """
+    P, Q = weight.shape[2:]
+    patches = x.unfold(2, P, 1).unfold(3, Q, 1)  # (N, C, h, w, P, Q)
+    return torch.einsum("nohw,nchwpq->ocpq", grad_z, patches)
+
+
+def _image_gradient(grad_z: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """grad_x[n,c,i,j] = Σ_o,p,q grad_z[n,o,i−p,j−q] weight[o,c,p,q].
+
+    Pixel (i, j) was read at the offset (p, q) by the output at (i − p, j − q). Seen from the pixel,
+    the kernel runs backwards: a convolution of grad_z, with a border of P − 1 zeros, and the kernel
+    mirrored in both axes.
+    """
+    P, Q = weight.shape[2:]
+    mirrored = weight.flip(2, 3).transpose(0, 1)  # (C, O, P, Q)
+    return F.conv2d(grad_z, mirrored, padding=(P - 1, Q - 1))

@@ -1,0 +1,8 @@
+"""Data sets: found or fetched, verified, repaired, and held in one uint8 tensor on the device."""
+
+from nn_backprop.data.files import DataError, data_root, verify
+from nn_backprop.data.images import ImageData
+from nn_backprop.data.loading import load
+from nn_backprop.data.repair import prepare
+
+__all__ = ["DataError", "ImageData", "data_root", "load", "prepare", "verify"]

@@ -1,0 +1,46 @@
+"""Images and labels in one place, on one device; batches are gathered and normalised there."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set of N images in three disjoint splits, all its tensors on one device."""
+
+    name: str  # "mnist" or "digits"
+    reason: str  # why this data set, or where it was found
+    images: Tensor  # uint8 (N, 1, 28, 28)
+    labels: Tensor  # int64 (N,)
+    train: Tensor  # int64 (n,): indices into images, as the next two
+    validation: Tensor
+    test: Tensor
+    mean: float  # of the pixels of the training split, which are taken to be in 0..1
+    std: float
+
+    def batch(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Normalised images (n, 1, 28, 28) of dtype and labels (n,) at indices, int64 (n,)."""
+        return self.normalise(self.images[indices], dtype), self.labels[indices]
+
+    def normalise(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(images / 255 - mean) / std, in dtype; images are uint8 of any shape."""
+        return (images.to(dtype) / 255).sub_(self.mean).div_(self.std)
+
+    def to(self, device: str | torch.device) -> "ImageData":
+        """The same data with all tensors on device."""
+        fields = ("images", "labels", "train", "validation", "test")
+        return replace(self, **{name: getattr(self, name).to(device) for name in fields})
+
+
+def mean_and_std(images: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels of uint8 images, in units of 0..1.
+
+    Counted by grey value, so that the sums are exact and no floating copy of the images is made.
+    """
+    counts = torch.bincount(images.flatten(), minlength=256).double()
+    greys = torch.arange(256, dtype=torch.float64) / 255
+    mean = (greys * counts).sum() / counts.sum()
+    variance = ((greys - mean) ** 2 * counts).sum() / counts.sum()
+    return mean.item(), variance.sqrt().item()

@@ -1,0 +1,13 @@
+"""Networks, as plain `nn.Module`s that know nothing of how their gradients are computed."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from nn_backprop.models.cnn import CNN
+from nn_backprop.models.mlp import MLP, happy
+
+__all__ = ["CNN", "MLP", "MODELS", "happy"]
+
+# By name, as the command line takes them: each makes the network in its default size.
+MODELS: dict[str, Callable[[], nn.Module]] = {"cnn": CNN, "mlp": MLP, "happy": happy}

@@ -1,0 +1,161 @@
+"""Convolution: one small set of weights, used at every position of the image.
+
+Letters: n batch (may be absent), g group, c in-channel and o out-channel within their group, h w
+position in the output, p q offset in the kernel. A kernel of size P × Q that moves in steps of s
+and whose taps lie d apart reads, for the output at (h, w), the pixels (s h + d p, s w + d q) of the
+padded image. Those pixels are the *patch* of (h, w); once they are laid out as an array of their
+own, with letters h w p q, the convolution is a weighted sum like any other and its gradients follow
+by rearranging letters. What remains is the way back from patches to pixels, which `Window` knows.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Pair = int | tuple[int, ...]
+
+
+class Window(NamedTuple):
+    """Where a kernel of size P × Q looks, as it slides over an image of H × W pixels.
+
+    Pairs are (vertical, horizontal); padding is (top, bottom, left, right).
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+
+    def patches(self, x: Float[Tensor, "*n H W"], fill: float = 0.0) -> Float[Tensor, "*n h w P Q"]:
+        """patches[h,w,p,q] = x̃[s h + d p, s w + d q], where x̃ is x with a border of `fill`.
+
+        A view of the padded image: `unfold` takes the windows, the slice drops what lies between
+        the taps of a dilated kernel.
+        """
+        top, bottom, left, right = self.padding
+        padded = F.pad(x, (left, right, top, bottom), value=fill) if any(self.padding) else x
+        (P, Q), (d, e) = self.kernel, self.dilation
+        windows = padded.unfold(-2, d * (P - 1) + 1, self.stride[0])
+        windows = windows.unfold(-2, e * (Q - 1) + 1, self.stride[1])
+        return windows[..., ::d, ::e]
+
+    def scatter(
+        self, grad_patches: Float[Tensor, "*n h w P Q"], size: tuple[int, int]
+    ) -> Float[Tensor, "*n H W"]:
+        """The transpose of `patches`: every patch adds its gradient to the pixels that it read.
+
+        grad_x̃[s h + d p, s w + d q] += grad_patches[h,w,p,q]. A pixel that several patches read
+        gets several contributions; one that no patch reads, because of the stride, gets none.
+        For one offset (p, q) the pixels are a regular grid, so the sum takes one slice an offset.
+        The border is cut off at the end: it was made of constants.
+        """
+        *batch, h, w, P, Q = grad_patches.shape
+        top, bottom, left, right = self.padding
+        H, W = size
+        (s, t), (d, e) = self.stride, self.dilation
+        grad_padded = grad_patches.new_zeros(*batch, top + H + bottom, left + W + right)
+        for p in range(P):
+            for q in range(Q):
+                rows = slice(d * p, d * p + s * (h - 1) + 1, s)
+                columns = slice(e * q, e * q + t * (w - 1) + 1, t)
+                grad_padded[..., rows, columns] += grad_patches[..., p, q]
+        return grad_padded[..., top : top + H, left : left + W]
+
+
+def conv2d_forward(
+    x: Float[Tensor, "*n C H W"],
+    weight: Float[Tensor, "O K P Q"],
+    bias: Float[Tensor, " O"] | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> tuple[Float[Tensor, "*n O h w"], tuple]:
+    """Each output is a weighted sum of a small patch of the image; all positions share the weights.
+
+    Forward:
+        z[n,g,o,h,w] = Σ_c,p,q patches[n,g,c,h,w,p,q] weight[g,o,c,p,q] + bias[g,o]
+        patches[n,g,c,h,w,p,q] = x̃[n,g,c, s h + d p, s w + d q]
+
+    Derivation:
+        Suppose first that every position (h, w) had weights of its own, weight[h,w,o,c,p,q]. Then
+        each of them meets one patch, and as in a linear layer
+            grad_weight[h,w,o,c,p,q] = Σ_n grad_z[n,o,h,w] patches[n,c,h,w,p,q].
+        Sharing says that these weights are one variable. The loss depends on it through every
+        position, so its gradient is the sum over h and w of the unshared ones: this is what a sum
+        over the letters that the operand lacks means here.
+
+        For the image, the linear layer's other gradient gives what each *patch* gets:
+            grad_patches[n,c,h,w,p,q] = Σ_o grad_z[n,o,h,w] weight[o,c,p,q].
+        Pixel (i, j) stands in the patch of (h, w) at the offset (p, q) whenever i = s h + d p and
+        j = s w + d q, and the chain rule adds up all these ways (`Window.scatter`). With s = d = 1
+        that is p = i − h: grad_x[i,j] = Σ_h,w grad_z[h,w] weight[i−h, j−w], a sum in which the
+        kernel runs backwards: a convolution of grad_z with the kernel mirrored in both axes.
+
+        A worked case, one row, kernel (a, b), s = d = 1, no border: z_0 = a x_0 + b x_1 and
+        z_1 = a x_1 + b x_2. So grad_a = grad_z_0 x_0 + grad_z_1 x_1 (shared, hence two terms) and
+        grad_x_1 = b grad_z_0 + a grad_z_1 (read twice, hence two terms, kernel mirrored).
+
+    Backward:
+        grad_x = scatter of Σ_o grad_z[n,g,o,h,w] weight[g,o,c,p,q]
+        grad_weight[g,o,c,p,q] = Σ_n,h,w grad_z[n,g,o,h,w] patches[n,g,c,h,w,p,q]
+        grad_bias[g,o] = Σ_n,h,w grad_z[n,g,o,h,w]
+
+    Saved:
+        x and weight. The patches are P·Q times as large as x, and are cut again in the backward.
+
+    Shapes:
+        x (N, C, H, W) or (C, H, W); weight (O, C/groups, P, Q); bias (O,); z (N, O, H', W') with
+        H' = ⌊(H + top + bottom − d (P − 1) − 1) / s⌋ + 1, and W' likewise.
+
+    Source:
+        LeCun et al. 1989, Backpropagation applied to handwritten zip code recognition, section 3;
+        Dumoulin & Visin 2016, A guide to convolution arithmetic, for strides and padding.
+    """
+    z = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    kernel = (weight.shape[2], weight.shape[3])
+    window = Window(kernel, pair(stride), _border(padding, kernel, pair(dilation)), pair(dilation))
+    return z, (x, weight, window, groups)
+
+
+def conv2d_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tuple:
+    x, weight, window, groups = saved
+    grad_x = grad_weight = grad_bias = None
+    grad_z = grad_z.unflatten(-3, (groups, -1))  # n g o h w
+    if needs[0]:
+        grad_patches = torch.einsum(
+            "...gohw,gocpq->...gchwpq", grad_z, weight.unflatten(0, (groups, -1))
+        )
+        grad_x = window.scatter(grad_patches, (x.shape[-2], x.shape[-1])).flatten(-4, -3)
+    if needs[1]:
+        patches = window.patches(x.unflatten(-3, (groups, -1)))  # n g c h w p q
+        grad_weight = torch.einsum("...gohw,...gchwpq->gocpq", grad_z, patches).flatten(0, 1)
+    if needs[2]:
+        grad_bias = torch.einsum("...gohw->go", grad_z).flatten()
+    return grad_x, grad_weight, grad_bias
+
+
+def pair(size: Pair) -> tuple[int, int]:
+    """torch's size arguments: one number for both axes, or (vertical, horizontal)."""
+    if isinstance(size, int):
+        return size, size
+    return (size[0], size[0]) if len(size) == 1 else (size[0], size[1])
+
+
+def _border(padding: Pair | str, kernel: tuple, dilation: tuple) -> tuple[int, int, int, int]:
+    """Rows and columns added at the top, bottom, left and right.
+
+    'same' adds d (k − 1) an axis, so that z is as large as x; of an odd number, the larger half
+    goes to the bottom and to the right.
+    """
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2
+    assert not isinstance(padding, str)
+    vertical, horizontal = pair(padding)
+    return vertical, vertical, horizontal, horizontal

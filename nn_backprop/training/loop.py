@@ -1,0 +1,134 @@
+"""The training loop: batches in, steps out; what happens beside is up to the callbacks."""
+
+import math
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from nn_backprop.data import ImageData
+
+CHECK_EVERY = 50  # steps; reading a loss waits for the device
+
+
+class Diverged(Exception):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One update, as its callback sees it: the gradients are still in ``.grad``."""
+
+    number: int  # of updates done, this one included: the first is 1
+    epoch: int  # of epochs complete before it: the first epoch is 0
+    loss: Tensor  # 0-d, detached, of the batch before the update
+    lr: float  # learning rate of the update
+
+
+class Interruptible:
+    """While it is open, the first Ctrl-C only asks `fit` to stop after the current step.
+
+    A second Ctrl-C raises KeyboardInterrupt as usual. Outside the main thread it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __enter__(self) -> "Interruptible":
+        try:
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        except ValueError:  # not in the main thread, where alone signals arrive
+            self._previous = None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+
+def fit(
+    model: nn.Module,
+    compute_gradients: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    data: ImageData,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    done: int = 0,
+    on_step: Callable[[Step], None] = lambda step: None,
+    on_epoch: Callable[[int, int], None] = lambda steps, epochs: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> int:
+    """Trains on data.train, from step `done` to the end of the last epoch; returns the steps done.
+
+    `compute_gradients(model, inputs, targets)` fills ``.grad`` and returns the loss, detached.
+    `on_step` is called after each update, `on_epoch(steps done, epochs done)` after each epoch.
+    After a step at which `stop()` is true, the loop returns at once. Raises Diverged, naming step
+    and learning rate, if a loss was NaN or infinite: before `on_epoch` or the return, at the latest
+    CHECK_EVERY steps on.
+
+    The order of the data in an epoch depends on `seed` and the epoch alone, so a run that goes on
+    from a checkpoint sees the same batches as one that never stopped. The last batch of an epoch
+    may be smaller.
+    """
+    n = len(data.train)
+    per_epoch = steps_per_epoch(n, batch_size)
+    while done < epochs * per_epoch and not stop():
+        epoch, first = divmod(done, per_epoch)
+        unchecked: list[Step] = []
+        for batch in _order(n, seed, epoch).to(data.train.device).split(batch_size)[first:]:
+            inputs, targets = data.batch(data.train[batch], dtype)
+            lr = float(schedule.get_last_lr()[0])
+            loss = compute_gradients(model, inputs, targets)
+            optimizer.step()
+            schedule.step()
+            done += 1
+            step = Step(done, epoch, loss, lr)
+            on_step(step)
+            unchecked.append(step)
+            if len(unchecked) == CHECK_EVERY:
+                _check(unchecked)
+            if stop():
+                break
+        _check(unchecked)
+        if done % per_epoch == 0:
+            on_epoch(done, epoch + 1)
+    return done
+
+
+def _check(steps: list[Step]) -> None:
+    """Raises Diverged for the first of the steps whose loss is not finite; empties the list."""
+    losses = torch.stack([step.loss for step in steps]).tolist() if steps else []
+    for step, loss in zip(steps, losses, strict=True):
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss became {loss} at step {step.number}, with learning rate {step.lr:.3g}: "
+                "try a smaller --lr"
+            )
+    steps.clear()
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Batches in an epoch, the smaller last one included."""
+    return -(-examples // batch_size)
+
+
+def _order(n: int, seed: int, epoch: int) -> Tensor:
+    """The permutation of an epoch, int64 (n,), on the CPU: the same on every device."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(n, generator=generator)

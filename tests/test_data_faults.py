@@ -1,0 +1,533 @@
+"""What can be wrong with the four MNIST files, the folders and the network; each is survived.
+
+The table of official files is replaced by one of small files, served from this machine.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import platformdirs
+import pytest
+import torch
+
+from nn_backprop.data import DataError, download, files, load, loading, prepare, repair, verify
+
+TRAIN, TEST, VALIDATION = 23, 13, 5
+IMAGES = "train-images-idx3-ubyte"
+ALL_OK = {name: "ok" for name in files.NAMES}
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def official_files() -> dict[str, bytes]:
+    """The eight files by name: as the official ones, but of fewer images."""
+    pixels = torch.Generator().manual_seed(3)
+    contents = {}
+    for split, n in (("train", TRAIN), ("t10k", TEST)):
+        noise = torch.randint(256, (n * 28 * 28,), generator=pixels, dtype=torch.uint8)
+        header = struct.pack(">4B3I", 0, 0, 8, 3, n, 28, 28)
+        contents[f"{split}-images-idx3-ubyte"] = header + noise.numpy().tobytes()
+        header = struct.pack(">4BI", 0, 0, 8, 1, n)
+        contents[f"{split}-labels-idx1-ubyte"] = header + bytes(i % 10 for i in range(n))
+    return contents | {f"{name}.gz": gzip.compress(data) for name, data in contents.items()}
+
+
+@pytest.fixture(scope="module")
+def contents():
+    return official_files()
+
+
+class Server:
+    """The archives over HTTP; ``answer`` may be replaced by another way to answer."""
+
+    def __init__(self, contents: dict[str, bytes]) -> None:
+        self.contents = contents
+        self.requests: Counter[str] = Counter()
+        self.over = threading.Event()
+        self.answer = self.send
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.requests[self.path] += 1
+                server.answer(self, self.path.rpartition("/")[2])
+
+            def log_message(self, *args) -> None:
+                pass
+
+        class Http(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request, client_address) -> None:
+                pass  # a client that has hung up is part of the tests
+
+        self.http = Http(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+    def send(self, handler, name: str) -> None:
+        self.send_body(handler, self.contents[name], len(self.contents[name]))
+
+    def send_body(self, handler, body: bytes, length: int) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(length))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+
+@pytest.fixture
+def server(contents):
+    server = Server(contents)
+    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.over.set()
+    server.http.shutdown()
+    thread.join()
+    server.http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def small_official_files(monkeypatch, contents, server, tmp_path):
+    for name, data in contents.items():
+        facts = files.Official(len(data), hashlib.sha256(data).hexdigest())
+        monkeypatch.setitem(files.OFFICIAL, name, facts)
+    monkeypatch.setattr(loading, "MNIST_VALIDATION", VALIDATION)
+    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
+    monkeypatch.delenv("NN_BACKPROP_DATA", raising=False)
+    monkeypatch.setenv("NN_BACKPROP_MNIST_URL", server.url)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+
+def fill(root: Path, contents: dict[str, bytes], suffix: str = "") -> Path:
+    """Write the four files, plain or .gz, under root; return the folder they are in."""
+    raw = files.raw_folder(root)
+    raw.mkdir(parents=True, exist_ok=True)
+    for name in files.NAMES:
+        (raw / f"{name}{suffix}").write_bytes(contents[f"{name}{suffix}"])
+    return raw
+
+
+def tree(root: Path) -> dict[str, tuple[int, int]]:
+    """Every path under root with its size and time of change."""
+    return {
+        str(path.relative_to(root)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in root.rglob("*")
+    }
+
+
+def leftovers(raw: Path) -> set[str]:
+    return {path.name for path in raw.iterdir()} - set(files.OFFICIAL)
+
+
+# Faults of files
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_good_files_are_used_without_network(server, contents, tmp_path, suffix):
+    fill(tmp_path, contents, suffix)
+    data = load("mnist", tmp_path, say=quiet)
+    assert not server.requests
+    assert data.images.shape == (TRAIN + TEST, 1, 28, 28)
+    assert data.images[1, 0].numpy().tobytes() == contents[IMAGES][16 + 784 : 16 + 2 * 784]
+    assert data.images[-1, 0].numpy().tobytes() == contents["t10k-images-idx3-ubyte"][-784:]
+    assert data.labels.tolist() == [i % 10 for i in range(TRAIN)] + [i % 10 for i in range(TEST)]
+    assert data.test.tolist() == list(range(TRAIN, TRAIN + TEST))
+    assert sorted(torch.cat([data.train, data.validation]).tolist()) == list(range(TRAIN))
+    assert len(data.validation) == VALIDATION
+
+
+def test_good_plain_files_are_left_alone(contents, tmp_path):
+    fill(tmp_path, contents)
+    before = tree(tmp_path)
+    assert prepare(tmp_path) == tmp_path
+    assert tree(tmp_path) == before  # not even a lock
+
+
+def test_verify_names_each_problem_and_writes_nothing(server, contents, tmp_path):
+    raw = fill(tmp_path, contents)
+    size = len(contents[IMAGES])
+    (raw / IMAGES).write_bytes(contents[IMAGES][:47])
+    (raw / "train-labels-idx1-ubyte").unlink()
+    (raw / "t10k-images-idx3-ubyte").unlink()
+    (raw / "t10k-images-idx3-ubyte.gz").write_bytes(contents["t10k-images-idx3-ubyte.gz"])
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(contents["t10k-labels-idx1-ubyte"] + b"0")
+    before = tree(tmp_path)
+    assert verify(tmp_path) == {
+        IMAGES: f"truncated: 47 of {size:,} bytes",
+        "train-labels-idx1-ubyte": "missing",
+        "t10k-images-idx3-ubyte": "not extracted (archive beside it is good)",
+        "t10k-labels-idx1-ubyte": f"too long: {TEST + 9} instead of {TEST + 8} bytes",
+    }
+    assert tree(tmp_path) == before and not server.requests
+
+
+FAULTS = {
+    "truncated": lambda data: data[:47],
+    "empty": lambda data: b"",
+    "one bit": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "too long": lambda data: data + b"\0",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("archive", ["good", "none", "bad"])
+def test_a_bad_file_is_repaired(server, contents, tmp_path, fault, archive):
+    raw = fill(tmp_path, contents)
+    (raw / IMAGES).write_bytes(FAULTS[fault](contents[IMAGES]))
+    if archive != "none":
+        data = contents[f"{IMAGES}.gz"]
+        (raw / f"{IMAGES}.gz").write_bytes(data if archive == "good" else data[:-5])
+    said: list[str] = []
+    problem = verify(tmp_path)[IMAGES]
+    assert prepare(tmp_path, said.append) == tmp_path
+    assert verify(tmp_path) == ALL_OK
+    assert server.requests == ({} if archive == "good" else {f"/{IMAGES}.gz": 1})
+    assert f"MNIST: {raw / IMAGES} is {problem}; taking a good one instead" in said
+    assert not leftovers(raw)
+
+
+def test_what_a_killed_process_left_is_cleared_away(contents, tmp_path):
+    raw = fill(tmp_path, contents)
+    (raw / IMAGES).unlink()
+    for name in (f"{IMAGES}.part", f"{IMAGES}.gz.part"):
+        (raw / name).write_bytes(contents[IMAGES][:100])
+    prepare(tmp_path, quiet)
+    assert verify(tmp_path) == ALL_OK and not leftovers(raw)
+
+
+def test_an_unverified_copy_in_processed_is_not_taken(contents, tmp_path):
+    fill(tmp_path, contents)
+    processed = tmp_path / "MNIST" / "processed"  # where old versions of torchvision kept theirs
+    processed.mkdir()
+    for name in ("training.pt", "test.pt"):
+        wrong = torch.zeros(TRAIN, 28, 28, dtype=torch.uint8), torch.zeros(TRAIN, dtype=torch.int64)
+        torch.save(wrong, processed / name)
+    assert load("mnist", tmp_path).images.any()
+
+
+# Faults of the network
+
+
+def test_all_four_are_downloaded_and_kept_for_later_repairs(server, contents, tmp_path):
+    said: list[str] = []
+    prepare(tmp_path / "new", said.append)
+    assert verify(tmp_path / "new") == ALL_OK
+    assert server.requests == {f"/{name}.gz": 1 for name in files.NAMES}
+    assert any(f"downloading {server.url}/{IMAGES}.gz" in line for line in said)
+    (files.raw_folder(tmp_path / "new") / IMAGES).write_bytes(b"")
+    prepare(tmp_path / "new", quiet)
+    assert sum(server.requests.values()) == 4
+
+
+def not_found(server, handler, name):
+    handler.send_error(404)
+
+
+def half(server, handler, name):
+    data = server.contents[name]
+    server.send_body(handler, data[: len(data) // 2], len(data))
+
+
+def page(server, handler, name):
+    server.send_body(handler, b"<html>Please log in</html>", 26)
+
+
+def one_bit(server, handler, name):
+    data = FAULTS["one bit"](server.contents[name])
+    server.send_body(handler, data, len(data))
+
+
+def endless(server, handler, name):
+    handler.send_response(200)
+    handler.end_headers()
+    while not server.over.is_set():
+        handler.wfile.write(bytes(1 << 16))
+
+
+def stalled(server, handler, name):
+    server.over.wait()
+
+
+def stalled_half_way(server, handler, name):
+    half(server, handler, name)
+    handler.wfile.flush()
+    server.over.wait()
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (not_found, "HTTP Error 404: Not Found"),
+        (half, r"truncated: [\d,]+ of [\d,]+ bytes"),
+        (page, "truncated: 26 of [0-9,]+ bytes"),
+        (one_bit, "wrong bytes"),
+        (endless, "too long"),
+        (stalled, "nothing arrived for|timed out"),
+        (stalled_half_way, "nothing arrived for|timed out"),
+    ],
+)
+def test_a_bad_answer_is_named_and_harms_nothing(
+    server, contents, tmp_path, monkeypatch, answer, sentence
+):
+    monkeypatch.setattr(download, "ATTEMPT_SECONDS", 0.3)
+    monkeypatch.setattr(download, "QUIET_SECONDS", 0.5)
+    server.answer = lambda handler, name: answer(server, handler, name)
+    raw = fill(tmp_path, contents)
+    (raw / IMAGES).write_bytes(contents[IMAGES][:47])
+    before = tree(raw)
+    with pytest.raises(DataError, match=sentence) as caught:
+        prepare(tmp_path, quiet)
+    assert f"{raw / IMAGES} is truncated: 47 of" in str(caught.value)
+    assert f"{server.url}/{IMAGES}.gz" in str(caught.value)
+    assert tree(raw) == before
+
+
+def test_a_download_that_is_given_up_is_hung_up(server, tmp_path):
+    hung_up = threading.Event()
+
+    def answer(handler, name):
+        try:
+            endless(server, handler, name)
+        except OSError:  # the connection is closed while we send
+            hung_up.set()
+
+    server.answer = answer
+    with pytest.raises(DataError):
+        prepare(tmp_path, quiet)
+    assert hung_up.wait(5)
+
+
+def test_a_refused_connection_is_tried_again_and_named(monkeypatch, tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        monkeypatch.setenv("NN_BACKPROP_MNIST_URL", f"http://127.0.0.1:{closed.getsockname()[1]}/")
+        said: list[str] = []
+        with pytest.raises(DataError, match=r"missing and could not be .* Connection refused"):
+            prepare(tmp_path, said.append)
+    assert sum("downloading" in line for line in said) == download.ROUNDS
+
+
+def test_a_second_try_succeeds(server, tmp_path):
+    def flaky(handler, name):
+        (not_found if server.requests.total() == 1 else Server.send)(server, handler, name)
+
+    server.answer = flaky
+    prepare(tmp_path, quiet)
+    assert verify(tmp_path) == ALL_OK and server.requests[f"/{IMAGES}.gz"] == 2
+
+
+def test_the_mirror_that_works_is_asked_first(server, monkeypatch, tmp_path):
+    def answer(handler, name):
+        (not_found if "/bad/" in handler.path else Server.send)(server, handler, name)
+
+    server.answer = answer
+    monkeypatch.setenv("NN_BACKPROP_MNIST_URL", f"{server.url}/bad/ {server.url}/good")
+    prepare(tmp_path, quiet)
+    assert verify(tmp_path) == ALL_OK
+    assert sum(n for path, n in server.requests.items() if "/bad/" in path) == 1
+
+
+def test_torchvisions_mirrors_are_used_unless_others_are_named(monkeypatch):
+    from torchvision.datasets import MNIST
+
+    assert download.mirrors() != MNIST.mirrors
+    monkeypatch.delenv("NN_BACKPROP_MNIST_URL")
+    assert download.mirrors() == MNIST.mirrors
+    assert download.mirrors() is not MNIST.mirrors  # ours is reordered
+
+
+def test_many_silent_mirrors_share_one_deadline(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(download, "ATTEMPT_SECONDS", 0.25)
+    monkeypatch.setattr(download, "QUIET_SECONDS", 0.6)
+    monkeypatch.setenv("NN_BACKPROP_MNIST_URL", " ".join(f"{server.url}/{i}" for i in range(11)))
+    server.answer = lambda handler, name: stalled(server, handler, name)
+    with pytest.raises(DataError):
+        prepare(tmp_path, quiet)
+    assert server.requests.total() <= 3
+
+
+def test_a_slow_download_that_progresses_is_neither_cut_nor_the_last(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(download, "ATTEMPT_SECONDS", 0.6)
+    monkeypatch.setattr(download, "QUIET_SECONDS", 0.7)
+
+    def slow(handler, name):
+        data = server.contents[name]
+        server.send_body(handler, b"", len(data))
+        if name != f"{IMAGES}.gz":
+            handler.wfile.write(data)
+            return
+        step = len(data) // 10 + 1
+        end = len(data) - 1 if server.requests.total() == 1 else len(data)
+        for start in range(0, end, step):  # 1 s in all
+            handler.wfile.write(data[start : min(start + step, end)])
+            server.over.wait(0.1)
+
+    server.answer = slow
+    prepare(tmp_path, quiet)
+    assert verify(tmp_path) == ALL_OK and server.requests[f"/{IMAGES}.gz"] == 2
+
+
+def test_a_name_server_that_never_answers_is_given_up(server, monkeypatch, tmp_path):
+    def never(*args, **kwargs):
+        server.over.wait(10)
+        raise OSError("the name server was waited for")
+
+    monkeypatch.setattr(download, "ATTEMPT_SECONDS", 0.2)
+    monkeypatch.setattr(download, "QUIET_SECONDS", 0.3)
+    monkeypatch.setattr(socket, "getaddrinfo", never)
+    with pytest.raises(DataError, match="nothing arrived for"):
+        prepare(tmp_path, quiet)
+
+
+def test_an_interrupted_download_leaves_nothing(monkeypatch, contents, tmp_path):
+    raw = fill(tmp_path, contents)
+    (raw / IMAGES).write_bytes(b"")
+    before = tree(raw)
+
+    def interrupted(url: str, patience: float) -> Iterator[bytes]:
+        yield b"some bytes"
+        assert leftovers(raw) == {f"{IMAGES}.gz.part"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, "stream", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path, quiet)
+    assert tree(raw) == before
+
+
+# Other processes
+
+CHILD = """
+import json, sys
+from nn_backprop.data import files, prepare
+for name, facts in json.loads(sys.argv[2]).items():
+    files.OFFICIAL[name] = files.Official(*facts)
+print("ready", flush=True)
+sys.stdin.readline()
+prepare(sys.argv[1])
+"""
+
+
+def test_two_processes_at_once_fetch_each_file_once(server, tmp_path):
+    def slowly(handler, name):
+        server.over.wait(0.2)
+        server.send(handler, name)
+
+    server.answer = slowly
+    command = [sys.executable, "-c", CHILD, str(tmp_path), json.dumps(files.OFFICIAL)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    children = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
+    for child in children:
+        assert child.stdout.readline() == "ready\n", child.communicate()
+    for child in children:
+        child.stdin.write("\n")
+        child.stdin.flush()
+    errors = [child.communicate(timeout=30)[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], errors
+    assert server.requests == {f"/{name}.gz": 1 for name in files.NAMES}
+    assert verify(tmp_path) == ALL_OK
+
+
+def test_a_lock_that_is_never_released_is_named(server, monkeypatch, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(repair, "LOCK_SECONDS", 0.1)
+    lock = tmp_path / "MNIST" / ".lock"
+    lock.parent.mkdir()
+    said: list[str] = []
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match=f"another process has held {lock}"):
+            prepare(tmp_path, said.append)
+    assert said == [f"MNIST: waiting for another process, which holds {lock}"]
+    assert not server.requests
+
+
+# Folders that cannot be written
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """For the superuser, permissions hold only in another user's name."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def read_only(contents, monkeypatch):
+    """Makes a root with plain or .gz files that cannot be written; beside it an open cache."""
+    from torchvision.datasets import MNIST  # noqa: F401  # before the privileges go
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own is closed to other users
+        top = Path(name)
+        top.chmod(0o755)
+        root, cache = top / "root", top / "cache"
+        cache.mkdir()
+        cache.chmod(0o777)
+        monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: cache / name)
+
+        def make(suffix: str) -> tuple[Path, Path]:
+            fill(root, contents, suffix)
+            for path in [root, *root.rglob("*")]:
+                path.chmod(0o555 if path.is_dir() else 0o444)
+            return root, cache / "nn_backprop"
+
+        yield make
+        for path in [root, *root.rglob("*")]:
+            path.chmod(0o755)
+
+
+def test_plain_files_are_used_from_a_read_only_root(server, read_only):
+    root, cache = read_only("")
+    before = tree(root)
+    with unprivileged():
+        data = load("mnist", root)
+    assert data.reason == f"MNIST found in {root}"
+    assert tree(root) == before and not cache.exists() and not server.requests
+
+
+def test_archives_in_a_read_only_root_are_extracted_into_the_cache(server, read_only):
+    root, cache = read_only(".gz")
+    before = tree(root)
+    said: list[str] = []
+    with unprivileged():
+        data = load("mnist", root, say=said.append)
+    assert len(data.images) == TRAIN + TEST and data.reason == f"MNIST found in {cache}"
+    assert f"MNIST: {root} cannot be written (Permission denied); trying elsewhere" in said
+    assert tree(root) == before and not server.requests
+
+
+def test_a_root_that_is_no_folder_is_left_for_the_cache(contents, tmp_path):
+    (tmp_path / "file").touch()
+    assert prepare(tmp_path / "file", quiet) == tmp_path / "cache" / "nn_backprop"
+
+
+def test_a_full_disk_is_named(contents, monkeypatch, tmp_path):
+    def full(*args) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(download.os, "replace", full)
+    with pytest.raises(DataError, match=f"{tmp_path} cannot be written .No space left on device"):
+        prepare(tmp_path, quiet)

@@ -1,0 +1,140 @@
+"""The figures: what they say, and that they are small files which need no global state."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from nn_backprop import figures
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def rendered(figure: Figure) -> Figure:
+    figure.canvas.draw()
+    return figure
+
+
+def test_weights_share_one_scale_that_is_symmetric_about_white():
+    weight = torch.linspace(-0.5, 2.0, 3 * 5 * 7).reshape(3, 5, 7)
+    figure = rendered(figures.weight_images(weight, "Weights"))
+    axes, bar = figure.axes
+    (drawn,) = axes.images
+    assert drawn.get_clim() == (-2.0, 2.0)
+    assert min(drawn.cmap(drawn.norm(0.0))[:3]) > 0.95
+    assert bar.get_ylabel() == "weight"
+    grid = np.ma.filled(drawn.get_array(), np.nan)
+    assert grid.shape == (2 * 5 + 1, 2 * 7 + 1)  # two by two, a gap between
+    np.testing.assert_array_equal(grid[:5, 8:], weight[1].numpy())
+    np.testing.assert_array_equal(grid[6:, :7], weight[2].numpy())
+    assert np.isnan(grid[5]).all() and np.isnan(grid[6:, 7:]).all()
+
+
+@pytest.mark.parametrize(("units", "title"), [(64, "W"), (128, "W · first 64 of 128")])
+def test_no_more_than_64_weight_images_are_drawn(units, title):
+    axes, _ = figures.weight_images(torch.randn(units, 2, 3), "W").axes
+    assert axes.get_title() == title
+    assert axes.images[0].get_array().shape == (8 * 3 - 1, 8 * 4 - 1)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_weights_without_a_scale_are_drawn(value):
+    rendered(figures.weight_images(torch.full((2, 3, 5), value), "W"))
+
+
+def test_the_confusion_matrix_says_counts_and_shares():
+    counts = torch.tensor([[998, 2, 0], [0, 0, 0], [1, 3, 4]])
+    figure = rendered(figures.confusion_matrix(counts, ["a", "b", "c"]))
+    axes = figure.axes[0]
+    assert texts(figure) == [str(count) for count in counts.flatten().tolist()]
+    assert axes.get_title() == "Confusion matrix: 1002 of 1008 right, 99.40 %"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    (margin,) = axes.child_axes
+    assert [label.get_text() for label in margin.get_yticklabels()] == ["99.8 %", "–", "50.0 %"]
+    (drawn,) = axes.images
+    colours = drawn.cmap(drawn.norm(drawn.get_array()))[..., :3]
+    assert colours[0, 1].min() < 0.9  # 2 in 1000 stand out from none
+    np.testing.assert_array_equal(colours[0, 2], to_rgb("white"))
+
+
+def test_mistakes_are_captioned_in_order_and_cut_at_25():
+    n = 27
+    figure = figures.mistakes(
+        torch.randint(256, (n, 8, 8), dtype=torch.uint8),
+        torch.arange(n) % 10,
+        torch.arange(1, n + 1) % 10,
+        torch.linspace(0.998, 0.5, n),
+        "Mistakes",
+    )
+    assert figure.get_suptitle() == "Mistakes · first 25 of 27"
+    assert len(figure.axes) == 25
+    assert figure.axes[0].get_title() == "0 taken for 1 · 99.8 %"
+    assert figure.axes[9].get_title().startswith("9 taken for 0")
+
+
+def test_no_mistakes_is_a_figure_too():
+    none = torch.zeros(0)
+    figure = rendered(figures.mistakes(torch.zeros(0, 8, 8), none, none, none, "Mistakes"))
+    assert figure.get_suptitle() == "Mistakes: none"
+
+
+def test_learning_curves_put_each_tag_where_it_belongs():
+    records = [{"step": s, "epoch": 1, "loss/train": 0.9**s} for s in range(1, 50)]
+    records += [{"step": 0, "epoch": 0, "loss/validation": 2.3, "accuracy/validation": 0.1}]
+    records += [{"step": 49, "epoch": 1, "loss/validation": 0.2, "accuracy/validation": 0.9}]
+    loss, accuracy = rendered(figures.learning_curves(records)).axes
+    curves = {line.get_label(): line.get_xydata() for line in loss.lines}
+    np.testing.assert_array_equal(curves["validation"], [[0, 2.3], [49, 0.2]])
+    np.testing.assert_array_equal(curves["train"][:, 0], range(1, 50))
+    assert loss.get_yscale() == "log" and accuracy.get_yscale() == "linear"
+    assert 0.8 < accuracy.get_ylim()[0] < 0.9  # the guesses of step 0 do not flatten the rest
+
+    records[0] |= {f"gradient_norm/{k}.weight": 3.0 for k in range(3)}
+    *_, gradient = rendered(figures.learning_curves(records)).axes
+    assert [line.get_label() for line in gradient.lines] == ["0.weight", "1.weight", "2.weight"]
+
+
+def test_long_curves_are_drawn_as_means_over_the_points():
+    records = [{"step": step, "loss/train": step % 2} for step in range(1000)]
+    mean, points = figures.learning_curves(records).axes[0].lines
+    np.testing.assert_array_equal(mean.get_ydata(), np.full(100, 0.5))
+    assert len(points.get_ydata()) == 1000 and points.get_alpha() < 0.5
+
+
+@pytest.mark.parametrize(
+    "records", [[], [{"step": 0, "loss/train": float("nan"), "gradient_norm/x": float("inf")}]]
+)
+def test_learning_curves_of_nothing_or_of_a_diverged_run(records):
+    rendered(figures.learning_curves(records))
+
+
+def test_precision_recall_gives_the_average_precision_of_each_class():
+    truth = torch.tensor([0, 0, 1, 1, 3])  # nothing is of class 2
+    scores = torch.tensor([[9, 1, 1, 1], [3, 5, 1, 1], [2, 8, 1, 1], [4, 4, 1, 1], [1, 1, 1, 9]])
+    is_class = torch.nn.functional.one_hot(truth).bool()
+    figure = rendered(figures.precision_recall(is_class, scores / 12))
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    # By hand: class 0 is found at ranks 1 and 3, class 1 at 1 and 3.
+    assert labels == ["0 · AP 0.8333", "1 · AP 0.8333", "3 · AP 1.0000"]
+    low, high = axes.get_xlim()
+    assert low < 2 / 3 and high > 1
+
+
+def test_a_saved_figure_is_a_small_png_and_leaves_nothing_else(tmp_path):
+    figures.save(figures.weight_images(torch.randn(64, 28, 28), "W"), tmp_path / "weights.png")
+    (file,) = tmp_path.iterdir()
+    assert file.name == "weights.png"
+    assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert file.stat().st_size < 500_000
+
+
+def test_pyplot_stays_out():
+    code = "import sys, nn_backprop.figures; assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
