@@ -43,9 +43,9 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 # Chosen on the validation split. What an option leaves open is taken from here.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "cnn": {"epochs": 8, "batch_size": 128, "lr": 6e-3},
-    "mlp": {"epochs": 15, "batch_size": 128, "lr": 4e-3},
-    "happy": {"epochs": 30, "batch_size": 32, "lr": 1e-2},
+    "cnn": {"epochs": 8, "batch_size": 128, "lr": 6e-3, "weight_decay": 0.05},
+    "mlp": {"epochs": 15, "batch_size": 128, "lr": 4e-3, "weight_decay": 0.1},
+    "happy": {"epochs": 30, "batch_size": 32, "lr": 1e-2, "weight_decay": 0.0},
 }
 
 
@@ -63,17 +63,18 @@ class Options:
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     """Type of forward and backward; for bfloat16 the parameters stay in float32."""
     epochs: int | None = None
-    """Passes over the training data; by default what suits the model, as for the next two."""
+    """Passes over the training data; by default what suits the model."""
     batch_size: int | None = None
-    """Examples a step."""
+    """Examples a step; by default what suits the model."""
     lr: float | None = None
-    """Learning rate; with one-cycle, its peak."""
+    """Learning rate, with one-cycle its peak; by default what suits the model."""
     optimizer: Literal["sgd", "adam"] = "adam"
     """sgd is plain gradient descent on batches."""
     schedule: Literal["constant", "one-cycle"] = "one-cycle"
     """How the learning rate changes over the run."""
-    weight_decay: float = 0.0
-    """Share of each weight, times the learning rate, that is taken off at every step."""
+    weight_decay: float | None = None
+    """Share of each weight, times the learning rate, that is taken off at every step; by default
+    what suits the model."""
     seed: int = 0
     """Seed of the initial weights and of the order of the examples."""
     threads: int | None = None
@@ -130,7 +131,7 @@ def read_options(arguments: list[str]) -> Options:
             raise UsageError(f"--{name.replace('_', '-')} must be {least} or more, not {value}")
     if not 0 < options.lr < float("inf"):  # type: ignore[operator]
         raise UsageError(f"--lr must be a positive number, not {options.lr}")
-    if not 0 <= options.weight_decay < float("inf"):
+    if not 0 <= options.weight_decay < float("inf"):  # type: ignore[operator]
         raise UsageError(f"--weight-decay must be 0 or more, not {options.weight_decay}")
     return options
 
@@ -170,16 +171,18 @@ def train(options: Options) -> int:
     engine = ENGINES[options.engine]
     if dtype == torch.bfloat16:
         engine = in_precision(engine, dtype)
-    epochs, batch_size, lr = options.epochs, options.batch_size, options.lr
-    assert epochs is not None and batch_size is not None and lr is not None  # read_options
+    epochs, batch_size, lr, decay = (
+        options.epochs, options.batch_size, options.lr, options.weight_decay
+    )  # fmt: skip
+    assert epochs and batch_size and lr and decay is not None  # read_options has filled them in
     per_epoch = steps_per_epoch(len(data.train), batch_size)
-    optimizer = make_optimizer(options.optimizer, model.parameters(), lr, options.weight_decay)
+    optimizer = make_optimizer(options.optimizer, model.parameters(), lr, decay)
     schedule = make_schedule(options.schedule, optimizer, lr, epochs * per_epoch)
 
     done, seconds = 0, 0.0
     if options.resume is None:
-        config = {"options": asdict(options), "dataset": data.name, "device": str(device)}
-        run = Run.create(path, config | machine())
+        config = {"options": asdict(options), "device": str(device), "dataset": data.name}
+        run = Run.create(path, config | {"mean": data.mean, "std": data.std} | machine())
     else:
         done, seconds = _restore(path, model, optimizer, schedule)
         run = Run.reopen(path, done)

@@ -3,6 +3,7 @@
 from nn_backprop.data.files import DataError, data_root, verify
 from nn_backprop.data.images import ImageData
 from nn_backprop.data.loading import load
+from nn_backprop.data.pictures import read_digit
 from nn_backprop.data.repair import prepare
 
-__all__ = ["DataError", "ImageData", "data_root", "load", "prepare", "verify"]
+__all__ = ["DataError", "ImageData", "data_root", "load", "prepare", "read_digit", "verify"]

@@ -37,6 +37,11 @@ def save_checkpoint(
     os.replace(temporary, path)
 
 
+def load_weights(path: str | Path, model: nn.Module) -> None:
+    """Puts the parameters and buffers of a checkpoint into a model, in the model's precision."""
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+
+
 def load_checkpoint(
     path: str | Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler
 ) -> tuple[int, float]:
