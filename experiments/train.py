@@ -8,7 +8,6 @@
 Results, mean ± standard deviation of the test accuracy over seeds, are in the README.
 """
 
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -17,19 +16,16 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
-from nn_backprop import figures
-from nn_backprop.data import DataError, ImageData, load
-from nn_backprop.engines import ENGINES, disagreement, in_precision
+from nn_backprop.data import DataError, load
+from nn_backprop.engines import ENGINES, in_precision
 from nn_backprop.models import MODELS
+from nn_backprop.monitor import Monitor
 from nn_backprop.tracking import Run, RunError, default_run_dir, machine, read_json
 from nn_backprop.training import (
     Diverged,
-    Evaluation,
     Interruptible,
-    Step,
     evaluate,
     fit,
     load_checkpoint,
@@ -191,26 +187,28 @@ def train(options: Options) -> int:
         f"{options.precision} on {device}; {data.name}: {data.reason}; run in {path}"
     )
 
-    with run, Interruptible() as interrupt, Log(run, model, data, options) as log:
+    with run, Interruptible() as interrupt, Monitor(run, model, data, batch_size) as monitor:
 
         def save(steps: int) -> None:
             run.flush()
-            save_checkpoint(path / "checkpoint.pt", model, optimizer, schedule, steps, log.seconds)
+            save_checkpoint(
+                path / "checkpoint.pt", model, optimizer, schedule, steps, monitor.seconds
+            )
 
         def on_epoch(steps: int, complete: int) -> None:
-            log.epoch(steps, complete)
+            monitor.epoch(steps, complete)
             save(steps)
 
         if options.resume is None:
             run.graph(model, data.batch(data.train[:1], next(model.parameters()).dtype)[0])
             on_epoch(0, 0)
-        log.start(done, epochs * per_epoch, seconds)
+        monitor.start(done, epochs * per_epoch, seconds)
         done = fit(
             model, engine, optimizer, schedule, data,
             epochs=epochs, batch_size=batch_size, seed=options.seed, dtype=dtype, done=done,
-            on_step=log.step, on_epoch=on_epoch, stop=lambda: interrupt.requested,
+            on_step=monitor.step, on_epoch=on_epoch, stop=lambda: interrupt.requested,
         )  # fmt: skip
-        log.stop()
+        monitor.stop()
         if done < epochs * per_epoch:
             save(done)
             print(
@@ -219,7 +217,7 @@ def train(options: Options) -> int:
             )
             return 130
         result = evaluate(model, data, data.test)  # the only time that the test split is read
-        summary = log.finish(result) | {
+        summary = monitor.finish(result, asdict(options)) | {
             "dataset": data.name,
             "dataset_reason": data.reason,
             "model": options.model,
@@ -229,135 +227,14 @@ def train(options: Options) -> int:
             "parameters": _parameters(model),
             "epochs": epochs,
             "seed": options.seed,
-            "train_seconds": log.seconds,
+            "train_seconds": monitor.seconds,
+            "logging_seconds": monitor.logging_seconds,
             "wall_seconds": time.perf_counter() - began,
             **machine(),
         }
         run.summary(summary)
     _print_table(summary, path)
     return 0
-
-
-class Log:
-    """What a run tells TensorBoard, metrics.jsonl and the terminal, and the time that it trains."""
-
-    DENSE, EVERY = 100, 50  # steps: the first 100 are all logged, then each 50th
-
-    def __init__(self, run: Run, model: nn.Module, data: ImageData, options: Options) -> None:
-        self.run, self.model, self.data, self.options = run, model, data, options
-        self.seconds = 0.0  # of training alone: the clock stands still in `epoch`
-        self._since: float | None = None
-        self._last_step, self._last_seconds = 0, 0.0
-        self._bar = tqdm(disable=True)
-
-    def __enter__(self) -> "Log":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
-
-    def start(self, done: int, total: int, seconds: float) -> None:
-        """Starts the clock; `seconds` have gone into the `done` steps before."""
-        self.seconds = self._last_seconds = seconds
-        self._last_step = done
-        self._bar = tqdm(total=total, initial=done, unit="step", disable=None, leave=False)
-        self._since = time.perf_counter()
-
-    def stop(self) -> None:
-        """Stops the clock."""
-        if self._since is not None:
-            self.seconds += time.perf_counter() - self._since
-            self._since = None
-
-    def step(self, step: Step) -> None:
-        self._bar.update()
-        if step.number > self.DENSE and step.number % self.EVERY:
-            return
-        values = {"loss/train": step.loss.item(), "learning_rate": step.lr}
-        grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        norms = torch.stack([grad.norm() for grad in grads.values()]).tolist()
-        values |= {f"gradient_norm/{name}": norm for name, norm in zip(grads, norms, strict=True)}
-        assert self._since is not None and self.options.batch_size is not None
-        seconds = self.seconds + time.perf_counter() - self._since
-        examples = (step.number - self._last_step) * self.options.batch_size
-        values["samples_per_second"] = examples / (seconds - self._last_seconds)
-        self._last_step, self._last_seconds = step.number, seconds
-        self.run.log(step.number, step.epoch, values)
-
-    def epoch(self, steps: int, complete: int) -> None:
-        """The validation split, the engines' disagreement, the weights."""
-        running = self._since is not None
-        self.stop()
-        validation = evaluate(self.model, self.data, self.data.validation)
-        values = {"loss/validation": validation.loss, "accuracy/validation": validation.accuracy}
-        batch = self.data.batch(self.data.train[: self.options.batch_size], torch.float64)
-        for engine, distances in disagreement(self.model, *batch).items():
-            for name, distance in distances.items():
-                values[f"gradient_disagreement/{engine}/{name}"] = distance
-        self.run.log(steps, complete, values)
-        named = dict(self.model.named_parameters())
-        self.run.histograms(steps, {f"weights/{name}": p for name, p in named.items()})
-        self.run.histograms(
-            steps, {f"gradients/{n}": p.grad for n, p in named.items() if p.grad is not None}
-        )
-        self.run.image("figures/first_layer", figures.weight_pixels(first_layer(self.model)), steps)
-        tqdm.write(
-            f"epoch {complete:3d}   validation loss {validation.loss:.4f}   "
-            f"accuracy {100 * validation.accuracy:.2f} %   {self.seconds:6.1f} s"
-        )
-        if running:
-            self._since = time.perf_counter()
-
-    def finish(self, test: Evaluation) -> dict[str, Any]:
-        """Draws the figures of the test split; returns the final numbers."""
-        lines = (self.run.path / "metrics.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        steps = records[-1]["step"]
-        classes = test.probabilities.shape[1]
-        is_class = torch.nn.functional.one_hot(test.labels, classes).bool()
-        for k in range(classes):
-            self.run.pr_curve(f"digit_{k}", is_class[:, k], test.probabilities[:, k], steps)
-        for name, figure in {
-            "learning_curves": figures.learning_curves(records),
-            "confusion_matrix": figures.confusion_matrix(
-                test.confusion, [*map(str, range(classes))]
-            ),
-            "confident_mistakes": self._mistakes(test),
-            "precision_recall": figures.precision_recall(is_class, test.probabilities),
-            "first_layer_weights": figures.weight_images(
-                first_layer(self.model), "Weights of the first layer, after training"
-            ),
-        }.items():
-            self.run.figure(f"figures/{name}", figure, steps, file=name)
-        disagreements = [
-            value for r in records for tag, value in r.items() if tag.startswith("gradient_dis")
-        ]
-        final = {
-            "validation_accuracy": [r for r in records if "accuracy/validation" in r][-1][
-                "accuracy/validation"
-            ],
-            "test_accuracy": test.accuracy,
-            "test_loss": test.loss,
-            "max_gradient_disagreement": max(disagreements),
-        }
-        self.run.hparams(asdict(self.options), {f"final/{k}": v for k, v in final.items()})
-        return final
-
-    def _mistakes(self, test: Evaluation) -> Any:
-        confidence, predicted = test.probabilities.max(1)
-        wrong = (predicted != test.labels).nonzero().flatten()
-        wrong = wrong[confidence[wrong].argsort(descending=True)]
-        images = self.data.images[self.data.test[wrong.to(self.data.test.device)], 0]
-        return figures.mistakes(
-            images, test.labels[wrong], predicted[wrong], confidence[wrong],
-            "The most confident mistakes on the test split",
-        )  # fmt: skip
-
-
-def first_layer(model: nn.Module) -> Tensor:
-    """The first layer's weights as images, (units, H, W)."""
-    weight = next(model.parameters()).detach()
-    return weight[:, 0] if weight.dim() == 4 else weight.view(-1, 28, 28)
 
 
 def _device(options: Options) -> torch.device:

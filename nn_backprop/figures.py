@@ -188,6 +188,52 @@ def precision_recall(is_class: Any, probability: Any) -> Figure:
     return figure
 
 
+def seed_dots(
+    values: Mapping[str, Sequence[float]], published: Mapping[int, float], title: str
+) -> Figure:
+    """One column a group, one dot a seed, with the mean and its standard deviation beside them.
+
+    `values` are shares (0 to 1) by group; `published` gives some groups, by their number from 0, a
+    line to be held against. Each group has an axis of its own, since their scales differ.
+    """
+    figure = Figure(figsize=(3 * len(values), 4), dpi=_DPI, layout="constrained")
+    figure.suptitle(title)
+    for number, (axes, (name, seeds)) in enumerate(
+        zip(figure.subplots(1, len(values), squeeze=False)[0], values.items(), strict=True)
+    ):
+        points = np.asarray(seeds, dtype=float)
+        axes.plot(np.linspace(-0.1, 0.1, len(points)), points, "o", color=_LINES[0], label="seeds")
+        spread = points.std(ddof=1) if len(points) > 1 else 0.0
+        axes.errorbar(
+            0.25, points.mean(), spread, fmt="s", color=_LINES[2], capsize=4, label="mean ± sd"
+        )
+        if number in published:
+            axes.axhline(published[number], color="0.4", linestyle="--", label="claimed")
+        axes.set(title=name, xlim=(-0.35, 0.5), xticks=[])
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=2, symbol=" %"))
+        _legend(axes)
+    return figure
+
+
+def ratio_dots(ratios: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """One row a pair of timings: every ratio a dot, their median a bar, on a logarithmic axis."""
+    figure = Figure(figsize=(8, 1.2 + 0.6 * len(ratios)), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    rows = range(len(ratios))
+    for row, values in zip(rows, ratios.values(), strict=True):
+        median = float(np.median(values))
+        axes.plot(values, [row] * len(values), "o", color=_LINES[0], alpha=0.7)
+        axes.plot([median], [row], "|", color=_LINES[2], markersize=22, markeredgewidth=2)
+        axes.annotate(f"{median:.3g}", (median, row), (0, 13), textcoords="offset points")
+    axes.axvline(1, color="0.4", linestyle="--")
+    axes.set(title=title, xscale="log", xlabel="ratio of the times (logarithmic); bar: median")
+    axes.set_yticks(rows, list(ratios))
+    axes.invert_yaxis()
+    axes.margins(y=0.3)
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes the figure as a PNG, in one step: a reader finds the old file or the new one."""
     path = Path(path)

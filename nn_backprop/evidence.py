@@ -1,0 +1,84 @@
+"""What an experiment found: rows, claims with verdicts and intervals, in one results.json."""
+
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Verdict = Literal["reproduced", "not reproduced", "undecided"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that somebody published, and what we measured of it."""
+
+    claim: str
+    published: float | str | None
+    measured: float
+    interval: tuple[float, float]  # 95 %, of the mean over seeds
+    verdict: Verdict
+
+
+def at_least(claim: str, published: float, values: Sequence[float]) -> Claim:
+    """The claim that the mean of what `values` were drawn from is `published` or more.
+
+    Reproduced if the whole 95 % interval of the mean lies there, not reproduced if none of it does,
+    else undecided.
+    """
+    low, high = interval(values)
+    verdict: Verdict = "undecided"
+    if low >= published:
+        verdict = "reproduced"
+    elif high < published:
+        verdict = "not reproduced"
+    return Claim(claim, published, statistics.fmean(values), (low, high), verdict)
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean of two or more normally distributed values.
+
+    mean ± t s/√n, with the standard deviation s (of n − 1) and the quantile t of n − 1 degrees.
+    Raises ValueError for fewer than two values.
+    """
+    from scipy.stats import t
+
+    if len(values) < 2:
+        raise ValueError(f"an interval needs two values or more, not {len(values)}")
+    mean = statistics.fmean(values)
+    quantile = float(t.ppf((1 + confidence) / 2, len(values) - 1))
+    half = quantile * statistics.stdev(values) / len(values) ** 0.5
+    return mean - half, mean + half
+
+
+def write_results(
+    path: str | Path,
+    experiment: str,
+    config: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    claims: Sequence[Claim],
+    machine: Mapping[str, Any],
+    seconds: float,
+) -> None:
+    """Writes an experiment's results.json under a temporary name, then renames it."""
+    results = {
+        "experiment": experiment,
+        "config": dict(config),
+        "rows": [dict(row) for row in rows],
+        "claims": [asdict(claim) for claim in claims],
+        "machine": dict(machine),
+        "seconds": seconds,
+    }
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows, all with the keys of the first, as a Markdown table; values as `str` shows them."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[str(row[column]) for column in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,0 +1,150 @@
+"""What a training run tells: to TensorBoard, to metrics.jsonl, to the terminal, and by figures."""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nn_backprop import figures
+from nn_backprop.data import ImageData
+from nn_backprop.engines import disagreement
+from nn_backprop.tracking import Run
+from nn_backprop.training import Evaluation, Step, evaluate
+
+
+class Monitor:
+    """Watches a run: its `step` and `epoch` are what `training.fit` calls back.
+
+    `seconds` is the time spent training, for which the clock stands still in `epoch`;
+    `logging_seconds` is the part of a run that went into logging, evaluation apart.
+    """
+
+    DENSE, EVERY = 100, 50  # steps: the first 100 are all logged, then each 50th
+
+    def __init__(self, run: Run, model: nn.Module, data: ImageData, batch_size: int) -> None:
+        self.run, self.model, self.data, self.batch_size = run, model, data, batch_size
+        self.seconds = self.logging_seconds = 0.0
+        self._since: float | None = None
+        self._last_step, self._last_seconds = 0, 0.0
+        self._bar = tqdm(disable=True)
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def start(self, done: int, total: int, seconds: float) -> None:
+        """Starts the clock; `seconds` have gone into the `done` steps before."""
+        self.seconds = self._last_seconds = seconds
+        self._last_step = done
+        self._bar = tqdm(total=total, initial=done, unit="step", disable=None, leave=False)
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stops the clock."""
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def step(self, step: Step) -> None:
+        """Logs the loss, the learning rate, the gradients' norms and the speed."""
+        began = time.perf_counter()
+        self._bar.update()
+        if step.number > self.DENSE and step.number % self.EVERY:
+            return
+        values = {"loss/train": step.loss.item(), "learning_rate": step.lr}
+        grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        norms = torch.stack([grad.norm() for grad in grads.values()]).tolist()
+        values |= {f"gradient_norm/{name}": norm for name, norm in zip(grads, norms, strict=True)}
+        assert self._since is not None  # between start and stop
+        seconds = self.seconds + time.perf_counter() - self._since
+        examples = (step.number - self._last_step) * self.batch_size
+        values["samples_per_second"] = examples / (seconds - self._last_seconds)
+        self._last_step, self._last_seconds = step.number, seconds
+        self.run.log(step.number, step.epoch, values)
+        self.logging_seconds += time.perf_counter() - began
+
+    def epoch(self, steps: int, complete: int) -> None:
+        """Logs the validation split, the engines' disagreement and the weights."""
+        running = self._since is not None
+        self.stop()
+        validation = evaluate(self.model, self.data, self.data.validation)
+        values = {"loss/validation": validation.loss, "accuracy/validation": validation.accuracy}
+        batch = self.data.batch(self.data.train[: self.batch_size], torch.float64)
+        for engine, distances in disagreement(self.model, *batch).items():
+            for name, distance in distances.items():
+                values[f"gradient_disagreement/{engine}/{name}"] = distance
+        began = time.perf_counter()
+        self.run.log(steps, complete, values)
+        named = dict(self.model.named_parameters())
+        self.run.histograms(steps, {f"weights/{name}": p for name, p in named.items()})
+        self.run.histograms(
+            steps, {f"gradients/{n}": p.grad for n, p in named.items() if p.grad is not None}
+        )
+        self.run.image("figures/first_layer", figures.weight_pixels(first_layer(self.model)), steps)
+        self.logging_seconds += time.perf_counter() - began
+        tqdm.write(
+            f"epoch {complete:3d}   validation loss {validation.loss:.4f}   "
+            f"accuracy {100 * validation.accuracy:.2f} %   {self.seconds:6.1f} s"
+        )
+        if running:
+            self._since = time.perf_counter()
+
+    def finish(self, test: Evaluation, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Draws the figures of the test split; returns the final numbers.
+
+        `options` are those of the run, for TensorBoard's table of hyper-parameters.
+        """
+        lines = (self.run.path / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        steps = records[-1]["step"]
+        classes = test.probabilities.shape[1]
+        is_class = torch.nn.functional.one_hot(test.labels, classes).bool()
+        for k in range(classes):
+            self.run.pr_curve(f"digit_{k}", is_class[:, k], test.probabilities[:, k], steps)
+        for name, figure in {
+            "learning_curves": figures.learning_curves(records),
+            "confusion_matrix": figures.confusion_matrix(
+                test.confusion, [*map(str, range(classes))]
+            ),
+            "confident_mistakes": self._mistakes(test),
+            "precision_recall": figures.precision_recall(is_class, test.probabilities),
+            "first_layer_weights": figures.weight_images(
+                first_layer(self.model), "Weights of the first layer, after training"
+            ),
+        }.items():
+            self.run.figure(f"figures/{name}", figure, steps, file=name)
+        disagreements = [
+            value for r in records for tag, value in r.items() if tag.startswith("gradient_dis")
+        ]
+        final = {
+            "validation_accuracy": [r for r in records if "accuracy/validation" in r][-1][
+                "accuracy/validation"
+            ],
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "max_gradient_disagreement": max(disagreements),
+        }
+        self.run.hparams(options, {f"final/{k}": v for k, v in final.items()})
+        return final
+
+    def _mistakes(self, test: Evaluation) -> Any:
+        confidence, predicted = test.probabilities.max(1)
+        wrong = (predicted != test.labels).nonzero().flatten()
+        wrong = wrong[confidence[wrong].argsort(descending=True)]
+        images = self.data.images[self.data.test[wrong.to(self.data.test.device)], 0]
+        return figures.mistakes(
+            images, test.labels[wrong], predicted[wrong], confidence[wrong],
+            "The most confident mistakes on the test split",
+        )  # fmt: skip
+
+
+def first_layer(model: nn.Module) -> Tensor:
+    """The first layer's weights as images, (units, H, W)."""
+    weight = next(model.parameters()).detach()
+    return weight[:, 0] if weight.dim() == 4 else weight.view(-1, 28, 28)
