@@ -18,9 +18,12 @@ def as_function(rule: Rule) -> type[Function]:
     saved. For a second one, autograd differentiates the backward in its turn, which is right only
     if all that it uses is connected to the inputs: inputs and outputs are, but a saved intermediate
     is a constant to autograd. Where the rule saved one, the forward is run again with the graph on.
+    What then depends on the inputs takes the place of what was saved; what does not, such as a
+    copy of the running statistics or a random mask, stays as the first run left it.
 
     ``.apply`` raises NotImplementedError for the in-place form of an operation, and TypeError for a
-    tensor that requires grad in a place for which the rule has no derivative.
+    tensor that requires grad in a place that the rule does not read. The backward raises
+    NotImplementedError if the rule has no derivative for a tensor that requires grad.
     """
 
     class RuleFunction(Function):
@@ -45,14 +48,19 @@ def as_function(rule: Rule) -> type[Function]:
         def backward(ctx: Any, grad_z: Tensor):
             tensors, inputs = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
             if torch.is_grad_enabled() and ctx.run_again:
-                _, saved = rule.forward(*_unpack(ctx.arguments, inputs))
-            else:
-                saved = _unpack(ctx.saved, tensors)
+                _, again = rule.forward(*_unpack(ctx.arguments, inputs))
+                pairs = zip(_pack(again)[1], tensors, strict=True)
+                tensors = [new if new.requires_grad else old for new, old in pairs]
+            saved = _unpack(ctx.saved, tensors)
             wanted = ctx.needs_input_grad
             needs = tuple(place is not None and wanted[place] for place in ctx.places)
             result: list[Tensor | None] = [None] * len(wanted)
             for place, grad in zip(ctx.places, rule.backward(grad_z, saved, needs), strict=True):
                 if place is not None:
+                    if wanted[place] and grad is None:
+                        raise NotImplementedError(
+                            f"{rule.name} has no derivative for its argument {place}"
+                        )
                     result[place] = grad
             return tuple(result)
 
@@ -81,14 +89,15 @@ class _Place(int):
 
 
 def _pack(nested: tuple, only_if_grad: bool = False) -> tuple[Any, list[Tensor]]:
-    """The tuple with places instead of its tensors, at any depth, and the tensors."""
+    """The tuple with places instead of its tensors, at any depth of tuples and lists, and the
+    tensors."""
     tensors: list[Tensor] = []
 
     def pack(item):
         if isinstance(item, Tensor) and (item.requires_grad or not only_if_grad):
             tensors.append(item)
             return _Place(len(tensors) - 1)
-        return tuple(map(pack, item)) if type(item) is tuple else item
+        return type(item)(map(pack, item)) if type(item) in (tuple, list) else item
 
     return pack(nested), tensors
 
@@ -100,4 +109,6 @@ def _unpack(nested: Any, tensors) -> Any:
         return tensors[nested]
     if isinstance(nested, Tensor):
         return nested.clone()
-    return tuple(_unpack(item, tensors) for item in nested) if type(nested) is tuple else nested
+    if type(nested) in (tuple, list):
+        return type(nested)(_unpack(item, tensors) for item in nested)
+    return nested

@@ -93,7 +93,7 @@ def _leaky_relu_slope(z, negative_slope=0.01):
     Source:
         Maas, Hannun & Ng 2013, Rectifier nonlinearities improve neural network acoustic models.
     """
-    return torch.where(z > 0, 1.0, negative_slope).to(z.dtype)
+    return torch.where(z > 0, torch.ones_like(z), negative_slope)  # numbers alone make float32
 
 
 leaky_relu_forward, leaky_relu_backward = elementwise(F.leaky_relu, _leaky_relu_slope)

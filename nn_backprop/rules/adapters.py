@@ -13,9 +13,10 @@ from torch import Tensor
 Read = tuple[tuple, bool]
 
 
-def in_place(*args, alpha: float | None = None) -> Read:
+def in_place(*args, input=None, other=None, negative_slope=None, alpha=None) -> Read:
     """relu_(x), add_(x, y, alpha=...): the result replaces the first argument."""
-    return (args if alpha is None else (*args, alpha)), True
+    named = (value for value in (input, other, negative_slope, alpha) if value is not None)
+    return (*args, *named), True
 
 
 def relu(input, inplace=False) -> Read:
@@ -87,7 +88,7 @@ def power(input, exponent) -> Read:
 
 def reshape(input, *shape, **named) -> Read:
     """view and reshape take the sizes one by one, or as one sequence."""
-    shape = shape or (named["shape"] if "shape" in named else named["size"],)
+    shape = shape or tuple(named.values())
     if len(shape) == 1 and not isinstance(shape[0], int):
         shape = shape[0]
     if isinstance(shape, torch.dtype):
@@ -121,6 +122,8 @@ def permute(input, *dims, **named) -> Read:
 
 def transpose(input, dim0, dim1) -> Read:
     dims = list(range(input.dim()))
+    if not dims:  # a scalar, whose one axis 0 torch imagines
+        return (input, ()), False
     dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
     return (input, tuple(dims)), False
 
@@ -135,8 +138,8 @@ def matrix_transpose(input) -> Read:
     return transpose(input, -2, -1)
 
 
-def copy(input, memory_format=torch.preserve_format) -> Read:
-    return (input,), False
+def contiguous(input, memory_format=torch.contiguous_format) -> Read:
+    return (input, memory_format, False), False
 
 
 def reduction(input, dim=None, keepdim=False, *, dtype=None, axis=None) -> Read:
@@ -149,12 +152,13 @@ def cast_to(dtype: torch.dtype):
     return lambda input: ((input, dtype), False)
 
 
-def cast(input, *args, **kwargs) -> Read:
+def cast(input, *args, memory_format=torch.preserve_format, **kwargs) -> Read:
     """x.to(dtype), x.to(other), x.to(device, dtype), ...: torch itself says what it means."""
-    like: Any = torch.empty(0, dtype=input.dtype, device=input.device).to(*args, **kwargs)
-    if like.device != input.device:
+    like: Any = torch.empty(0, dtype=input.dtype, device=input.device)
+    cast: Any = like.to(*args, **kwargs)
+    if cast.device != input.device:
         raise NotImplementedError("a move to another device")
-    return (input, like.dtype), False
+    return (input, cast.dtype, cast is not like, memory_format), False
 
 
 def _refuse(**named) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-Pair = int | tuple[int, ...]
+Pair = int | tuple[int, ...] | list[int]
 
 
 class Window(NamedTuple):

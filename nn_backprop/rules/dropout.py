@@ -36,7 +36,7 @@ def dropout_forward(
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if not training or p == 0:
-        return x.clone(), (None, 1.0)
+        return x, (None, 1.0)  # the input itself, as torch
     if p == 1:  # as torch, which draws nothing here
         mask = torch.zeros_like(x, dtype=torch.bool)
         return x * mask, (mask, 0.0)

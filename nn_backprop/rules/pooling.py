@@ -99,7 +99,7 @@ def avg_pool2d_forward(
         x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     )
     (P, Q), (top, left) = pair(kernel_size), pair(padding)
-    s, t = (P, Q) if stride is None or stride == [] else pair(stride)
+    s, t = (P, Q) if stride in (None, (), []) else pair(stride)
     (H, W), (h, w) = x.shape[-2:], z.shape[-2:]
     # How far the last window reaches past the border below and on the right (ceil_mode only).
     below = max(0, s * (h - 1) + P - (H + 2 * top))

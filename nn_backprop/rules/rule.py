@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 # What torch calls an argument, and the place at which our forwards take it.
-_PLACES = {"input": 0, "self": 0, "other": 1, "target": 1, "tensor2": 1}
+_PLACES = {"input": 0, "self": 0, "other": 1, "mat2": 1, "target": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,9 @@ class Rule:
         if kwargs:
             names = list(self._signature.parameters)
             ours = {names[_PLACES[k]] if k in _PLACES else k: v for k, v in kwargs.items()}
-            return self._signature.bind(*args, **ours).args, False
+            bound = self._signature.bind(*args, **ours)
+            bound.apply_defaults()  # else .args ends at the first argument that was left out
+            return bound.args, False
         return args, False
 
     @cached_property

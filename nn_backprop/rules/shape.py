@@ -72,8 +72,10 @@ def permute_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> t
     return (grad_z.permute(inverse) if needs[0] else None,)
 
 
-def clone_forward(x: Any_) -> tuple[Any_, tuple]:
-    """A copy: clone, contiguous.
+def clone_forward(
+    x: Any_, memory_format: torch.memory_format = torch.preserve_format, always: bool = True
+) -> tuple[Any_, tuple]:
+    """A copy: clone, and contiguous where the memory is not in order (not `always`).
 
     Forward:
         z = x
@@ -93,14 +95,20 @@ def clone_forward(x: Any_) -> tuple[Any_, tuple]:
     Source:
         none needed.
     """
-    return x.clone(), ()
+    copy = x.clone if always else x.contiguous
+    return copy(memory_format=memory_format), ()
 
 
 def clone_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tuple:
     return (grad_z if needs[0] else None,)
 
 
-def cast_forward(x: Any_, dtype: torch.dtype) -> tuple[Any_, tuple]:
+def cast_forward(
+    x: Any_,
+    dtype: torch.dtype,
+    copy: bool = False,
+    memory_format: torch.memory_format = torch.preserve_format,
+) -> tuple[Any_, tuple]:
     """The same numbers in another precision: to, float, double, bfloat16, half.
 
     Forward:
@@ -122,7 +130,7 @@ def cast_forward(x: Any_, dtype: torch.dtype) -> tuple[Any_, tuple]:
     Source:
         Micikevicius et al. 2018, Mixed precision training, section 3.
     """
-    return x.to(dtype), (x.dtype,)
+    return x.to(dtype, copy=copy, memory_format=memory_format), (x.dtype,)
 
 
 def cast_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tuple:
@@ -152,8 +160,7 @@ def sum_forward(x: Any_, dim=None, keepdim: bool = False, dtype=None) -> tuple[A
         the transpose of a row of ones is a column of ones.
     """
     dims = _axes(dim, x.dim())
-    z = torch.sum(x, dims, keepdim=keepdim, dtype=dtype) if dims else x.to(dtype or x.dtype)
-    return z, (x.shape, x.dtype, dims, keepdim)
+    return torch.sum(x, dims, keepdim=keepdim, dtype=dtype), (x.shape, x.dtype, dims, keepdim)
 
 
 def sum_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tuple:
@@ -188,8 +195,7 @@ def mean_forward(x: Any_, dim=None, keepdim: bool = False, dtype=None) -> tuple[
         the sum's rule and a constant factor.
     """
     dims = _axes(dim, x.dim())
-    z = torch.mean(x, dims, keepdim=keepdim, dtype=dtype) if dims else x.to(dtype or x.dtype)
-    return z, (x.shape, x.dtype, dims, keepdim)
+    return torch.mean(x, dims, keepdim=keepdim, dtype=dtype), (x.shape, x.dtype, dims, keepdim)
 
 
 def mean_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tuple:
