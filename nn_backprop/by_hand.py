@@ -128,11 +128,10 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
     For log p[y] = logits[y] − log Σ_k e^logits[k]: the derivative by logits[k] is [k = y] − p[k].
     """
-    n = torch.arange(len(logits), device=logits.device)
+    wanted = F.one_hot(targets, logits.shape[1])  # raises for a class that does not exist
     log_p = logits - logits.logsumexp(1, keepdim=True)
-    grad_logits = log_p.exp()
-    grad_logits[n, targets] -= 1
-    return -log_p[n, targets].mean(), grad_logits / len(logits)
+    loss = -log_p.gather(1, targets.unsqueeze(1)).mean()
+    return loss, (log_p.exp() - wanted) / len(logits)
 
 
 def _squared_error(a: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

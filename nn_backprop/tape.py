@@ -1,8 +1,10 @@
 """Reverse mode: record the rules that a forward pass uses, then play them backwards."""
 
+import itertools
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils.hooks import unserializable_hook
 
 from nn_backprop.rules import TABLE, Rule
 
@@ -29,12 +32,26 @@ class _Leaf:
 class _Step:
     """One operation of the record, and with it the tensor that it made."""
 
+    made: weakref.ref[Tensor]
+    version: int  # of that tensor
     rule: Rule
     saved: tuple
     versions: list[tuple[Tensor, int]]  # of the saved tensors, as the forward left them
     needs: tuple[bool, ...]
     sources: list["_Step | _Leaf | None"]  # of each operand; None if it needs no gradient
-    version: int = 0  # of the tensor that it made
+
+
+# To torch, what the tape made is a leaf. On a leaf these do nothing, or cut off what lies below.
+_FOR_LEAVES = {
+    Tensor.register_hook,
+    Tensor.register_post_accumulate_grad_hook,
+    Tensor.retain_grad,
+    Tensor.requires_grad_,
+    Tensor.requires_grad.__set__,  # type: ignore[attr-defined]
+    torch.autograd.grad,
+}
+_numbers = itertools.count()  # of the steps of all tapes: which step made a tensor
+_this_thread = threading.local()  # .recording: whether a tape is open; only one can see a call
 
 
 class Tape(TorchFunctionMode):
@@ -49,103 +66,109 @@ class Tape(TorchFunctionMode):
     tensor, or a call without a rule whose result depends on a recorded one, raises
     `MissingRuleError`; no gradient is ever dropped silently. Calls under ``torch.no_grad()`` and
     those whose result is not differentiable (``argmax``, ``detach``, ``shape``) pass through.
-    In-place operations work as in autograd: the result takes its operand's place, and a tensor
-    that was overwritten while a rule still needed its old value raises RuntimeError.
+    In-place operations work as in autograd: the result takes its operand's place. A tensor that was
+    overwritten while a rule still needed its old value raises RuntimeError, and so does autograd
+    that reaches a recorded tensor, inside or after the block.
     """
-
-    _open = False  # whether some tape is recording; only one can see a call
 
     def __init__(self) -> None:
         super().__init__()
-        self._record: list[_Step] = []
+        self._record: dict[int, _Step] = {}
         self._leaves: dict[int, _Leaf] = {}  # by id; a leaf keeps its tensor, so ids stay unique
-        self._made: list[weakref.ref[Tensor]] = []
         self._spent = False
 
     def __enter__(self) -> "Tape":
-        if Tape._open:
+        if getattr(_this_thread, "recording", False):
             raise RuntimeError("another Tape is recording; close it before you open a second one")
-        if self._record or self._spent:
+        if self._leaves or self._spent:
             raise RuntimeError("this Tape has recorded already; make a new one for each pass")
-        Tape._open = True
+        _this_thread.recording = True
         return super().__enter__()
 
     def __exit__(self, *exception) -> None:
         super().__exit__(*exception)
-        Tape._open = False
-        for reference in self._made:  # outside, loss.backward() must fail rather than do nothing
-            if (tensor := reference()) is not None:
-                tensor.requires_grad_(False)
-        self._made.clear()
+        _this_thread.recording = False
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss`, a scalar, to ``.grad`` of every leaf that requires grad.
 
         Raises ValueError if `loss` is not a scalar made on this tape, RuntimeError if the tape was
-        played already or a saved tensor was overwritten.
+        played already or a tensor that is needed was overwritten.
         """
-        handed_out: set[int] = set()
-        for source, grad in self._play(loss).items():
-            if isinstance(source, _Leaf):
-                leaf = source.tensor
-                storage = grad.untyped_storage().data_ptr()
-                if storage in handed_out or not grad.is_contiguous() or storage == loss.data_ptr():
-                    grad = grad.clone(memory_format=torch.contiguous_format)
-                handed_out.add(storage)
-                if leaf.grad is None:
-                    leaf.grad = grad
-                else:
-                    leaf.grad += grad
+        found = self._play(loss, self._last_step(loss), wanted=set())
+        with torch.no_grad():
+            for source, grad in zip(found, _owned(found.values()), strict=True):
+                if isinstance(source, _Leaf) and grad is not None:
+                    leaf = source.tensor
+                    leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)
 
-    def gradients(self, loss: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    def gradients(self, loss: Tensor, tensors: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
         """The gradient of `loss`, a scalar, for each of `tensors`; None where it has no influence.
 
         Each tensor is a leaf that requires grad, or was made on this tape; another raises
         ValueError, as does a `loss` that is not a scalar made on this tape. RuntimeError as for
         `backward`.
         """
-        for i, tensor in enumerate(tensors):
-            if not tensor.requires_grad and self._source(tensor) is None:
-                raise ValueError(
-                    f"tensor {i} of shape {tuple(tensor.shape)} does not require grad: call "
-                    "requires_grad_() on it before the forward pass"
-                )
-        grads = self._play(loss)
+        last, tensors = self._last_step(loss), tuple(tensors)
         sources = [self._source(tensor) for tensor in tensors]
-        return tuple(None if source is None else grads.get(source) for source in sources)
+        for i, (tensor, source) in enumerate(zip(tensors, sources, strict=True)):
+            if source is None and not (tensor.requires_grad and _is_leaf(tensor)):
+                raise ValueError(
+                    f"tensor {i} of shape {tuple(tensor.shape)} is neither a leaf that requires "
+                    "grad (call requires_grad_() on it before the forward pass) nor made on this "
+                    "tape"
+                )
+        found = self._play(loss, last, wanted=set(sources))
+        return tuple(_owned(None if source is None else found.get(source) for source in sources))
 
-    def _play(self, loss: Tensor) -> dict[_Step | _Leaf, Tensor]:
-        """The gradients of all steps and leaves that influence `loss`."""
+    def _last_step(self, loss: Tensor) -> _Step:
         if self._spent:
             raise RuntimeError("this Tape was played already; record the forward pass again")
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            what = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"the loss must be a scalar, a tensor of shape (), not {what}")
         last = self._source(loss)
-        if loss.dim() != 0:
-            raise ValueError(f"the loss must be a scalar; this one has shape {tuple(loss.shape)}")
-        if last is None:
+        if not isinstance(last, _Step):
             raise ValueError(
                 "the loss was not made on this tape from anything that requires grad: compute it "
-                "inside `with Tape()`, and not under no_grad"
+                "inside `with Tape()`, not under no_grad, by operations that have a rule"
             )
+        if loss._version != last.version:
+            raise RuntimeError("the loss has been overwritten since by an in-place operation")
+        return last
+
+    def _play(self, loss: Tensor, last: _Step, wanted: set) -> dict[_Step | _Leaf, Tensor]:
+        """The gradients of the leaves that influence the loss, and of the steps `wanted`.
+
+        What a step saved, and its gradient, are let go as soon as it is played.
+        """
         self._spent = True
         grads: dict[_Step | _Leaf, Tensor] = {last: torch.ones_like(loss)}
         with torch.no_grad():
             while self._record:
-                step = self._record.pop()
+                _, step = self._record.popitem()
                 if step not in grads:
                     continue
                 _check_versions(step)
+                grad_z = grads[step] if step in wanted else grads.pop(step)
                 for source, grad in zip(
-                    step.sources, step.rule.backward(grads[step], step.saved, step.needs),
-                    strict=True,
-                ):  # fmt: skip
-                    if source is not None and grad is not None:
-                        grads[source] = grads[source] + grad if source in grads else grad
+                    step.sources, step.rule.backward(grad_z, step.saved, step.needs), strict=True
+                ):
+                    if source is None:
+                        continue
+                    if grad is None:
+                        raise MissingRuleError(
+                            f"{step.rule.name} has no rule for the gradient of one of its tensors "
+                            "that require grad: detach() it to make it a constant"
+                        )
+                    grads[source] = grads[source] + grad if source in grads else grad
+        self._leaves.clear()
         return grads
 
     def __torch_function__(self, func: Callable, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
         rule = TABLE.get(func)
-        if rule is None or not torch.is_grad_enabled():
+        if rule is None or not torch.is_grad_enabled() or not _requires_grad(args, kwargs):
             return self._pass_through(func, args, kwargs)
         try:
             arguments, in_place = rule.arguments(args, kwargs)
@@ -153,23 +176,28 @@ class Tape(TorchFunctionMode):
             raise _missing(
                 func, f"is called in a way that its rule does not cover: {error}"
             ) from None
+        if torch._C._is_any_autocast_enabled():
+            raise _missing(func, "runs under torch.autocast, which no rule covers")
         needs, sources = self._sources(func, rule, arguments)
-        if not any(needs):
-            return func(*args, **kwargs)
         with torch.no_grad():
             if in_place:
                 target = self._overwritable(func, arguments[0])
                 arguments = (target.clone(), *arguments[1:])  # the rule may save the old value
             z, saved = rule.forward(*arguments)
-            step = _Step(rule, saved, [(t, t._version) for t in _tensors(saved)], needs, sources)
+            if z.is_complex():
+                raise _missing(func, "gives complex numbers, which no rule covers")
+            if not z.is_floating_point():
+                return z  # not differentiable: x.to(torch.long)
+            versions = [(t, t._version) for t in _tensors(saved)]
             if in_place:
                 z = target.copy_(z)
             else:
                 z = z.detach().requires_grad_()
-                self._made.append(weakref.ref(z))
-        step.version = z._version
-        z._made_by = (self, step)
-        self._record.append(step)
+                z.register_hook(_not_by_autograd)
+        z._made_by = number = next(_numbers)
+        self._record[number] = _Step(
+            weakref.ref(z), z._version, rule, saved, versions, needs, sources
+        )
         return z
 
     def _sources(self, func: Callable, rule: Rule, arguments: tuple) -> tuple[tuple, list]:
@@ -178,37 +206,49 @@ class Tape(TorchFunctionMode):
         needs, sources = [], []
         for place in places:
             operand = arguments[place] if place < len(arguments) else None
-            needed = isinstance(operand, Tensor) and operand.requires_grad
             source = None
-            if isinstance(operand, Tensor) and needed:
-                source = self._source(operand)
-                if source is None:
-                    source = self._leaves[id(operand)] = _Leaf(operand)
-                    if operand.grad_fn is not None:
-                        raise _missing(
-                            func,
-                            f"was handed a tensor made by autograd ({operand.grad_fn.name()}), not "
-                            "by the tape: by a scripted module, a custom Function, or before the "
-                            "tape was opened",
-                        )
-                elif isinstance(source, _Step) and operand._version != source.version:
+            if isinstance(operand, Tensor) and operand.requires_grad:
+                source = self._source(operand) or self._new_leaf(func, operand)
+                if isinstance(source, _Step) and operand._version != source.version:
                     raise RuntimeError(
                         f"{_name(func)} was handed the result of {source.rule.name}, which has "
                         "since been overwritten by an in-place operation on it or on a view of it"
                     )
-            needs.append(needed)
+            needs.append(source is not None)
             sources.append(source)
         for place, argument in enumerate(arguments):
             if isinstance(argument, Tensor) and argument.requires_grad and place not in places:
                 raise _missing(func, f"has no rule for the gradient of its argument {place}")
         return tuple(needs), sources
 
+    def _new_leaf(self, func: Callable, tensor: Tensor) -> _Leaf:
+        if tensor.grad_fn is not None:
+            raise _missing(
+                func,
+                f"was handed a tensor made by autograd ({tensor.grad_fn.name()}), not by the tape: "
+                "by a scripted module, a custom Function, or before the tape was opened",
+            )
+        if not _is_leaf(tensor):
+            raise _missing(
+                func, "was handed a tensor made on another tape; detach() it to make it a constant"
+            )
+        if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
+            raise _missing(func, "was handed a tensor with a hook, which the tape would not run")
+        leaf = self._leaves[id(tensor)] = _Leaf(tensor)
+        return leaf
+
     def _pass_through(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        if func in _FOR_LEAVES and not all(map(_is_leaf, _tensors(args))):
+            raise _missing(
+                func, "has no effect on what the tape made: use tape.gradients, or detach()"
+            )
         try:
             result = func(*args, **kwargs)
         except RuntimeError as error:
             if "a leaf Variable that requires grad" in str(error):
-                raise _missing(func, "changes a recorded tensor in place and has no rule") from None
+                raise _missing(
+                    func, "overwrites a tensor that requires grad, and has no rule"
+                ) from None
             raise
         if torch.is_grad_enabled():
             for tensor in _tensors(result):
@@ -217,14 +257,21 @@ class Tape(TorchFunctionMode):
         return result
 
     def _overwritable(self, func: Callable, target: Tensor) -> Tensor:
-        if not isinstance(self._source(target), _Step):
-            raise _missing(func, "overwrites a tensor that the tape did not make; write a new one")
+        storages = {leaf.tensor.untyped_storage().data_ptr() for leaf in self._leaves.values()}
+        if not target.requires_grad or target.untyped_storage().data_ptr() in storages:
+            raise _missing(
+                func,
+                "overwrites a tensor that the tape did not make, or a view of one: "
+                "use the operation that returns a new tensor",
+            )
         return target
 
     def _source(self, tensor: Tensor) -> _Step | _Leaf | None:
         """The step of this tape that made the tensor, or the leaf that it is; None if unknown."""
-        tape, step = getattr(tensor, "_made_by", (None, None))
-        return step if tape is self else self._leaves.get(id(tensor))
+        if _is_leaf(tensor):
+            return self._leaves.get(id(tensor))
+        step = self._record.get(getattr(tensor, "_made_by", -1))
+        return step if step is not None and step.made() is tensor else None
 
 
 def backprop(
@@ -258,6 +305,35 @@ def _tensors(nested: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
+def _requires_grad(args: tuple, kwargs: dict) -> bool:
+    return any(tensor.requires_grad for tensor in _tensors((args, tuple(kwargs.values()))))
+
+
+def _is_leaf(tensor: Tensor) -> bool:
+    """Whether the user made the tensor, and neither a tape nor autograd did."""
+    return tensor.grad_fn is None and not hasattr(tensor, "_made_by")
+
+
+@unserializable_hook  # so that torch.save does not warn of it
+def _not_by_autograd(_: Tensor) -> None:
+    raise RuntimeError(
+        "autograd reached a tensor made on a Tape: call tape.backward(loss), not loss.backward(); "
+        "to use such a tensor as a constant, detach() it"
+    )
+
+
+def _owned(grads: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
+    """The same gradients, each contiguous and in memory of its own: rules share and hand on."""
+    taken: set[int] = set()
+    for grad in grads:
+        if grad is not None:
+            storage = grad.untyped_storage().data_ptr()
+            if storage in taken or not grad.is_contiguous():
+                grad = grad.clone(memory_format=torch.contiguous_format)
+            taken.add(storage)
+        yield grad
+
+
 def _check_versions(step: _Step) -> None:
     for tensor, version in step.versions:
         if tensor._version != version:
@@ -281,7 +357,7 @@ def _caller() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and not (modules and modules[-1] is owner):
+        if isinstance(owner, nn.Module):
             modules.append(owner)
         frame = frame.f_back
     if not modules:

@@ -12,7 +12,7 @@ class CNN(nn.Module):
     measure 28 → 24 → 12 → 8 → 4 pixels a side.
 
     Shapes: inputs (N, 1, image_size, image_size); output (N, classes), logits.
-    Raises ValueError if the image is too small for the two stages.
+    Raises ValueError for a size below 1, or if the image is too small for the two stages.
 
     Source: LeCun et al. 1989, Backpropagation applied to handwritten zip code recognition; here
     with ReLU, max-pooling and cross-entropy, as has become usual.
@@ -28,6 +28,11 @@ class CNN(nn.Module):
         classes: int = 10,
     ) -> None:
         super().__init__()
+        if min(*channels, kernel_size, classes) < 1:
+            raise ValueError(
+                f"channels, kernel_size and classes must be at least 1, not {channels}, "
+                f"{kernel_size} and {classes}"
+            )
         side = ((image_size - kernel_size + 1) // 2 - kernel_size + 1) // 2
         if side < 1:
             raise ValueError(

@@ -59,12 +59,13 @@ class MLP(nn.Module):
         """The confidence in each class, (N, K), from what `forward` gives.
 
         Softmax of the logits; for squared error, whose outputs are no logits, the outputs
-        themselves, negative ones counted as 0, divided by their sum.
+        themselves, negative ones counted as 0, divided by their sum (softmax if none is positive).
         """
         if self.loss_name == "cross_entropy":
             return output.softmax(1)
         positive = output.clamp(min=0)
-        return positive / positive.sum(1, keepdim=True).clamp(min=torch.finfo(output.dtype).tiny)
+        total = positive.sum(1, keepdim=True)
+        return torch.where(total > 0, positive / total, output.softmax(1))
 
 
 def happy() -> MLP:

@@ -1,0 +1,103 @@
+"""The backward passes written out by hand: equal to autograd, sharing no code with the rules."""
+
+import ast
+import inspect
+
+import pytest
+import torch
+from comparison import all_close, close
+from torch import nn
+
+from nn_backprop import backprop, by_hand, models
+
+MLP_SIZES = [(7, 3), (13, 5, 3), (11, 7, 5, 3), (17, 2, 13, 3, 5)]
+# Channels, kernel size and image size. In all but the first, both poolings leave a row over, as in
+# 13 -> 11 -> 5 -> 3 -> 1.
+CNN_SIZES = [((2, 3), 3, 14), ((3, 2), 3, 13), ((5, 7), 3, 17), ((2, 5), 1, 11), ((7, 2), 5, 19)]
+
+
+def by_autograd(model, inputs, targets):
+    loss = model.loss(model(inputs), targets)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def batch(n: int, shape: tuple[int, ...], classes: int):
+    return torch.randn(n, *shape, dtype=torch.float64), torch.randint(classes, (n,))
+
+
+def agree(function, model: nn.Module, inputs, targets) -> None:
+    loss, grads = function(model, inputs, targets)
+    expected_loss, expected = by_autograd(model, inputs, targets)
+    assert loss.shape == () and not loss.requires_grad
+    close(loss, expected_loss)
+    assert list(grads) == [name for name, _ in model.named_parameters()]
+    all_close(grads, expected)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(5)
+
+
+@pytest.mark.parametrize("sizes", MLP_SIZES, ids=str)
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("n", [1, 19])
+def test_the_mlp_agrees_with_autograd(sizes, activation, loss, n):
+    model = models.MLP(sizes, activation, loss).double()
+    agree(by_hand.mlp_backprop, model, *batch(n, sizes[:1], sizes[-1]))
+
+
+@pytest.mark.parametrize("channels, kernel, side", CNN_SIZES)
+@pytest.mark.parametrize("n", [1, 11])
+def test_the_cnn_agrees_with_autograd(channels, kernel, side, n):
+    model = models.CNN(channels, kernel, side, classes=3).double()
+    agree(by_hand.cnn_backprop, model, *batch(n, (1, side, side), 3))
+
+
+@pytest.mark.parametrize("make", [models.happy, models.MLP, models.CNN])
+def test_three_engines_agree_on_the_default_networks(make):
+    model = make().double()
+    function = by_hand.cnn_backprop if make is models.CNN else by_hand.mlp_backprop
+    inputs, targets = batch(7, (1, 28, 28), 10)
+    agree(function, model, inputs, targets)
+    loss, grads = backprop(model, model.loss, inputs, targets)
+    expected_loss, expected = by_autograd(model, inputs, targets)
+    close(loss, expected_loss)
+    all_close(grads, expected)
+
+
+def test_large_logits_do_not_overflow():
+    model = models.MLP((7, 3)).double()
+    inputs, targets = batch(5, (7,), 3)
+    agree(by_hand.mlp_backprop, model, 1e4 * inputs, targets)
+
+
+def test_the_model_and_the_batch_are_left_as_they_were():
+    model = models.CNN((2, 3), 3, 14, classes=5).double()
+    inputs, targets = batch(7, (1, 14, 14), 5)
+    before = [t.clone() for t in (inputs, targets, *model.parameters())]
+    by_hand.cnn_backprop(model, inputs, targets)
+    assert all(map(torch.equal, before, (inputs, targets, *model.parameters())))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_it_uses_no_engine_no_rule_and_no_autograd():
+    tree = ast.parse(inspect.getsource(by_hand))
+    imported = {
+        alias.name if isinstance(node, ast.Import) else f"{node.module}"
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert imported == {"typing", "torch", "torch.nn.functional"}
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not attributes & {"autograd", "backward", "grad", "requires_grad_"}
+
+
+@pytest.mark.parametrize("wrong", [-1, 10])
+def test_a_class_that_does_not_exist_is_refused(wrong):
+    model = models.MLP((6, 10)).double()
+    with pytest.raises(RuntimeError, match="Class values must be"):
+        by_hand.mlp_backprop(model, torch.randn(2, 6).double(), torch.tensor([3, wrong]))

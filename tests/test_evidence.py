@@ -1,0 +1,84 @@
+"""Intervals and verdicts, and the results of the experiments' smoke runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nn_backprop.evidence import at_least, interval, markdown_table, write_results
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_interval_is_students():
+    # mean 4, s = 2, n = 4: 4 ± t(0.975, 3) · 2/√4 with t = 3.182446 from a table
+    values = [4 - 6**0.5, 4.0, 4.0, 4 + 6**0.5]
+    low, high = interval(values)
+    assert low == pytest.approx(4 - 3.182446 * 2 / 2, abs=1e-5)
+    assert high == pytest.approx(4 + 3.182446 * 2 / 2, abs=1e-5)
+
+
+def test_one_value_has_no_interval():
+    with pytest.raises(ValueError, match="two values"):
+        interval([0.5])
+
+
+@pytest.mark.parametrize(
+    ("published", "verdict"), [(0.90, "reproduced"), (0.95, "undecided"), (0.99, "not reproduced")]
+)
+def test_a_verdict_follows_from_the_whole_interval(published, verdict):
+    claim = at_least("accuracy", published, [0.94, 0.95, 0.96])
+    assert claim.verdict == verdict
+    assert claim.measured == pytest.approx(0.95)
+
+
+def test_results_are_written_whole(tmp_path):
+    rows = [{"model": "mlp", "accuracy": 0.5}]
+    claim = at_least("accuracy", 0.4, [0.5, 0.6])
+    write_results(tmp_path / "results.json", "name", {"seeds": 2}, rows, [claim], {}, 1.5)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results) == {"experiment", "config", "rows", "claims", "machine", "seconds"}
+    assert set(results["claims"][0]) == {"claim", "published", "measured", "interval", "verdict"}
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert markdown_table(rows) == "| model | accuracy |\n| --- | --- |\n| mlp | 0.5 |\n"
+
+
+@pytest.mark.slow
+def test_accuracy_smoke(tmp_path):
+    results = _smoke("accuracy", tmp_path)
+    assert [row["model"] for row in results["rows"]] == ["happy", "mlp", "cnn"]
+    assert [row["parameters"] for row in results["rows"]] == [13_002, 101_770, 18_378]
+    for row in results["rows"]:
+        mean, deviation = map(float, row["test accuracy, %"].split(" ± "))
+        assert 0 < float(row["lowest, %"]) <= mean < 100
+        assert deviation < 30
+    assert float(results["rows"][1]["validation, %"]) > 70  # two epochs of the MLP, chance is 10
+    assert results["claims"] == []  # they speak of MNIST
+
+
+def test_feeding_smoke(tmp_path):
+    results = _smoke("feeding", tmp_path)
+    assert len(results["config"]["pairs"]) == 2
+    assert all(slow > 0 and fast > 0 for slow, fast in results["config"]["pairs"])
+
+
+def _smoke(name: str, folder: Path) -> dict:
+    command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), "--smoke"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (results,) = folder.glob(f"runs/{name}/*/results.json")
+    assert {"results.md", "results.png"} <= {path.name for path in results.parent.iterdir()}
+    return json.loads(results.read_text())
+
+
+@pytest.mark.parametrize("script", ["accuracy --seeds 1", "feeding --repeats 0"])
+def test_a_bad_count_is_one_sentence_and_exit_code_2(script, tmp_path):
+    name, *options = script.split()
+    command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert options[0] in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,98 @@
+"""The networks: how many parameters, what they refuse, what their losses and confidences mean."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from nn_backprop import models
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_parameter_counts_of_the_default_networks():
+    assert count(models.happy()) == 13_002
+    assert count(models.MLP()) == 101_770  # 784·128 + 128 + 128·10 + 10
+    assert count(models.CNN()) == 416 + 12_832 + 5_130  # conv1, conv2, output
+
+
+@pytest.mark.parametrize("side, kernel", [(13, 3), (28, 5), (17, 2), (13, 4)])
+def test_the_cnn_has_as_many_parameters_as_the_formula_says(side, kernel):
+    model = models.CNN((5, 7), kernel, side, classes=3)
+    left = ((side - kernel + 1) // 2 - kernel + 1) // 2
+    k = kernel * kernel
+    assert count(model) == (5 * k + 5) + (7 * 5 * k + 7) + (3 * 7 * left * left + 3)
+    assert model(torch.randn(2, 1, side, side)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+def test_an_mlp_takes_images_as_they_are(loss):
+    model = models.MLP((3 * 5, 7, 2), loss=loss)
+    x = torch.randn(11, 1, 3, 5)
+    assert_close(model(x), model(x.reshape(11, 15)))
+    assert model(x).shape == (11, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong, named",
+    [
+        ({"sizes": (7,)}, "(7,)"),
+        ({"sizes": (7, 0, 3)}, "(7, 0, 3)"),
+        ({"activation": "swish"}, "swish"),
+        ({"loss": "hinge"}, "hinge"),
+    ],
+)
+def test_what_an_mlp_refuses_is_named(wrong, named):
+    with pytest.raises(ValueError) as raised:
+        models.MLP(**wrong)
+    assert named in str(raised.value)
+
+
+@pytest.mark.parametrize("wrong", [{"channels": (0, 3)}, {"kernel_size": 0}, {"classes": -1}])
+def test_a_cnn_refuses_sizes_below_1(wrong):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        models.CNN(**wrong)
+
+
+def test_a_cnn_refuses_an_image_that_is_too_small():
+    with pytest.raises(ValueError, match="15 pixels a side is too small"):
+        models.CNN(image_size=15)
+    models.CNN(image_size=16)
+
+
+def test_squared_error_is_a_sum_over_outputs_and_a_mean_over_examples():
+    output = torch.tensor([[0.5, 0.25, 1.0], [0.0, 2.0, -1.0]])
+    # example 0, class 2: 0.25 + 0.0625 + 0; example 1, class 0: 1 + 4 + 1
+    loss = models.MLP((5, 3), loss="squared_error").loss(output, torch.tensor([2, 0]))
+    assert loss.item() == (0.3125 + 6.0) / 2
+
+
+def test_squared_error_judges_the_activated_output():
+    model = models.MLP((5, 3), "sigmoid", "squared_error")
+    x = torch.randn(7, 5)
+    assert_close(model(x), torch.sigmoid(model.layers[0](x)))
+    assert_close(models.MLP.forward(plain := models.MLP((5, 3)), x), plain.layers[0](x))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+def test_probabilities_have_sum_1_and_the_largest_where_the_output_is_largest(loss):
+    model = models.MLP((5, 3), "tanh", loss)
+    output = torch.randn(101, 3, dtype=torch.float64)
+    assert (output < 0).all(1).any(), "no row without a positive output was drawn"
+    p = model.probabilities(output)
+    assert (p >= 0).all()
+    assert_close(p.sum(1), torch.ones(101, dtype=torch.float64))
+    assert torch.equal(p.argmax(1), output.argmax(1))
+
+
+def test_probabilities_of_squared_error_by_hand():
+    model = models.MLP((5, 3), loss="squared_error")
+    p = model.probabilities(torch.tensor([[0.5, -2.0, 1.5], [0.0, 0.0, 0.0]]))
+    assert_close(p, torch.tensor([[0.25, 0.0, 0.75], [1 / 3, 1 / 3, 1 / 3]]))
+
+
+def test_the_cnn_gives_softmax():
+    logits = torch.tensor([[0.0, 0.0, 2.0]]).log1p()  # e^logits = 1, 1, 3
+    assert_close(models.CNN().probabilities(logits), torch.tensor([[0.2, 0.2, 0.6]]))
