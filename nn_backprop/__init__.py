@@ -7,6 +7,8 @@ The notation, the same in every derivation, einsum string and comment:
     logits, y, loss   prediction, target, cost     patches         of x under a kernel
     grad_q            gradient of the loss with respect to q; always of q's shape
 
+    [condition]       1 where the condition holds, else 0
+
     n  batch          i  in-feature                o  out-feature or out-channel
     c  in-channel     h w  output position         p q  kernel offset            t  time
 

@@ -1,7 +1,8 @@
 """The whole backward pass of the two networks, written out line by line.
 
-No engine, no table, no autograd: this file imports torch for its arithmetic and nothing else. Each
-gradient stands under the forward line that it differentiates, read upwards from the loss. Letters:
+No engine, no table, no autograd: this file imports torch for its arithmetic and nothing else. The
+backward goes from the loss to the first layer; in the convolutional network, each gradient stands
+under a quotation of the forward line that it differentiates. Letters:
 n example, i in-feature, o out-feature or out-channel, c in-channel, h w position, p q offset in the
 kernel. Every gradient has the shape of what it is the gradient of.
 
@@ -24,23 +25,23 @@ def mlp_backprop(model: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor, G
     inputs (N, ...) are flattened to (N, in_features); targets (N,) are class numbers. Returns the
     loss, averaged over the examples, and {parameter name: gradient}.
 
-    The equations, with δ^l for grad_z of layer l and ⊙ for the elementwise product:
-        δ^L = ∂C/∂z^L                        at the top, from the cost
+    The equations in Nielsen's letters (chapter 2, BP1-BP4): C the loss, W^l and b^l weight and bias
+    of layer l = 1 … L, δ^l its grad_z, ⊙ the elementwise product, one example a row:
+        δ^L = ∂C/∂z^L                        at the top, from the loss
         δ^l = (δ^(l+1) W^(l+1)) ⊙ σ'(z^l)    one layer down
-        ∂C/∂W^l = Σ_n δ^l[n,o] a^(l−1)[n,i]
-        ∂C/∂b^l = Σ_n δ^l[n,o]
-    (Rumelhart, Hinton & Williams 1986; Nielsen, chapter 2, BP1-BP4.)
+        ∂C/∂W^l[o,i] = Σ_n δ^l[n,o] a^(l−1)[n,i]
+        ∂C/∂b^l[o] = Σ_n δ^l[n,o]
     """
     layers = list(model.layers)
 
     # Forward: keep what every layer read (a) and what it made.
     a = inputs.flatten(1)  # (N, in_features)
-    read = []  # a^(l−1), the input of layer l
+    layer_inputs = []  # a^(l−1) for layer l
     for layer in layers[:-1]:
-        read.append(a)
+        layer_inputs.append(a)
         z = a @ layer.weight.T + layer.bias  # (N, out_features)
         a = _activate(z, model.activation)
-    read.append(a)
+    layer_inputs.append(a)
     z = a @ layers[-1].weight.T + layers[-1].bias  # (N, K): the logits
 
     # The loss, and grad_z at the top.
@@ -55,11 +56,11 @@ def mlp_backprop(model: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor, G
     grads: Gradients = {}
     for k in reversed(range(len(layers))):
         grads[f"layers.{k}.bias"] = grad_z.sum(0)  # Σ_n
-        grads[f"layers.{k}.weight"] = grad_z.T @ read[k]  # Σ_n grad_z[n,o] a[n,i]
+        grads[f"layers.{k}.weight"] = grad_z.T @ layer_inputs[k]  # Σ_n grad_z[n,o] a[n,i]
         if k > 0:
             grad_a = grad_z @ layers[k].weight  # Σ_o grad_z[n,o] weight[o,i]
-            grad_z = grad_a * _slope(read[k], model.activation)  # read[k] = σ(z of layer k − 1)
-    return loss, {name: grads[name] for name, _ in model.named_parameters()}
+            grad_z = grad_a * _slope(layer_inputs[k], model.activation)
+    return loss, _wanted(model, grads)
 
 
 @torch.no_grad()
@@ -101,7 +102,7 @@ def cnn_backprop(model: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor, G
     # z2 = conv2d(x1, weight) + bias: patches x1[n, c, h+p, w+q] times weight[o,c,p,q]
     grad_conv2_bias = grad_z2.sum((0, 2, 3))  # Σ_n,h,w
     grad_conv2_weight = _kernel_gradient(grad_z2, x1, model.conv2.weight)
-    grad_x1 = _image_gradient(grad_z2, x1, model.conv2.weight)
+    grad_x1 = _image_gradient(grad_z2, model.conv2.weight)
 
     # x1 = max_pool2d(a1, 2)
     grad_a1 = _unpool(grad_x1, winner1, a1)
@@ -113,7 +114,7 @@ def cnn_backprop(model: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor, G
     grad_conv1_bias = grad_z1.sum((0, 2, 3))
     grad_conv1_weight = _kernel_gradient(grad_z1, x0, model.conv1.weight)
 
-    return loss, {
+    grads: Gradients = {
         "conv1.weight": grad_conv1_weight,
         "conv1.bias": grad_conv1_bias,
         "conv2.weight": grad_conv2_weight,
@@ -121,6 +122,12 @@ def cnn_backprop(model: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor, G
         "output.weight": grad_output_weight,
         "output.bias": grad_output_bias,
     }
+    return loss, _wanted(model, grads)
+
+
+def _wanted(model: Any, grads: Gradients) -> Gradients:
+    """Those of the parameters that are not frozen, in the model's order."""
+    return {name: grads[name] for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +175,7 @@ def _kernel_gradient(grad_z: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("nohw,nchwpq->ocpq", grad_z, patches)
 
 
-def _image_gradient(grad_z: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def _image_gradient(grad_z: Tensor, weight: Tensor) -> Tensor:
     """grad_x[n,c,i,j] = Σ_o,p,q grad_z[n,o,i−p,j−q] weight[o,c,p,q].
 
     Pixel (i, j) was read at the offset (p, q) by the output at (i − p, j − q). Seen from the pixel,

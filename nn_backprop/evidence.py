@@ -13,7 +13,7 @@ Verdict = Literal["reproduced", "not reproduced", "undecided"]
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement that somebody published, and what we measured of it."""
+    """A statement, published or promised, and what we measured of it."""
 
     claim: str
     published: float | str | None

@@ -6,8 +6,7 @@ forward, the adapter that reads them. To add a rule: write its two functions, ad
 """
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType, ModuleType
-from typing import Any
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -104,16 +103,10 @@ _ROWS: list[tuple] = [
 
 def _table(rows: list[tuple]) -> Mapping[Callable, Rule]:
     table: dict[Callable, Rule] = {}
-    for row in rows:
-        rule = _rule(*row)
-        for function in row[2]:
-            table[function] = rule
+    for name, module, functions, *adapter in rows:
+        forward, backward = (getattr(module, f"{name}_{half}") for half in ("forward", "backward"))
+        table |= dict.fromkeys(functions, Rule(name, forward, backward, *adapter))
     return MappingProxyType(table)
-
-
-def _rule(name: str, module: ModuleType, _: Any, adapt: Callable | None = None) -> Rule:
-    forward, backward = (getattr(module, f"{name}_{half}") for half in ("forward", "backward"))
-    return Rule(name, forward, backward, adapt)
 
 
 TABLE: Mapping[Callable, Rule] = _table(_ROWS)

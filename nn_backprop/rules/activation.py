@@ -5,7 +5,8 @@ one product an element: grad_z = grad_a · σ'(z). `elementwise` says that once;
 σ and its σ'. Where σ' is simplest in terms of the result, as for the sigmoid, the result is saved
 instead of the input. Softmax and its logarithm couple the elements of an axis and stand last.
 
-Letters: n every axis but the one that is normalised, k and j places along that axis.
+Letters: n every axis but the one that is normalised, k and j places along that axis. [condition] is
+1 where the condition holds, else 0.
 """
 
 import inspect
@@ -36,6 +37,7 @@ def elementwise(function: Callable, slope: Callable) -> tuple[Callable, Callable
         return (grad_a * slope(z_or_a, *constants) if needs[0] else None,)
 
     forward.__doc__ = slope.__doc__
+    forward.__module__ = backward.__module__ = slope.__module__
     z = inspect.signature(forward).parameters["z"]
     forward.__signature__ = inspect.Signature([z, *constants])  # type: ignore[attr-defined]
     return forward, backward
@@ -78,7 +80,7 @@ def _leaky_relu_slope(z, negative_slope=0.01):
 
     Derivation:
         Two straight lines that meet at 0, where we take the left one's slope, as torch does. The
-        input is saved, not the result: with a negative slope below 0 the sign of a would not tell
+        input is saved, not the result: with negative_slope < 0 the sign of a would not tell
         on which line z lies.
 
     Backward:
@@ -159,7 +161,7 @@ def _gelu_slope(z, approximate="none"):
     """The input times the share of a standard normal distribution that lies below it.
 
     Forward:
-        a = z Φ(z),  Φ(z) = ½ (1 + erf(z / √2))
+        a = z Φ(z),  Φ(z) = ½ (1 + erf(z / √2)),  erf(t) = 2/√π ∫₀ᵗ e^(−r²) dr
         approximate="tanh":  a = ½ z (1 + tanh u),  u = √(2/π) (z + 0.044715 z³)
 
     Derivation:
@@ -204,7 +206,7 @@ def softmax_forward(
         a[n,k] = e^z[n,k] / Σ_j e^z[n,j]
 
     Derivation:
-        With s = Σ_j e^z[j], the quotient rule gives
+        Drop the letter n. With s = Σ_j e^z[j], the quotient rule gives
         ∂a[k]/∂z[j] = [k = j] e^z[k] / s − e^z[k] e^z[j] / s² = a[k] ([k = j] − a[j]).
         Every a[k] depends on every z[j], so
         grad_z[j] = Σ_k grad_a[k] a[k] ([k = j] − a[j]) = a[j] (grad_a[j] − Σ_k grad_a[k] a[k]).
@@ -242,7 +244,8 @@ def log_softmax_forward(
         a[n,k] = z[n,k] − log Σ_j e^z[n,j]
 
     Derivation:
-        The logarithm's derivative with respect to z[j] is e^z[j] / Σ e^z = e^a[j], the softmax. So
+        Drop the letter n. The derivative of log Σ_i e^z[i] with respect to z[j] is
+        e^z[j] / Σ_i e^z[i] = e^a[j], the softmax. So
         ∂a[k]/∂z[j] = [k = j] − e^a[j], and grad_z[j] = Σ_k grad_a[k] ([k = j] − e^a[j]).
 
     Backward:

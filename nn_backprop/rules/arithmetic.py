@@ -2,7 +2,8 @@
 
 An operand of a smaller shape is used again for every place of the axes that it lacks, so the loss
 reaches it by all those ways, and its gradient is the sum over them (`unbroadcast`). Letters: n an
-element of the result.
+element of the result. neg, pow, exp and log are elementwise: z goes in and a comes out, as in
+`activation`.
 """
 
 from typing import Any
@@ -48,8 +49,9 @@ def add_forward(x: Operand, y: Operand, alpha: float = 1) -> tuple[Operand, tupl
         z[n] = x[n] + alpha y[n]
 
     Derivation:
-        ∂z[n]/∂x[n] = 1 and ∂z[n]/∂y[n] = alpha: a sum hands its gradient to both sides. This is why
-        the gradients of all branches that leave one place add up there.
+        ∂z[n]/∂x[n] = 1 and ∂z[n]/∂y[n] = alpha: a sum hands its gradient to both sides. (The
+        mirror image: a value that is used in several places reaches the loss in several ways, and
+        its gradient is their sum.)
 
     Backward:
         grad_x[n] = grad_z[n]
@@ -62,7 +64,7 @@ def add_forward(x: Operand, y: Operand, alpha: float = 1) -> tuple[Operand, tupl
         x, y of any shapes that broadcast, or numbers; z of the common shape.
 
     Source:
-        Rumelhart, Hinton & Williams 1986; broadcasting as in `unbroadcast`.
+        the sum rule of calculus; broadcasting as in `unbroadcast`.
     """
     return x + (y if alpha == 1 else alpha * y), (like(x), like(y), alpha)
 
@@ -204,8 +206,8 @@ def _pow_slope(z, exponent):
         a = z^exponent
 
     Derivation:
-        d z^p = p z^(p−1) dz. For p = 0 the function is constant and the slope is 0 everywhere, also
-        at z = 0, where 0 · 0^−1 would not be a number.
+        d z^exponent = exponent z^(exponent−1) dz. For exponent = 0 the function is constant and the
+        slope is 0 everywhere, also at z = 0, where 0 · 0^−1 would not be a number.
 
     Backward:
         grad_z = grad_a · exponent · z^(exponent − 1)
@@ -232,7 +234,7 @@ def _exp_slope(a):
         a = e^z
 
     Derivation:
-        The one function that is its own derivative.
+        e^z is its own derivative, and it is the result a.
 
     Backward:
         grad_z = grad_a · a

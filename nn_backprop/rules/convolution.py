@@ -1,11 +1,13 @@
 """Convolution: one small set of weights, used at every position of the image.
 
 Letters: n batch (may be absent), g group, c in-channel and o out-channel within their group, h w
-position in the output, p q offset in the kernel. A kernel of size P × Q that moves in steps of s
-and whose taps lie d apart reads, for the output at (h, w), the pixels (s h + d p, s w + d q) of the
-padded image. Those pixels are the *patch* of (h, w); once they are laid out as an array of their
-own, with letters h w p q, the convolution is a weighted sum like any other and its gradients follow
-by rearranging letters. What remains is the way back from patches to pixels, which `Window` knows.
+position in the output, p q offset in the kernel; x̃ the image with its border of zeros, i j pixel
+of x̃. [condition] is 1 where the condition holds, else 0. A kernel of size P × Q that moves in
+steps of s and whose taps lie d apart reads, for the output at (h, w), the pixels (s h + d p, s w +
+d q) of the padded image. Those pixels are the *patch* of (h, w); once they are laid out as an array
+of their own, with letters h w p q, the convolution is a weighted sum like any other and its
+gradients follow by rearranging letters. What remains is the way back from patches to pixels, which
+`Window` knows.
 """
 
 from typing import NamedTuple
@@ -21,7 +23,8 @@ Pair = int | tuple[int, ...] | list[int]
 class Window(NamedTuple):
     """Where a kernel of size P × Q looks, as it slides over an image of H × W pixels.
 
-    Pairs are (vertical, horizontal); padding is (top, bottom, left, right).
+    Pairs are (vertical, horizontal); padding is (top, bottom, left, right). In the code (s, t) is
+    the stride and (d, e) the dilation; the equations write s and d for both.
     """
 
     kernel: tuple[int, int]
@@ -81,8 +84,8 @@ def conv2d_forward(
         patches[n,g,c,h,w,p,q] = x̃[n,g,c, s h + d p, s w + d q]
 
     Derivation:
-        Suppose first that every position (h, w) had weights of its own, weight[h,w,o,c,p,q]. Then
-        each of them meets one patch, and as in a linear layer
+        Groups do not mix; drop the letter g. Suppose first that every position (h, w) had weights
+        of its own, weight[h,w,o,c,p,q]. Then each of them meets one patch, and as in a linear layer
             grad_weight[h,w,o,c,p,q] = Σ_n grad_z[n,o,h,w] patches[n,c,h,w,p,q].
         Sharing says that these weights are one variable. The loss depends on it through every
         position, so its gradient is the sum over h and w of the unshared ones: this is what a sum
@@ -90,22 +93,29 @@ def conv2d_forward(
 
         For the image, the linear layer's other gradient gives what each *patch* gets:
             grad_patches[n,c,h,w,p,q] = Σ_o grad_z[n,o,h,w] weight[o,c,p,q].
-        Pixel (i, j) stands in the patch of (h, w) at the offset (p, q) whenever i = s h + d p and
-        j = s w + d q, and the chain rule adds up all these ways (`Window.scatter`). With s = d = 1
-        that is p = i − h: grad_x[i,j] = Σ_h,w grad_z[h,w] weight[i−h, j−w], a sum in which the
-        kernel runs backwards: a convolution of grad_z with the kernel mirrored in both axes.
+        Pixel (i, j) of x̃ stands in the patch of (h, w) at the offset (p, q) whenever i = s h + d p
+        and j = s w + d q, and the chain rule adds up all these ways (`Window.scatter`). For one
+        channel and s = d = 1 that is p = i − h and q = j − w, so that
+            grad_x̃[i,j] = Σ_h,w grad_z[h,w] weight[i−h, j−w]
+        (terms outside the kernel are 0), a sum in which the kernel runs backwards: a convolution of
+        grad_z with the kernel mirrored in both axes. The border was made of constants, so its part
+        of grad_x̃ is dropped. The bias is added at every n, h and w with slope 1: grad_bias sums
+        over them.
 
         A worked case, one row, kernel (a, b), s = d = 1, no border: z_0 = a x_0 + b x_1 and
         z_1 = a x_1 + b x_2. So grad_a = grad_z_0 x_0 + grad_z_1 x_1 (shared, hence two terms) and
         grad_x_1 = b grad_z_0 + a grad_z_1 (read twice, hence two terms, kernel mirrored).
 
     Backward:
-        grad_x = scatter of Σ_o grad_z[n,g,o,h,w] weight[g,o,c,p,q]
+        grad_x̃[n,g,c,i,j] = Σ_h,w,p,q [i = s h + d p] [j = s w + d q] (
+                                Σ_o grad_z[n,g,o,h,w] weight[g,o,c,p,q] )
+        grad_x = grad_x̃ without the border
         grad_weight[g,o,c,p,q] = Σ_n,h,w grad_z[n,g,o,h,w] patches[n,g,c,h,w,p,q]
         grad_bias[g,o] = Σ_n,h,w grad_z[n,g,o,h,w]
 
     Saved:
-        x and weight. The patches are P·Q times as large as x, and are cut again in the backward.
+        x and weight. The patches are up to P·Q times as large as x, and are cut again in the
+        backward.
 
     Shapes:
         x (N, C, H, W) or (C, H, W); weight (O, C/groups, P, Q); bias (O,); z (N, O, H', W') with

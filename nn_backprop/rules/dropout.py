@@ -17,8 +17,8 @@ def dropout_forward(
         The mask is drawn without regard to x, so once drawn it is a constant: z is x times a
         number, and the gradient is multiplied by that same number. What was dropped had no
         influence on the loss and receives nothing. The mean of mask/(1 − p) is 1, so that the mean
-        of z is x, and evaluation (z = x) needs no factor. With p = 1 all is dropped and the factor
-        is 0; with p = 0 nothing is, and nothing is drawn.
+        of z is x, and evaluation (z = x) needs no factor. With p = 1 all is dropped, and the
+        factor, which would be 1/0, is taken as 0; with p = 0 nothing is, and nothing is drawn.
 
     Backward:
         grad_x[n] = grad_z[n] mask[n] / (1 − p)

@@ -1,6 +1,10 @@
 """Weighted sums: the affine layer and the matrix product.
 
-Letters: n every axis before the last, i in-feature, o out-feature.
+Letters: n every axis before the last, i in-feature, o out-feature. In the matrix product: i row of
+x, k column of y, j the axis that is summed, n all axes before them.
+
+For any quantity q, grad_q is ∂loss/∂q and has the shape of q. A backward is handed grad_z, the
+gradient of its result, and returns those of its operands.
 """
 
 import torch
@@ -25,7 +29,8 @@ def linear_forward(
         The loss reaches x[n,i] through every output o of the same example, and
         ∂z[n,o]/∂x[n,i] = weight[o,i]; it reaches weight[o,i] through every example n, and
         ∂z[n,o]/∂weight[o,i] = x[n,i]; and ∂z[n,o]/∂bias[o] = 1. The chain rule multiplies each of
-        them by grad_z[n,o] and sums over the letter that the operand lacks:
+        them by grad_z[n,o] and sums over every way in which the operand is used, which is the
+        letter that it lacks:
 
     Backward:
         grad_x[n,i] = Σ_o grad_z[n,o] weight[o,i]
@@ -41,7 +46,7 @@ def linear_forward(
 
     Source:
         Rumelhart, Hinton & Williams 1986, Learning representations by back-propagating errors,
-        equations 1 and 4-6.
+        equations 1, 6 and 7.
     """
     return F.linear(x, weight, bias), (x, weight)
 

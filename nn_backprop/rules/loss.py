@@ -1,7 +1,8 @@
 """Losses: one number for how far the answers of a network are from the wanted ones.
 
 Letters: n example (every axis but that of the classes; for the mean square, any element), k j
-class. each[n] is the loss of one example, of which a `reduction` makes the loss that is returned:
+class, of C; weight[k] is 1 where no weight is given; [condition] is 1 where it holds, else 0.
+each[n] is the loss of one example, of which a `reduction` makes the loss that is returned:
 
     none:  loss[n] = each[n],           so grad_each[n] = grad_loss[n]
     sum:   loss = Σ_n each[n],          so grad_each[n] = grad_loss
@@ -43,8 +44,8 @@ def cross_entropy_forward(
         sum of weight[y[n]]. Where y[n] is `ignore_index`, each[n] is 0 whatever the logits, so
         grad_each[n] counts as 0, and n is left out of D.
 
-        The slope of log Σ_j e^logits[j] in logits[j] is e^logits[j] / Σ_k e^logits[k] = p[j], so
-        ∂log_p[k]/∂logits[j] = [k = j] − p[j], and
+        The slope of log Σ_k e^logits[k] (n is dropped) in logits[j] is
+        e^logits[j] / Σ_k e^logits[k] = p[j], so ∂log_p[k]/∂logits[j] = [k = j] − p[j], and
             ∂each[n]/∂logits[n,j] = −Σ_k q[n,k] ([k = j] − p[n,j]) = p[n,j] Σ_k q[n,k] − q[n,j].
         In the plain case Σ_k q[n,k] = 1 and this is p − y: what is, minus what should be. With
         logits (0, 0, log 2) and y = 2, p = (¼, ¼, ½) and the slopes are (¼, ¼, −½). The logarithm
@@ -119,7 +120,7 @@ def nll_loss_forward(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> tuple[Float[Tensor, "..."], tuple]:
-    """Negative log-likelihood: minus the entry at the wanted class, of what are log-probabilities.
+    """Negative log-likelihood: x holds log-probabilities, and minus the wanted class's is paid.
 
     Forward:
         each[n] = −weight[y[n]] x[n,y[n]],  or 0 where y[n] is `ignore_index`

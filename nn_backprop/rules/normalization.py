@@ -5,7 +5,8 @@ pixels, layer norm one example over its features. `standardize_backward`, derive
 the step that they share.
 
 Letters: n m place in the batch (for batch norm, example and pixel), c channel, k j feature.
-In the code x̂ is x_hat and s is inv_std. Where x has 16 bits, the backward calculates in float32.
+In the code x̂ is x_hat and s is inv_std. Without weight and bias, weight = 1 and bias = 0. Where x
+has 16 bits, the backward calculates in float32.
 """
 
 import torch
@@ -31,14 +32,14 @@ def batch_norm_forward(
     Forward:
         z[n,c] = weight[c] x̂[n,c] + bias[c]
         x̂[n,c] = (x[n,c] − μ[c]) s[c],  s[c] = 1/√(v[c] + ε),  ε = eps
-        training:  μ[c] = 1/M Σ_n x[n,c],  v[c] = 1/M Σ_n (x[n,c] − μ[c])²
+        training:  μ[c] = 1/M Σ_n x[n,c],  v[c] = 1/M Σ_n (x[n,c] − μ[c])²,  M places n
         evaluation:  μ[c] = running_mean[c],  v[c] = running_var[c]
 
     Derivation:
         In training, running_mean moves the fraction `momentum` of the way to μ, and running_var to
         v M/(M − 1), the unbiased variance. They have no part in z, hence none in its gradient.
 
-        z is affine in x̂, weight and bias: that gives grad_weight, grad_bias and
+        z is affine in each of x̂, weight and bias: that gives grad_weight, grad_bias and
         grad_x̂[n,c] = grad_z[n,c] weight[c]. In evaluation μ and s are constants, so
         grad_x = grad_x̂ s. In training every x[n] moves them too. Channels do not mix; drop the
         letter c. From x[n] the loss is reached in three ways:
@@ -132,7 +133,7 @@ def layer_norm_forward(
     Forward:
         z[n,k] = weight[k] x̂[n,k] + bias[k]
         x̂[n,k] = (x[n,k] − μ[n]) s[n],  s[n] = 1/√(v[n] + ε),  ε = eps
-        μ[n] = 1/K Σ_k x[n,k],  v[n] = 1/K Σ_k (x[n,k] − μ[n])²
+        μ[n] = 1/K Σ_k x[n,k],  v[n] = 1/K Σ_k (x[n,k] − μ[n])²,  K features k
 
     Derivation:
         The step from x to x̂ is that of batch_norm in training, with the features k of one example

@@ -1,7 +1,8 @@
 """Pooling: a window of pixels becomes one number, its largest or its mean.
 
-Letters as in `convolution`: h w position in the output, p q offset in the window. Batch and channel
-axes are carried along and not written.
+Letters as in `convolution`: h w position in the output, p q offset in the window, i j pixel, s
+stride, d dilation, x̃ the image with its border. Batch and channel axes are carried along and not
+written.
 """
 
 import torch.nn.functional as F
@@ -29,9 +30,9 @@ def max_pool2d_forward(
         pixel there. While it stays the largest, z[h,w] is a copy of that pixel: slope 1 in it, 0 in
         all the others. A pixel that wins several overlapping windows adds up what they send.
 
-        In a tie, moving one of the equal pixels up raises z and moving it down does not, so no
-        derivative exists; the rule gives the whole gradient to the first in reading order, as torch
-        does. Giving it to all of them would count it several times over.
+        In a tie, moving one of the equal pixels up raises z and moving it down leaves z as it is,
+        so no derivative exists; the rule gives the whole gradient to the first in reading order, as
+        torch does. Giving it to all of them would count it several times over.
 
     Backward:
         grad_x[i,j] = Σ_h,w grad_z[h,w] [winner[h,w] = (i, j)]
@@ -44,7 +45,8 @@ def max_pool2d_forward(
 
     Source:
         Ranzato, Huang, Boureau & LeCun 2007, Unsupervised learning of invariant feature
-        hierarchies, section 2; Scherer, Müller & Behnke 2010.
+        hierarchies, section 2; Scherer, Müller & Behnke 2010, Evaluation of pooling operations in
+        convolutional architectures for object recognition.
     """
     z, winner = F.max_pool2d(
         x, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True
@@ -84,7 +86,8 @@ def avg_pool2d_forward(
         window may reach past the border; what lies beyond counts in neither case.
 
     Backward:
-        grad_x = scatter of grad_z[h,w] / K[h,w] to all p, q
+        grad_x̃[i,j] = Σ_h,w,p,q [i = s h + p] [j = s w + q] grad_z[h,w] / K[h,w]
+        grad_x = grad_x̃ without the border
 
     Saved:
         the size of x, the window, and K, which depends on sizes alone.
@@ -93,7 +96,8 @@ def avg_pool2d_forward(
         x (N, C, H, W) or (C, H, W), z (N, C, H', W'), K (H', W').
 
     Source:
-        LeCun et al. 1998, Gradient-based learning applied to document recognition, section II.B.
+        LeCun et al. 1998, Gradient-based learning applied to document recognition, sections II.A
+        and II.B.
     """
     z = F.avg_pool2d(
         x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override

@@ -19,8 +19,9 @@ class Rule:
     ``forward(*arguments) -> (z, saved)`` computes the operation and keeps what its derivative
     needs. ``backward(grad_z, saved, needs) -> (grad, ...)`` has one entry for each tensor argument
     of the forward, in order; an entry is None where ``needs`` is False or where no derivative
-    exists. Neither records an autograd graph, and neither changes a tensor that it was handed
-    (but for the buffers that the torch callable itself updates, such as running means).
+    exists. Both are plain tensor arithmetic: neither calls autograd, and whether autograd watches
+    is the caller's choice (`torch.no_grad`). Neither changes a tensor that it was handed, but for
+    the buffers that the torch callable itself updates, such as running means.
 
     ``adapt`` takes the torch callable's own arguments and returns ``(arguments, in_place)``: the
     forward's arguments in the forward's order, and whether the caller wants the first of them
@@ -33,7 +34,7 @@ class Rule:
     adapt: Callable[..., tuple[tuple, bool]] | None = None
 
     def arguments(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, bool]:
-        """The forward's positional arguments, from those of the torch callable."""
+        """(the forward's positional arguments, in place?), from the torch callable's."""
         if self.adapt is not None:
             return self.adapt(*args, **kwargs)
         if kwargs:

@@ -1,18 +1,19 @@
 """Rearranging and adding up: the linear maps whose weights are all 0 or 1.
 
-Their Jacobian is a table of zeros and ones, so their backward is its transpose: a rearrangement is
-undone, and what was added up receives the same gradient in every place. Each is tested as an
-adjoint: Σ z·u over the outputs equals Σ x·(backward of u) over the inputs.
+Letters: n place in the result, k place along the axes that are summed. Their Jacobian is a table of
+zeros and ones, so their backward is its transpose: a rearrangement is undone, and what was added up
+receives the same gradient in every place. Each is tested as an adjoint: Σ z·u over the outputs
+equals Σ x·(backward of u) over the inputs.
 """
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-Any_ = Shaped[Tensor, "..."]
+Array = Shaped[Tensor, "..."]
 
 
-def reshape_forward(x: Any_, shape: tuple[int, ...]) -> tuple[Any_, tuple]:
+def reshape_forward(x: Array, shape: tuple[int, ...]) -> tuple[Array, tuple]:
     """The same elements in the same order under another shape: view, reshape, flatten.
 
     Forward:
@@ -41,7 +42,7 @@ def reshape_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> t
     return (grad_z.reshape(shape) if needs[0] else None,)
 
 
-def permute_forward(x: Any_, dims: tuple[int, ...]) -> tuple[Any_, tuple]:
+def permute_forward(x: Array, dims: tuple[int, ...]) -> tuple[Array, tuple]:
     """Axes in another order: permute, transpose, T.
 
     Forward:
@@ -73,8 +74,8 @@ def permute_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> t
 
 
 def clone_forward(
-    x: Any_, memory_format: torch.memory_format = torch.preserve_format, always: bool = True
-) -> tuple[Any_, tuple]:
+    x: Array, memory_format: torch.memory_format = torch.preserve_format, always: bool = True
+) -> tuple[Array, tuple]:
     """A copy: clone, and contiguous where the memory is not in order (not `always`).
 
     Forward:
@@ -104,11 +105,11 @@ def clone_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tup
 
 
 def cast_forward(
-    x: Any_,
+    x: Array,
     dtype: torch.dtype,
     copy: bool = False,
     memory_format: torch.memory_format = torch.preserve_format,
-) -> tuple[Any_, tuple]:
+) -> tuple[Array, tuple]:
     """The same numbers in another precision: to, float, double, bfloat16, half.
 
     Forward:
@@ -138,7 +139,7 @@ def cast_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tupl
     return (grad_z.to(dtype) if needs[0] else None,)
 
 
-def sum_forward(x: Any_, dim=None, keepdim: bool = False, dtype=None) -> tuple[Any_, tuple]:
+def sum_forward(x: Array, dim=None, keepdim: bool = False, dtype=None) -> tuple[Array, tuple]:
     """Sum over the axes `dim`; over all of them if None.
 
     Forward:
@@ -173,7 +174,7 @@ def sum_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tuple
     return (grad_z.to(dtype).expand(shape),)
 
 
-def mean_forward(x: Any_, dim=None, keepdim: bool = False, dtype=None) -> tuple[Any_, tuple]:
+def mean_forward(x: Array, dim=None, keepdim: bool = False, dtype=None) -> tuple[Array, tuple]:
     """Mean over the axes `dim`; over all of them if None.
 
     Forward:
