@@ -3,9 +3,10 @@
     python experiments/accuracy.py                # 3 networks × 5 seeds on MNIST
     python experiments/accuracy.py --smoke        # the embedded digits, seconds
 
-Runs `train.py` once a network and seed, as a user would, and collects the test accuracies. The
-published figures beside them: 3Blue1Brown's "about 96" for 784-16-16-10 (no set-up given), and the
-95.3 and 98.9 % of LeCun, Bottou, Bengio & Haffner 1998 for 784-300-10 and LeNet-4.
+Runs `train.py` once for each network and seed, as a user would, and holds the test accuracies
+against 3Blue1Brown's "about 96 %" for 784-16-16-10 (no set-up given) and against this project's own
+promises, 98.0 and 99.0 %. (LeCun, Bottou, Bengio & Haffner 1998 report 95.3 % for 784-300-10 and
+98.9 % for LeNet-4.)
 """
 
 import statistics
@@ -14,7 +15,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -36,7 +37,7 @@ class Options:
 
     seeds: int = 5
     """Number of seeds, from 0; at least 2."""
-    engine: str = "autograd"
+    engine: Literal["autograd", "tape", "by-hand"] = "autograd"
     """What computes the gradients."""
     data_root: Path | None = None
     """Folder that holds MNIST/raw; by default $NN_BACKPROP_DATA, else the user's cache."""

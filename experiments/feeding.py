@@ -5,8 +5,9 @@
 
 An epoch of the 784-128-10 network by `training.fit`, which gathers and normalises batches from the
 tensor that holds all images; against the same network, optimizer and batch size behind
-torchvision's MNIST with ToTensor and Normalize for each image, and a DataLoader in the same process, as by
-default. The two are timed in turn; the ratio of a pair is free of the machine's drift.
+torchvision's MNIST with ToTensor and Normalize for each image, and a DataLoader in the same
+process, as by default. The two are timed in turn; the ratio of a pair is free of the machine's
+drift.
 """
 
 import statistics
@@ -47,9 +48,10 @@ class Options:
 def main(options: Options) -> int:
     began = time.perf_counter()
     repeats = 2 if options.smoke else options.repeats
+    if repeats < 1:
+        print(f"feeding.py: --repeats must be 1 or more, not {repeats}", file=sys.stderr)
+        return 2
     try:
-        if repeats < 1:
-            raise DataError(f"--repeats must be 1 or more, not {repeats}")
         data = load("digits" if options.smoke else "mnist", options.data_root)
     except DataError as error:
         print(f"feeding.py: {error}", file=sys.stderr)
@@ -65,7 +67,7 @@ def main(options: Options) -> int:
             "epoch from": name,
             "median, s": f"{statistics.median(times):.2f}",
             "range, s": f"{min(times):.2f}–{max(times):.2f}",
-            "times one tensor's": times_ours,
+            "time / one tensor's": times_ours,
         }
         for name, times, times_ours in (
             (

@@ -8,11 +8,17 @@
 Results, mean ± standard deviation of the test accuracy over seeds, are in the README.
 """
 
+import os
+import shlex
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+if __name__ == "__main__":  # amid the imports below a KeyboardInterrupt may be swallowed
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import torch
 import tyro
@@ -31,6 +37,7 @@ from nn_backprop.training import (
     load_checkpoint,
     make_optimizer,
     make_schedule,
+    read_checkpoint,
     save_checkpoint,
     steps_per_epoch,
 )
@@ -39,9 +46,18 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 # Chosen on the validation split. What an option leaves open is taken from here.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "cnn": {"epochs": 8, "batch_size": 128, "lr": 6e-3, "weight_decay": 0.05},
-    "mlp": {"epochs": 15, "batch_size": 128, "lr": 4e-3, "weight_decay": 0.1},
-    "happy": {"epochs": 30, "batch_size": 32, "lr": 1e-2, "weight_decay": 0.0},
+    "cnn": {"epochs": 10, "batch_size": 128, "lr": 6e-3, "weight_decay": 0.1},
+    "mlp": {"epochs": 30, "batch_size": 128, "lr": 4e-3, "weight_decay": 0.2},
+    "happy": {"epochs": 40, "batch_size": 32, "lr": 1e-2, "weight_decay": 0.03},
+}
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "epochs": (1, 2**31 - 1),
+    "batch_size": (1, 2**31 - 1),
+    "lr": (1e-30, 1e30),  # float32 ends at 1e-38 and 3e38
+    "weight_decay": (0, 1e30),
+    "seed": (0, 2**31 - 1),
+    "threads": (1, 1024),
 }
 
 
@@ -121,27 +137,28 @@ def read_options(arguments: list[str]) -> Options:
     defaults = DEFAULTS[options.model]
     given = {name: value for name, value in asdict(options).items() if value is not None}
     options = Options(**(defaults | given))
-    for name, least in {"epochs": 1, "batch_size": 1, "threads": 1, "seed": 0}.items():
+    for name, (least, most) in LIMITS.items():
         value = getattr(options, name)
-        if value is not None and not least <= value < 2**31:
-            raise UsageError(f"--{name.replace('_', '-')} must be {least} or more, not {value}")
-    if not 0 < options.lr < float("inf"):  # type: ignore[operator]
-        raise UsageError(f"--lr must be a positive number, not {options.lr}")
-    if not 0 <= options.weight_decay < float("inf"):  # type: ignore[operator]
-        raise UsageError(f"--weight-decay must be 0 or more, not {options.weight_decay}")
+        if value is not None and not least <= value <= most:
+            raise UsageError(
+                f"--{name.replace('_', '-')} must be from {least} to {most:,}, not {value}"
+            )
     return options
 
 
 def _stored_options(path: Path) -> Options:
     try:
-        stored = read_json(path / "config.json")["options"]
+        config = read_json(path / "config.json")
+        if config != read_checkpoint(path / "checkpoint.pt")["progress"]["config"]:
+            raise ValueError("config.json has changed since the run began")
+        stored = config["options"]
         for name in ("data_root", "run_dir", "resume"):
             stored[name] = None if stored[name] is None else Path(stored[name])
         return Options(**stored)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # damaged files fail in many ways
         raise UsageError(
-            f"{path} holds no run that can be resumed ({type(error).__name__}: {error}): give the "
-            "folder of a run, which has a config.json"
+            f"{path} holds no run that can be resumed ({_first_line(error)}): give the folder of a "
+            "run that has its config.json and checkpoint.pt, or start a new one"
         ) from None
 
 
@@ -175,25 +192,37 @@ def train(options: Options) -> int:
     optimizer = make_optimizer(options.optimizer, model.parameters(), lr, decay)
     schedule = make_schedule(options.schedule, optimizer, lr, epochs * per_epoch)
 
-    done, seconds = 0, 0.0
+    past: dict[str, Any] = {
+        "step": 0, "train_seconds": 0.0, "logging_seconds": 0.0, "wall_seconds": 0.0
+    }  # fmt: skip
     if options.resume is None:
-        config = {"options": asdict(options), "device": str(device), "dataset": data.name}
-        run = Run.create(path, config | {"mean": data.mean, "std": data.std} | machine())
+        config = {
+            "options": asdict(options), "device": str(device), "dataset": data.name,
+            "dataset_reason": data.reason, "mean": data.mean, "std": data.std, **machine(),
+        }  # fmt: skip
+        run = Run.create(path, config)
     else:
-        done, seconds = _restore(path, model, optimizer, schedule)
-        run = Run.reopen(path, done)
+        past = _restore(path, model, optimizer, schedule)
+        run = Run.reopen(path, past["step"])
+    config = read_json(path / "config.json")
+    began -= past["wall_seconds"]  # the clocks go on
     print(
         f"{options.model} with {_parameters(model):,} parameters, {options.engine} gradients, "
-        f"{options.precision} on {device}; {data.name}: {data.reason}; run in {path}"
+        f"{options.precision} on {device}; {data.name}: {config['dataset_reason']}; run in {path}"
     )
 
-    with run, Interruptible() as interrupt, Monitor(run, model, data, batch_size) as monitor:
+    with Interruptible() as interrupt, run, Monitor(run, model, data, batch_size) as monitor:
 
         def save(steps: int) -> None:
             run.flush()
-            save_checkpoint(
-                path / "checkpoint.pt", model, optimizer, schedule, steps, monitor.seconds
-            )
+            progress = {
+                "step": steps,
+                "train_seconds": monitor.seconds,
+                "logging_seconds": monitor.logging_seconds,
+                "wall_seconds": time.perf_counter() - began,
+                "config": config,
+            }
+            save_checkpoint(path / "checkpoint.pt", model, optimizer, schedule, progress)
 
         def on_epoch(steps: int, complete: int) -> None:
             monitor.epoch(steps, complete)
@@ -202,7 +231,9 @@ def train(options: Options) -> int:
         if options.resume is None:
             run.graph(model, data.batch(data.train[:1], next(model.parameters()).dtype)[0])
             on_epoch(0, 0)
-        monitor.start(done, epochs * per_epoch, seconds)
+        done = past["step"]
+        monitor.logging_seconds += past["logging_seconds"]
+        monitor.start(done, epochs * per_epoch, past["train_seconds"])
         done = fit(
             model, engine, optimizer, schedule, data,
             epochs=epochs, batch_size=batch_size, seed=options.seed, dtype=dtype, done=done,
@@ -213,13 +244,13 @@ def train(options: Options) -> int:
             save(done)
             print(
                 f"Stopped after step {done} of {epochs * per_epoch}; go on with\n"
-                f"    python experiments/train.py --resume {path}"
+                f"    python experiments/train.py --resume {shlex.quote(str(path))}"
             )
             return 130
         result = evaluate(model, data, data.test)  # the only time that the test split is read
         summary = monitor.finish(result, asdict(options)) | {
             "dataset": data.name,
-            "dataset_reason": data.reason,
+            "dataset_reason": config["dataset_reason"],
             "model": options.model,
             "engine": options.engine,
             "device": str(device),
@@ -249,14 +280,18 @@ def _device(options: Options) -> torch.device:
     return torch.device(options.device)
 
 
-def _restore(path: Path, *state: Any) -> tuple[int, float]:
+def _restore(path: Path, *state: Any) -> dict[str, Any]:
     try:
         return load_checkpoint(path / "checkpoint.pt", *state)
     except Exception as error:
         raise UsageError(
-            f"{path / 'checkpoint.pt'} cannot be read ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}): the run cannot be resumed, start a new one"
-        ) from error
+            f"{path / 'checkpoint.pt'} is of another version of this program "
+            f"({_first_line(error)}): start a new run"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _parameters(model: nn.Module) -> int:
@@ -281,4 +316,5 @@ To watch: tensorboard --logdir runs""")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

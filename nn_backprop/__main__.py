@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 no (data that are not good); 2 could not be run, with one sentence.
 """
 
+import inspect
 import json
 import os
 import sys
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Any = tyro.cli(Command, args=arguments, prog="nn_backprop", description=__doc__)
     from nn_backprop.data import DataError
 
+    if hasattr(sys.stdout, "reconfigure"):  # where σ cannot be written, a ? is better than nothing
+        sys.stdout.reconfigure(errors="replace")
     run: dict[type, Callable[[Any], int]] = {
         Rules: rules,
         Evaluate: evaluate,
@@ -86,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Data: data,
     }
     try:
-        return run[type(command)](command)
+        code = run[type(command)](command)
+        sys.stdout.flush()
+        return code
     except (UsageError, DataError) as error:
         print(f"nn_backprop: {error}", file=sys.stderr)
         return 2
@@ -123,7 +128,9 @@ def rules(command: Rules) -> int:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     elif command.name is not None:
         print(f"{command.name}: {', '.join(callables[command.name])}\n")
-        print(chosen[command.name].derivation)
+        rule = chosen[command.name]
+        print(inspect.getdoc(sys.modules[rule.backward.__module__]), end="\n\n")  # the letters
+        print(rule.derivation)
     else:
         for row in rows:
             print(row["name"])
@@ -209,16 +216,18 @@ def data(command: Data) -> int:
 def _trained(run: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a run as its last checkpoint has it, on the CPU, and the run's config."""
     from nn_backprop.models import MODELS
-    from nn_backprop.training import load_weights
+    from nn_backprop.training import read_checkpoint
 
     try:
-        config = json.loads((run / "config.json").read_text())
+        state = read_checkpoint(run / "checkpoint.pt")
+        config = state["progress"]["config"]
         model = MODELS[config["options"]["model"]]()
-        load_weights(run / "checkpoint.pt", model)
-    except Exception as error:
+        model.load_state_dict(state["model"], assign=True)  # in the precision that they have
+    except Exception as error:  # damaged files fail in many ways
+        reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"{run} holds no trained network ({type(error).__name__}: {str(error).splitlines()[0]})"
-            ": give the folder of a run of experiments/train.py"
+            f"{run} holds no trained network ({type(error).__name__}: {reason}): give the folder "
+            "of a run of experiments/train.py"
         ) from None
     return model.eval(), config
 

@@ -5,6 +5,7 @@ gradient of every parameter in its ``.grad``. The model is one of `models`: it h
 """
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -54,7 +55,7 @@ def in_precision(engine: Engine, dtype: torch.dtype) -> Engine:
     smaller than about w/256, and training would stop. Each call copies them to a `dtype` model,
     lets that one compute, and copies its gradients back (Micikevicius et al. 2018, section 3.1).
     """
-    low: nn.Module | None = None
+    low: nn.Module | None = None  # buffers and mode are those of the model of the first call
 
     def compute(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         nonlocal low
@@ -75,7 +76,8 @@ def disagreement(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str,
     """How far the other engines' gradients are from autograd's, by engine and parameter.
 
     The measure is ‖g − g_autograd‖∞ / ‖g_autograd‖∞, on a copy of the model and the batch in
-    float64 (0/0 counts as 0): a dimensionless number, about 1e-15 for two right ones.
+    float64 (0/0 counts as 0, NaN as infinite): a dimensionless number, about 1e-15 for two right
+    ones.
     """
     if inputs.device.type == "mps":  # which has no float64
         model, inputs, targets = copy.deepcopy(model).cpu(), inputs.cpu(), targets.cpu()
@@ -93,8 +95,10 @@ def disagreement(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str,
 
 
 def _distance(actual: Tensor, expected: Tensor) -> float:
-    error = (actual - expected).abs().max().item()
-    return error / expected.abs().max().item() if error else 0.0
+    error, size = (actual - expected).abs().max().item(), expected.abs().max().item()
+    if error == 0:
+        return 0.0
+    return error / size if size > 0 and math.isfinite(error) else math.inf
 
 
 def _hand_over(model: nn.Module, result: tuple[Tensor, dict[str, Tensor | None]]) -> Tensor:

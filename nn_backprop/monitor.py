@@ -1,6 +1,7 @@
 """What a training run tells: to TensorBoard, to metrics.jsonl, to the terminal, and by figures."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +14,14 @@ from nn_backprop import figures
 from nn_backprop.data import ImageData
 from nn_backprop.engines import disagreement
 from nn_backprop.tracking import Run
-from nn_backprop.training import Evaluation, Step, evaluate
+from nn_backprop.training import Diverged, Evaluation, Step, evaluate
 
 
 class Monitor:
     """Watches a run: its `step` and `epoch` are what `training.fit` calls back.
 
-    `seconds` is the time spent training, for which the clock stands still in `epoch`;
-    `logging_seconds` is the part of a run that went into logging, evaluation apart.
+    `seconds` counts training alone: its clock stops during `epoch`. `logging_seconds` is what
+    logging took, during steps and epochs, without the evaluation and the final figures.
     """
 
     DENSE, EVERY = 100, 50  # steps: the first 100 are all logged, then each 50th
@@ -29,7 +30,8 @@ class Monitor:
         self.run, self.model, self.data, self.batch_size = run, model, data, batch_size
         self.seconds = self.logging_seconds = 0.0
         self._since: float | None = None
-        self._last_step, self._last_seconds = 0, 0.0
+        self._step: Step | None = None  # the last one
+        self._examples, self._last_seconds = 0, 0.0  # since the last record, and when that was
         self._bar = tqdm(disable=True)
 
     def __enter__(self) -> "Monitor":
@@ -41,7 +43,6 @@ class Monitor:
     def start(self, done: int, total: int, seconds: float) -> None:
         """Starts the clock; `seconds` have gone into the `done` steps before."""
         self.seconds = self._last_seconds = seconds
-        self._last_step = done
         self._bar = tqdm(total=total, initial=done, unit="step", disable=None, leave=False)
         self._since = time.perf_counter()
 
@@ -55,6 +56,8 @@ class Monitor:
         """Logs the loss, the learning rate, the gradients' norms and the speed."""
         began = time.perf_counter()
         self._bar.update()
+        self._step = step
+        self._examples += step.examples
         if step.number > self.DENSE and step.number % self.EVERY:
             return
         values = {"loss/train": step.loss.item(), "learning_rate": step.lr}
@@ -63,19 +66,21 @@ class Monitor:
         values |= {f"gradient_norm/{name}": norm for name, norm in zip(grads, norms, strict=True)}
         assert self._since is not None  # between start and stop
         seconds = self.seconds + time.perf_counter() - self._since
-        examples = (step.number - self._last_step) * self.batch_size
-        values["samples_per_second"] = examples / (seconds - self._last_seconds)
-        self._last_step, self._last_seconds = step.number, seconds
+        values["samples_per_second"] = self._examples / (seconds - self._last_seconds)
+        self._examples, self._last_seconds = 0, seconds
         self.run.log(step.number, step.epoch, values)
         self.logging_seconds += time.perf_counter() - began
 
     def epoch(self, steps: int, complete: int) -> None:
-        """Logs the validation split, the engines' disagreement and the weights."""
+        """Logs the validation split, the engines' disagreement and the weights.
+
+        Raises Diverged if the loss on the validation split is NaN or infinite.
+        """
         running = self._since is not None
         self.stop()
         validation = evaluate(self.model, self.data, self.data.validation)
         values = {"loss/validation": validation.loss, "accuracy/validation": validation.accuracy}
-        batch = self.data.batch(self.data.train[: self.batch_size], torch.float64)
+        batch = self.data.batch(self.data.train[: self.batch_size])
         for engine, distances in disagreement(self.model, *batch).items():
             for name, distance in distances.items():
                 values[f"gradient_disagreement/{engine}/{name}"] = distance
@@ -86,12 +91,16 @@ class Monitor:
         self.run.histograms(
             steps, {f"gradients/{n}": p.grad for n, p in named.items() if p.grad is not None}
         )
-        self.run.image("figures/first_layer", figures.weight_pixels(first_layer(self.model)), steps)
+        self.run.image(
+            "figures/first_layer", figures.weight_pixels(_first_layer(self.model)), steps
+        )
         self.logging_seconds += time.perf_counter() - began
         tqdm.write(
             f"epoch {complete:3d}   validation loss {validation.loss:.4f}   "
             f"accuracy {100 * validation.accuracy:.2f} %   {self.seconds:6.1f} s"
         )
+        if self._step is not None and not math.isfinite(validation.loss):
+            raise Diverged(f"the validation loss became {validation.loss}", self._step)
         if running:
             self._since = time.perf_counter()
 
@@ -115,17 +124,19 @@ class Monitor:
             "confident_mistakes": self._mistakes(test),
             "precision_recall": figures.precision_recall(is_class, test.probabilities),
             "first_layer_weights": figures.weight_images(
-                first_layer(self.model), "Weights of the first layer, after training"
+                _first_layer(self.model), "Weights of the first layer, after training"
             ),
         }.items():
             self.run.figure(f"figures/{name}", figure, steps, file=name)
         disagreements = [
-            value for r in records for tag, value in r.items() if tag.startswith("gradient_dis")
+            value
+            for r in records
+            for tag, value in r.items()
+            if tag.startswith("gradient_disagreement/")
         ]
+        validation = [r["accuracy/validation"] for r in records if "accuracy/validation" in r]
         final = {
-            "validation_accuracy": [r for r in records if "accuracy/validation" in r][-1][
-                "accuracy/validation"
-            ],
+            "validation_accuracy": validation[-1],
             "test_accuracy": test.accuracy,
             "test_loss": test.loss,
             "max_gradient_disagreement": max(disagreements),
@@ -144,7 +155,7 @@ class Monitor:
         )  # fmt: skip
 
 
-def first_layer(model: nn.Module) -> Tensor:
+def _first_layer(model: nn.Module) -> Tensor:
     """The first layer's weights as images, (units, H, W)."""
     weight = next(model.parameters()).detach()
     return weight[:, 0] if weight.dim() == 4 else weight.view(-1, 28, 28)

@@ -1,7 +1,10 @@
 """Saving a training so that it can go on as if it had never stopped."""
 
 import os
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,18 +17,16 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: Optimizer,
     schedule: LRScheduler,
-    step: int,
-    seconds: float,
+    progress: Mapping[str, Any],
 ) -> None:
     """All that the next step depends on, written under a temporary name and then renamed.
 
-    `step` counts the steps done, `seconds` the time that they took. The state of
-    the random generators is included (dropout); the order of the data is not, since it follows from
-    the seed and the epoch.
+    `progress` is what the caller wants back: numbers, strings, None, lists and dicts of them. The
+    state of the random generators is included (dropout); the order of the data is not, since it
+    follows from the seed and the epoch.
     """
     state = {
-        "step": step,
-        "seconds": seconds,
+        "progress": dict(progress),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
@@ -37,23 +38,29 @@ def save_checkpoint(
     os.replace(temporary, path)
 
 
-def load_weights(path: str | Path, model: nn.Module) -> None:
-    """Puts the parameters and buffers of a checkpoint into a model, in the model's precision."""
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote, by the names above, its tensors on the CPU.
+
+    Raises OSError if there is no such file, ValueError if a byte of it has changed, and whatever
+    zipfile and torch.load raise if it is no checkpoint.
+    """
+    with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+        if archive.testzip() is not None:
+            raise ValueError("the checksum is wrong")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def load_checkpoint(
     path: str | Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler
-) -> tuple[int, float]:
-    """Puts everything back as it was saved; returns the steps done and the seconds they took.
-
-    Raises OSError if there is no such file, and whatever torch.load raises if it is damaged.
-    """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+) -> dict[str, Any]:
+    """Puts everything back as it was saved; returns the `progress`. Raises as `read_checkpoint`."""
+    state = read_checkpoint(path)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     torch.set_rng_state(state["cpu_rng"])
     if state["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return state["step"], state["seconds"]
+    progress: dict[str, Any] = state["progress"]
+    return progress

@@ -41,13 +41,13 @@ def evaluate(
     was_training = model.training
     model.eval()
     dtype = next(model.parameters()).dtype
-    losses, labels, probabilities = [], [], []
+    total = 0.0
+    labels, probabilities = [], []
     for part in indices.split(batch_size):
         inputs, targets = data.batch(part, dtype)
         output = model(inputs)
-        losses.append(model.loss(output, targets).double() * len(part))  # type: ignore[operator]
+        total += model.loss(output, targets).item() * len(part)  # type: ignore[operator]
         labels.append(targets)
         probabilities.append(model.probabilities(output))  # type: ignore[operator]
     model.train(was_training)
-    loss = torch.stack(losses).sum().item() / len(indices)
-    return Evaluation(loss, torch.cat(labels).cpu(), torch.cat(probabilities).cpu())
+    return Evaluation(total / len(indices), torch.cat(labels).cpu(), torch.cat(probabilities).cpu())

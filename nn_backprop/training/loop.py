@@ -17,18 +17,24 @@ from nn_backprop.data import ImageData
 CHECK_EVERY = 50  # steps; reading a loss waits for the device
 
 
-class Diverged(Exception):
-    """The loss became NaN or infinite."""
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """One update, as its callback sees it: the gradients are still in ``.grad``."""
 
     number: int  # of updates done, this one included: the first is 1
     epoch: int  # of epochs complete before it: the first epoch is 0
+    examples: int  # in its batch
     loss: Tensor  # 0-d, detached, of the batch before the update
     lr: float  # learning rate of the update
+
+
+class Diverged(Exception):
+    """A loss or a weight became NaN or infinite at a step."""
+
+    def __init__(self, what: str, step: Step) -> None:
+        super().__init__(
+            f"{what} at step {step.number}, with learning rate {step.lr:.3g}: try a smaller --lr"
+        )
 
 
 class Interruptible:
@@ -79,8 +85,8 @@ def fit(
     `compute_gradients(model, inputs, targets)` fills ``.grad`` and returns the loss, detached.
     `on_step` is called after each update, `on_epoch(steps done, epochs done)` after each epoch.
     After a step at which `stop()` is true, the loop returns at once. Raises Diverged, naming step
-    and learning rate, if a loss was NaN or infinite: before `on_epoch` or the return, at the latest
-    CHECK_EVERY steps on.
+    and learning rate, if a loss or a weight was NaN or infinite: before `on_epoch` or the return, a
+    loss at the latest CHECK_EVERY steps on.
 
     The order of the data in an epoch depends on `seed` and the epoch alone, so a run that goes on
     from a checkpoint sees the same batches as one that never stopped. The last batch of an epoch
@@ -98,7 +104,7 @@ def fit(
             optimizer.step()
             schedule.step()
             done += 1
-            step = Step(done, epoch, loss, lr)
+            step = Step(done, epoch, len(batch), loss, lr)
             on_step(step)
             unchecked.append(step)
             if len(unchecked) == CHECK_EVERY:
@@ -106,6 +112,8 @@ def fit(
             if stop():
                 break
         _check(unchecked)
+        if not all(value.isfinite().all() for value in model.state_dict().values()):
+            raise Diverged("a weight became NaN or infinite", step)
         if done % per_epoch == 0:
             on_epoch(done, epoch + 1)
     return done
@@ -116,10 +124,7 @@ def _check(steps: list[Step]) -> None:
     losses = torch.stack([step.loss for step in steps]).tolist() if steps else []
     for step, loss in zip(steps, losses, strict=True):
         if not math.isfinite(loss):
-            raise Diverged(
-                f"the loss became {loss} at step {step.number}, with learning rate {step.lr:.3g}: "
-                "try a smaller --lr"
-            )
+            raise Diverged(f"the loss became {loss}", step)
     steps.clear()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 
@@ -16,8 +16,6 @@ def make_optimizer(
     """
     if name == "sgd":
         return SGD(parameters, lr=lr, weight_decay=weight_decay)
-    if weight_decay == 0:
-        return Adam(parameters, lr=lr, fused=True)
     return AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 

@@ -1,0 +1,264 @@
+"""`read_digit`: a digit is found in pictures of every kind, and what is no picture is said so."""
+
+import io
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from nn_backprop.data import DataError, ImageData, load, read_digit
+from nn_backprop.engines import autograd
+from nn_backprop.models import MLP
+from nn_backprop.training import fit, make_optimizer, make_schedule
+
+REAL_ROOT = os.environ.get("NN_BACKPROP_DATA")
+SEVEN = np.zeros((20, 15), dtype=np.uint8)  # light on dark
+SEVEN[:3], SEVEN[3:, 9:12] = 255, 255
+
+
+def on_canvas(ink=SEVEN, width=60, height=50, left=30, top=5) -> Image.Image:
+    canvas = Image.new("L", (width, height), 0)
+    canvas.paste(Image.fromarray(ink), (left, top))
+    return canvas
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Saves a picture under a name, reads it back as a digit."""
+
+    def saved(picture: Image.Image, name: str = "digit.png", layout: str = "mnist", **options):
+        picture.save(tmp_path / name, **options)
+        image = read_digit(tmp_path / name, layout)
+        assert image.shape == (1, 28, 28) and image.dtype == torch.uint8
+        assert image.max() == 255
+        return image[0].int()
+
+    return saved
+
+
+def test_the_digit_keeps_its_pixels_and_gets_its_place(read):
+    image = read(on_canvas())
+    rows, columns = image.any(1).nonzero().flatten(), image.any(0).nonzero().flatten()
+    top, left = int(rows[0]), int(columns[0])
+    assert len(rows) == 20 and len(columns) == 15
+    assert np.array_equal(image[top : top + 20, left : left + 15].numpy(), SEVEN)
+    # The centre of mass of MNIST's images is pixel 14, counted from 0, in both directions.
+    for axis in (0, 1):
+        centre = (image.sum(1 - axis) * torch.arange(28)).sum() / image.sum()
+        assert abs(centre - 14) <= 0.5
+
+
+def test_the_longer_side_is_scaled_to_20_pixels(read):
+    for scale in (0.35, 2, 7):
+        size = (round(15 * scale), round(20 * scale))
+        image = read(on_canvas(np.array(Image.fromarray(SEVEN).resize(size)), 300, 200))
+        assert int(image.any(1).sum()) == 20 and 14 <= int(image.any(0).sum()) <= 16
+    wide = read(on_canvas(SEVEN.T.copy(), 99, 99))
+    assert int(wide.any(0).sum()) == 20 and int(wide.any(1).sum()) == 15
+
+
+def test_in_the_layout_of_the_digits_it_fills_the_height(read):
+    image = read(on_canvas(), layout="digits")
+    assert int(image.any(1).sum()) == 28 and int(image.any(0).sum()) == 21  # 15 × 28 / 20
+
+
+def equal(image, expected) -> bool:
+    return bool((image - expected).abs().max() <= 1)
+
+
+def test_dark_on_light_or_transparent_or_coloured_is_the_same_digit(read):
+    expected = read(on_canvas())
+    light, dark = on_canvas(), ImageOps.invert(on_canvas())
+    assert equal(read(dark), expected)
+    assert equal(read(dark.convert("RGB"), "digit.bmp"), expected)
+    assert equal(read(light.convert("1")), expected)
+    assert equal(read(light.convert("P")), expected)
+    assert equal(read(dark.convert("P"), "digit.gif"), expected)
+    assert equal(read(dark.convert("CMYK"), "digit.tiff"), expected)
+    blue = Image.merge("RGB", [dark, dark, Image.new("L", dark.size, 255)])
+    assert equal(read(blue), expected)  # blue on white
+    for strokes in ("black", "#802020"):
+        transparent = Image.new("RGBA", dark.size, strokes)
+        transparent.putalpha(light)
+        assert equal(read(transparent), expected)
+    under = Image.fromarray(np.uint8(np.random.default_rng(0).integers(256, size=(50, 60))))
+    under.paste(0, mask=light)  # black strokes; what is transparent has a colour that nobody sees
+    assert equal(read(Image.merge("LA", [under, light])), expected)
+    palette = dark.convert("P")
+    assert equal(read(palette, transparency=palette.getpixel((0, 0))), expected)
+
+
+def test_the_background_is_what_most_of_the_border_shows(read):
+    """Also where the digit, or a shadow, reaches the border."""
+    for left, top in ((0, 0), (0, 30), (45, 0), (45, 30)):
+        touching = on_canvas(left=left, top=top)
+        assert equal(read(touching), read(on_canvas()))
+        assert equal(read(ImageOps.invert(touching)), read(on_canvas()))
+
+
+@pytest.mark.parametrize("low, high", [(0, 65535), (1000, 40000), (0, 255), (7, 200)])
+def test_sixteen_bits(read, low, high):
+    deep = low + (high - low) * (np.array(on_canvas()) / 255)
+    expected = read(on_canvas())
+    assert equal(read(Image.fromarray(np.uint16(deep))), expected)
+    assert equal(read(Image.fromarray(np.int32(deep)), "digit.tiff"), expected)
+    assert equal(read(Image.fromarray(np.float32(deep)), "digit.tiff"), expected)
+
+
+def test_a_photograph_is_turned_as_its_exif_data_say(read):
+    expected = read(on_canvas())
+    for orientation, turn in (
+        (3, Image.Transpose.ROTATE_180),
+        (6, Image.Transpose.ROTATE_90),
+        (8, Image.Transpose.ROTATE_270),
+    ):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        turned = on_canvas().transpose(turn)
+        assert equal(read(turned, exif=exif), expected)
+        large = turned.resize([8 * side for side in turned.size], Image.Resampling.NEAREST)
+        photograph = read(large, "digit.jpg", exif=exif)
+        assert (photograph - expected).abs().double().mean() < 2
+        assert not equal(read(turned), expected)
+
+
+def test_noise_of_compression_does_not_count(read):
+    expected = read(on_canvas())
+    photograph = ImageOps.invert(on_canvas()).resize((600, 500), Image.Resampling.NEAREST)
+    for quality in (20, 75):
+        found = read(photograph.convert("RGB"), "digit.jpg", quality=quality)
+        assert (found - expected).abs().double().mean() < 2
+
+
+def test_the_first_frame_of_an_animation_counts(read):
+    frames = [Image.new("L", (60, 50), 0)]
+    expected = read(on_canvas())
+    assert equal(read(on_canvas(), "digit.gif", save_all=True, append_images=frames), expected)
+    assert equal(read(on_canvas(), "digit.png", save_all=True, append_images=frames), expected)
+
+
+@pytest.mark.parametrize("layout", ["mnist", "digits"])
+def test_extreme_sizes(read, layout):
+    huge = on_canvas().resize((4000, 3000), Image.Resampling.NEAREST)
+    assert int(read(huge, layout=layout).any(1).sum()) in (20, 28)
+    tiny = np.array([[0, 0, 0, 0, 0], [0, 9, 9, 0, 0], [0, 0, 9, 0, 0], [0] * 5, [0] * 5])
+    read(Image.fromarray(np.uint8(tiny)), layout=layout)
+    one = on_canvas(np.full((30, 1), 255, np.uint8))
+    image = read(one, layout=layout)
+    assert int(image.any(0).sum()) == 1 and int(image.any(1).sum()) in (20, 28)
+    dash = read(on_canvas(np.full((1, 30), 255, np.uint8)), layout=layout)
+    assert int(dash.any(1).sum()) == 1
+    read(on_canvas(np.full((1, 1), 255, np.uint8)), layout=layout)
+    corner = Image.new("L", (2, 2), 0)
+    corner.putpixel((0, 0), 255)
+    read(corner, layout=layout)
+    assert read(on_canvas(np.full((3000, 2), 255, np.uint8), 9, 3010, 3, 5)).max() == 255
+
+
+def test_a_hairline_is_as_dark_as_a_stroke(read):
+    """Averaged over the pixels of a large picture it would all but vanish."""
+    canvas = Image.new("L", (1500, 1500), 255)
+    for i in range(200, 1200):
+        canvas.putpixel((i, i), 0)
+    assert (read(canvas) > 100).sum() >= 20
+
+
+def test_what_shows_no_digit_is_said_so(tmp_path):
+    blank = tmp_path / "blank.png"
+    for colour in (0, 128, 255):
+        Image.new("L", (30, 20), colour).save(blank)
+        with pytest.raises(DataError, match=r"blank.png shows no digit: it is of one colour; give"):
+            read_digit(blank)
+    Image.fromarray(np.full((20, 30), 40_000, np.uint16)).save(blank)
+    with pytest.raises(DataError, match="shows no digit"):
+        read_digit(blank)
+    Image.new("RGBA", (30, 20), (9, 9, 9, 0)).save(blank)
+    with pytest.raises(DataError, match="shows no digit"):
+        read_digit(blank)
+    Image.fromarray(np.random.default_rng(0).integers(250, 256, (30, 20), np.uint8)).save(blank)
+    with pytest.raises(DataError, match="shows no digit"):
+        read_digit(blank)
+
+
+def test_what_is_no_picture_is_said_so(tmp_path):
+    (tmp_path / "text.png").write_text("seven")
+    (tmp_path / "empty.png").touch()
+    for name in ("text.png", "empty.png", "none.png", ".", "text.png/below.png"):
+        with pytest.raises(DataError) as caught:
+            read_digit(tmp_path / name)
+        sentence = str(caught.value)
+        assert sentence.startswith(f"{tmp_path / name} cannot be read as a picture (")
+        assert sentence.endswith("): give a PNG or JPEG") and "\n" not in sentence
+
+
+def test_a_picture_too_large_for_memory_is_refused(read, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.raises(DataError, match="exceeds limit"):  # where Pillow only warns
+        read(on_canvas())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match="exceeds limit"):
+        read(on_canvas())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_a_damaged_file_gives_a_sentence_or_a_digit(tmp_path, kind):
+    whole = io.BytesIO()
+    on_canvas().save(whole, kind)
+    numbers, path = random.Random(7), tmp_path / "digit"
+    refused = 0
+    for trial in range(100):
+        content = bytearray(whole.getvalue())
+        if trial % 2:
+            del content[numbers.randrange(len(content)) :]
+        else:
+            for _ in range(4):
+                content[numbers.randrange(min(60, len(content)))] = numbers.randrange(256)
+        path.write_bytes(content)
+        try:
+            assert read_digit(path).shape == (1, 28, 28)
+        except DataError:
+            refused += 1
+    assert refused > 10
+
+
+def trained(data: ImageData, epochs: int) -> MLP:
+    torch.manual_seed(0)
+    model, steps = MLP(), epochs * -(-len(data.train) // 128)
+    optimizer = make_optimizer("adam", model.parameters(), 4e-3, 0.1)
+    schedule = make_schedule("one-cycle", optimizer, 4e-3, steps)
+    fit(model, autograd, optimizer, schedule, data, epochs=epochs, batch_size=128, seed=0)
+    return model.eval()
+
+
+def agreement(data: ImageData, epochs: int, read) -> float:
+    """The share of test images that are taken for the same digit from a larger picture of them."""
+    model, numbers = trained(data, epochs), random.Random(1)
+    found = []
+    for image in data.images[data.test[:200], 0].numpy():
+        side = numbers.randrange(28, 90)
+        place = {"left": numbers.randint(0, side - 28), "top": numbers.randint(0, side - 28)}
+        canvas = on_canvas(image, side, side, **place)
+        canvas = ImageOps.invert(canvas) if numbers.random() < 0.5 else canvas
+        canvas = canvas.resize((3 * side, 3 * side)) if numbers.random() < 0.5 else canvas
+        found.append(read(canvas, layout=data.name)[None])
+    originals = data.batch(data.test[:200])[0]
+    with torch.no_grad():
+        return (
+            (model(data.normalise(torch.stack(found))).argmax(1) == model(originals).argmax(1))
+            .double()
+            .mean()
+            .item()
+        )
+
+
+def test_a_digit_is_recognised_in_a_larger_picture(read):
+    """The place of these digits in their image is coarse, 3.5 pixels, and is lost."""
+    assert agreement(load("digits"), 15, read) > 0.93
+
+
+@pytest.mark.skipif(not REAL_ROOT, reason="$NN_BACKPROP_DATA names no folder with MNIST")
+def test_an_mnist_digit_is_recognised_in_a_larger_picture(read):
+    assert agreement(load("mnist", REAL_ROOT, say=lambda line: None), 1, read) > 0.98

@@ -1,0 +1,441 @@
+"""The loop, the checkpoints, the optimizers and the evaluation, on data and models made up here."""
+
+import math
+import os
+import signal
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nn_backprop.data import ImageData
+from nn_backprop.engines import autograd
+from nn_backprop.training import (
+    Diverged,
+    Interruptible,
+    Step,
+    evaluate,
+    fit,
+    load_checkpoint,
+    make_optimizer,
+    make_schedule,
+    read_checkpoint,
+    save_checkpoint,
+    steps_per_epoch,
+)
+from nn_backprop.training.loop import CHECK_EVERY
+
+TRAIN, VALIDATION, TEST = 17, 5, 7
+BATCH, PER_EPOCH = 5, 4  # 17 examples: batches of 5, 5, 5 and 2
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    n = TRAIN + VALIDATION + TEST
+    numbers = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (n, 1, 28, 28), generator=numbers, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(n)  # by which an image can be told
+    labels = torch.randint(3, (n,), generator=numbers)
+    splits = torch.randperm(n, generator=numbers).split([TRAIN, VALIDATION, TEST])
+    return ImageData("made up", "for tests", images, labels, *splits, mean=0.5, std=0.25)
+
+
+class Small(nn.Module):
+    """28 × 28 to 3 classes; with dropout, whose random numbers a resumed run must draw again."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.hidden, self.dropout = nn.Linear(784, 11), nn.Dropout(dropout)
+        self.output = nn.Linear(11, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.dropout(torch.tanh(self.hidden(x.flatten(1)))))
+
+    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(output, targets)
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        return output.softmax(1)
+
+
+class Training:
+    """A model with all that `fit` wants, from a seed."""
+
+    def __init__(self, optimizer="sgd", schedule="constant", epochs=3, dropout=0.0, seed=0):
+        torch.manual_seed(seed)
+        self.model = Small(dropout)
+        self.optimizer = make_optimizer(optimizer, self.model.parameters(), 0.01, 0.1)
+        self.schedule = make_schedule(schedule, self.optimizer, 0.01, epochs * PER_EPOCH)
+        self.state = (self.model, self.optimizer, self.schedule)
+        self.epochs = epochs
+
+    def fit(self, data, gradients=autograd, seed=0, **callbacks):
+        return fit(
+            self.model, gradients, self.optimizer, self.schedule, data,
+            epochs=self.epochs, batch_size=BATCH, seed=seed, **callbacks,
+        )  # fmt: skip
+
+
+class Recorder:
+    """An engine that notes which images each batch holds, and computes nothing."""
+
+    def __init__(self, data: ImageData) -> None:
+        self.data, self.batches = data, []
+
+    def __call__(self, model, inputs, targets):
+        numbers = (inputs[:, 0, 0, 0] * self.data.std + self.data.mean) * 255
+        numbers = numbers.round().long()
+        assert torch.equal(targets, self.data.labels[numbers])
+        self.batches.append(numbers.tolist())
+        return torch.tensor(1.0)
+
+
+def order(data, **options):
+    recorder = Recorder(data)
+    Training().fit(data, recorder, **options)
+    return recorder.batches
+
+
+def test_an_epoch_is_every_training_example_once(data):
+    batches = order(data)
+    assert [len(batch) for batch in batches] == 3 * [5, 5, 5, 2]
+    numbers = [number for batch in batches for number in batch]
+    epochs = [numbers[:17], numbers[17:34], numbers[34:]]
+    assert all(sorted(epoch) == sorted(data.train.tolist()) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3  # shuffled anew
+
+
+def test_the_order_follows_from_the_seed_and_the_epoch_alone(data):
+    batches = order(data, seed=3)
+    torch.manual_seed(99)
+    assert order(data, seed=3) == batches
+    assert order(data, seed=3, done=6) == batches[6:]  # mid-epoch
+    assert order(data, seed=3, done=8) == batches[8:]
+    assert order(data, seed=3, done=12) == []
+    assert order(data, seed=4) != batches
+
+
+def test_the_callbacks_see_every_step_and_epoch(data):
+    training, steps, epochs, grads = Training(schedule="one-cycle"), [], [], []
+    losses: list[float] = []
+
+    def gradients(model, inputs, targets):
+        loss = autograd(model, inputs, targets)
+        losses.append(loss.item())
+        return loss
+
+    def on_step(step: Step) -> None:
+        steps.append(step)
+        grads.append(training.model.output.bias.grad.clone())
+
+    done = training.fit(
+        data, gradients, on_step=on_step, on_epoch=lambda *numbers: epochs.append(numbers)
+    )
+    assert done == 12 and epochs == [(4, 1), (8, 2), (12, 3)]
+    assert [step.number for step in steps] == list(range(1, 13))
+    assert [step.epoch for step in steps] == 4 * [0] + 4 * [1] + 4 * [2]
+    assert [step.examples for step in steps] == 3 * [5, 5, 5, 2]
+    assert [step.loss.item() for step in steps] == losses
+    expected = Training(schedule="one-cycle")
+    rates = []
+    for _ in range(12):
+        rates += expected.schedule.get_last_lr()
+        expected.optimizer.step()
+        expected.schedule.step()
+    assert [step.lr for step in steps] == rates
+    assert all(grad.any() for grad in grads) and not torch.equal(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_batches_have_the_type_asked_for(data, dtype):
+    seen = set()
+
+    def gradients(model, inputs, targets):
+        seen.add((inputs.dtype, targets.dtype))
+        return torch.tensor(1.0)
+
+    Training().fit(data, gradients, dtype=dtype)
+    assert seen == {(dtype, torch.int64)}
+
+
+@pytest.mark.parametrize("last", [1, 3, 4, 5, 12])
+def test_stop_is_heeded_after_the_step(data, last):
+    steps, epochs = [], []
+    done = Training().fit(
+        data, on_step=steps.append, on_epoch=lambda *numbers: epochs.append(numbers),
+        stop=lambda: len(steps) >= last,
+    )  # fmt: skip
+    assert done == len(steps) == last
+    assert epochs == [(4 * k, k) for k in range(1, last // 4 + 1)]
+
+
+def test_a_stop_before_the_first_step(data):
+    training = Training()
+    before = training.model.output.weight.clone()
+    assert training.fit(data, stop=lambda: True) == 0
+    assert torch.equal(training.model.output.weight, before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("bad", [1, 3, 4])
+def test_a_loss_that_is_not_finite_stops_the_run(data, value, bad):
+    steps, epochs = [], []
+
+    def gradients(model, inputs, targets):
+        return torch.tensor(value if len(steps) == bad - 1 else 1.0)
+
+    sentence = f"the loss became {value} at step {bad}, with learning rate 0.01: try a smaller --lr"
+    with pytest.raises(Diverged, match=f"^{sentence}$"):
+        Training().fit(data, gradients, on_step=steps.append, on_epoch=epochs.append)
+    assert epochs == []  # nothing was saved
+
+
+def test_a_bad_loss_is_found_long_before_a_long_epoch_ends(data):
+    steps = []
+
+    def gradients(model, inputs, targets):
+        return torch.tensor(math.nan if len(steps) == 2 else 1.0)
+
+    training = Training()
+    with pytest.raises(Diverged, match="step 3,"):
+        fit(
+            training.model, gradients, training.optimizer, training.schedule,
+            ImageData(**vars(data) | {"train": data.train.repeat(10)}),
+            epochs=1, batch_size=1, seed=0, on_step=steps.append,
+        )  # fmt: skip
+    assert len(steps) == CHECK_EVERY < 170
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_weight_that_is_not_finite_is_not_saved(data, stopped):
+    """The last loss before a checkpoint can be finite while its update is not."""
+    training, steps = Training(), []
+
+    def gradients(model, inputs, targets):
+        loss = autograd(model, inputs, targets)
+        if len(steps) == 3:
+            model.hidden.weight.grad[0, 0] = math.inf
+        return loss
+
+    with pytest.raises(Diverged, match=r"^a weight became NaN or infinite at step 4, .*--lr$"):
+        training.fit(
+            data, gradients, on_step=steps.append, on_epoch=lambda *_: pytest.fail("saved"),
+            stop=lambda: stopped and len(steps) == 4,
+        )  # fmt: skip
+
+
+def same(a, b) -> bool:
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("last", [1, 4, 6])
+@pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_resumed_training_is_the_uninterrupted_one(data, tmp_path, optimizer, schedule, last):
+    whole, losses = Training(optimizer, schedule, dropout=0.5), []
+    whole.fit(data, on_step=lambda step: losses.append(step.loss.item()))
+    save_checkpoint(tmp_path / "whole.pt", *whole.state, {})
+
+    first, parts = Training(optimizer, schedule, dropout=0.5), []
+    first.fit(
+        data, on_step=lambda step: parts.append(step.loss.item()), stop=lambda: len(parts) == last
+    )
+    save_checkpoint(tmp_path / "part.pt", *first.state, {"step": last, "note": ["a", None]})
+    second = Training(optimizer, schedule, dropout=0.5, seed=1)
+    progress = load_checkpoint(tmp_path / "part.pt", *second.state)
+    assert progress == {"step": last, "note": ["a", None]}
+    second.fit(data, done=last, on_step=lambda step: parts.append(step.loss.item()))
+    save_checkpoint(tmp_path / "parts.pt", *second.state, {})
+
+    assert parts == losses and len(set(losses)) == len(losses)
+    assert same(read_checkpoint(tmp_path / "parts.pt"), read_checkpoint(tmp_path / "whole.pt"))
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    training = Training()
+    save_checkpoint(tmp_path / "a.pt", *training.state, {"step": 1})
+
+    def fails(state, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(tmp_path / "a.pt", *training.state, {"step": 2})
+    assert load_checkpoint(tmp_path / "a.pt", *training.state) == {"step": 1}
+
+
+def test_damage_to_a_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, *Training("adam").state, {})
+    good = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        parts = [(entry.header_offset, archive.read(entry)) for entry in archive.infolist()]
+    assert len(parts) > 10
+    for offset, content in parts:
+        middle = good.index(content, offset) + len(content) // 2
+        path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+        with pytest.raises(ValueError, match="checksum"):
+            read_checkpoint(path)
+    for length in range(0, len(good), len(good) // 20):
+        path.write_bytes(good[:length])
+        with pytest.raises(zipfile.BadZipFile):
+            read_checkpoint(path)
+    with pytest.raises(FileNotFoundError):
+        read_checkpoint(tmp_path / "none.pt")
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "proof"),)
+
+    torch.save({"progress": Malicious()}, tmp_path / "a.pt")
+    with pytest.raises(Exception, match="mkdir"):
+        read_checkpoint(tmp_path / "a.pt")
+    assert not (tmp_path / "proof").exists()
+
+
+def stepped(name: str, grads: list[float], lr: float, weight_decay: float) -> list[float]:
+    weight = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+    optimizer = make_optimizer(name, [weight], lr, weight_decay)
+    weights = []
+    for grad in grads:
+        weight.grad = torch.tensor(grad, dtype=torch.float64)
+        optimizer.step()
+        weights.append(weight.item())
+    return weights
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_sgd_by_hand(weight_decay):
+    weight, expected = 2.0, []
+    for grad in (3.0, -5.0):
+        weight = weight * (1 - 0.1 * weight_decay) - 0.1 * grad
+        expected.append(weight)
+    assert stepped("sgd", [3.0, -5.0], 0.1, weight_decay) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_adam_by_hand_with_decoupled_weight_decay(weight_decay):
+    weight, m, v, expected = 2.0, 0.0, 0.0, []
+    for t, grad in enumerate((3.0, -5.0), start=1):
+        m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+        move = (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        weight = weight * (1 - 0.1 * weight_decay) - 0.1 * move
+        expected.append(weight)
+    # torch keeps the two bias corrections in other roundings: 1e-9 tells it from any other rule
+    assert stepped("adam", [3.0, -5.0], 0.1, weight_decay) == pytest.approx(expected, rel=1e-9)
+
+
+def rates(name: str, steps: int) -> list[float]:
+    optimizer = make_optimizer("adam", [nn.Parameter(torch.zeros(1))], 0.02, 0.0)
+    schedule = make_schedule(name, optimizer, 0.02, steps)
+    found = []
+    for _ in range(steps):
+        found += schedule.get_last_lr()
+        assert optimizer.param_groups[0]["lr"] == found[-1]
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_one_cycle_rises_to_lr_and_falls_to_nearly_nothing():
+    found = rates("one-cycle", 100)
+    peak = found.index(max(found))
+    assert found[peak] == pytest.approx(0.02, rel=1e-12) and peak == 29
+    assert found[0] == pytest.approx(0.02 / 25)
+    assert found[-1] == pytest.approx(0.02 / 25e4)
+    assert found[: peak + 1] == sorted(found[: peak + 1])
+    assert found[peak:] == sorted(found[peak:], reverse=True)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_a_short_one_cycle_stays_within_its_bounds(steps):
+    assert all(0 < rate <= 0.02 * (1 + 1e-12) for rate in rates("one-cycle", steps))
+
+
+def test_constant_is_constant():
+    assert rates("constant", 7) == 7 * [0.02]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+def test_evaluation_by_hand(data, batch_size):
+    model = Small(dropout=0.5).train()
+    result = evaluate(model, data, data.test, batch_size)
+    assert model.dropout.training
+    model.eval()
+    images = ((data.images[data.test] / 255) - 0.5) / 0.25
+    log_p = model(images).log_softmax(1).detach()
+    labels = data.labels[data.test]
+    predicted = log_p.argmax(1)
+    assert torch.equal(result.labels, labels) and torch.equal(result.predictions, predicted)
+    torch.testing.assert_close(result.probabilities, log_p.exp())
+    loss = -sum(log_p[n, label].item() for n, label in enumerate(labels)) / TEST
+    assert result.loss == pytest.approx(loss, rel=1e-5)  # float32
+    assert result.accuracy == sum(map(int.__eq__, predicted.tolist(), labels.tolist())) / TEST
+    assert 0 < result.accuracy < 1
+    confusion = [[0] * 3 for _ in range(3)]
+    for true, guess in zip(labels.tolist(), predicted.tolist(), strict=True):
+        confusion[true][guess] += 1
+    assert result.confusion.tolist() == confusion
+
+
+class NoFloat64(TorchDispatchMode):
+    """As on an Apple GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        assert not (isinstance(result, Tensor) and result.dtype == torch.float64), func
+        return result
+
+
+def test_training_and_evaluation_in_float32_need_no_float64(data):
+    training = Training("adam", "one-cycle")
+    with NoFloat64():
+        training.fit(data)
+        evaluate(training.model, data, data.validation)
+        with pytest.raises(AssertionError):
+            data.batch(data.train, torch.float64)
+
+
+def test_the_first_ctrl_c_asks_and_the_second_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with Interruptible() as interrupt:
+        assert not interrupt.requested
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_the_main_thread_nothing_is_handled():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def work() -> None:
+        with Interruptible() as interrupt:
+            seen.append(interrupt.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False] and signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    "examples, batch_size, steps", [(17, 5, 4), (15, 5, 3), (1, 5, 1), (5, 1, 5)]
+)
+def test_steps_per_epoch(examples, batch_size, steps):
+    assert steps_per_epoch(examples, batch_size) == steps
