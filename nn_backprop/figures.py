@@ -139,7 +139,7 @@ def learning_curves(records: Iterable[Mapping[str, float]]) -> Figure:
     loss, accuracy, *rest = figure.subplots(1, panels)
     _lines(loss, curves, ["loss/validation", "loss/train"])
     _log_if_wide(loss)
-    loss.set(title="Loss", ylabel="cross-entropy (nats)")
+    loss.set(title="Loss", ylabel="mean loss of an example")
     _lines(accuracy, curves, ["accuracy/validation"])
     trained = [value for step, value in curves.get("accuracy/validation", []) if step > 0]
     if trained:

@@ -273,19 +273,19 @@ class Run:
 
 def _cut(path: Path, step: int) -> None:
     """Keeps the records of a metrics file whose step is at most `step`."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     kept = []
     for number, line in enumerate(lines, start=1):
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+                kept.append(line + b"\n")
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
                 raise RunError(
                     f"{path}, line {number} is not a record with a step: expected a JSON object "
                     "a line; repair or remove that line to resume."
                 ) from None
-    _replace(path, "".join(kept).encode())
+    _replace(path, b"".join(kept))
 
 
 def _wait_for_a_later_name(path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nn_backprop import monitor
 from nn_backprop.__main__ import main
 from nn_backprop.data import download, files, load, read_digit
 from nn_backprop.models import MODELS
@@ -41,7 +42,9 @@ def run(request, tmp_path_factory) -> Path:
     """A run of the training script on the embedded digits."""
     path = tmp_path_factory.mktemp("runs") / "run"
     options = ["--data", "digits", "--model", "mlp", "--epochs", "3", "--run-dir", str(path)]
-    assert train.main([*options, "--precision", request.param]) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(monitor.Run, "figure", lambda *arguments, **options: None)  # slow to draw
+        assert train.main([*options, "--precision", request.param]) == 0
     return path
 
 

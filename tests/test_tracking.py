@@ -146,13 +146,22 @@ def test_a_file_is_no_run_directory(tmp_path):
             Run.reopen(path, 0)
 
 
-def test_damage_inside_the_metrics_is_reported_not_repaired(tmp_path):
+@pytest.mark.parametrize("line", [b'{"st', b"\xff\xfe", b"[]", b'{"loss": 1}'])
+def test_damage_inside_the_metrics_is_reported_not_repaired(tmp_path, line):
     Run.create(tmp_path, {}).close()
-    damaged = '{"step": 0}\n{"st\n{"step": 2}\n'
-    (tmp_path / "metrics.jsonl").write_text(damaged)
+    damaged = b'{"step": 0}\n' + line + b'\n{"step": 2}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(damaged)
     with pytest.raises(RunError, match="line 2"):
         Run.reopen(tmp_path, 5)
-    assert (tmp_path / "metrics.jsonl").read_text() == damaged
+    assert (tmp_path / "metrics.jsonl").read_bytes() == damaged
+
+
+def test_a_last_line_without_its_end_is_completed(tmp_path):
+    Run.create(tmp_path, {}).close()
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 0}\n{"step": 1}')
+    with Run.reopen(tmp_path, 1) as run:
+        run.log(2, 0, {})
+    assert [record["step"] for record in records(run)] == [0, 1, 2]
 
 
 def test_histograms_of_a_diverged_run(tmp_path):
