@@ -75,18 +75,18 @@ class Options:
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     """Type of forward and backward; for bfloat16 the parameters stay in float32."""
     epochs: int | None = None
-    """Passes over the training data; by default what suits the model."""
+    """Passes over the training data; by default 10 (cnn), 30 (mlp) or 40 (happy)."""
     batch_size: int | None = None
-    """Examples a step; by default what suits the model."""
+    """Examples a step; by default 128 (cnn), 128 (mlp) or 32 (happy)."""
     lr: float | None = None
-    """Learning rate, with one-cycle its peak; by default what suits the model."""
+    """Learning rate, with one-cycle its peak; by default 0.006 (cnn), 0.004 (mlp), 0.01 (happy)."""
     optimizer: Literal["sgd", "adam"] = "adam"
     """sgd is plain gradient descent on batches."""
     schedule: Literal["constant", "one-cycle"] = "one-cycle"
     """How the learning rate changes over the run."""
     weight_decay: float | None = None
     """Share of each weight, times the learning rate, that is taken off at every step; by default
-    what suits the model."""
+    0.1 (cnn), 0.2 (mlp) or 0.03 (happy)."""
     seed: int = 0
     """Seed of the initial weights and of the order of the examples."""
     threads: int | None = None
@@ -208,7 +208,7 @@ def train(options: Options) -> int:
     began -= past["wall_seconds"]  # the clocks go on
     print(
         f"{options.model} with {_parameters(model):,} parameters, {options.engine} gradients, "
-        f"{options.precision} on {device}; {data.name}: {config['dataset_reason']}; run in {path}"
+        f"{options.precision} on {device}, on {data.name}; run in {path}"
     )
 
     with Interruptible() as interrupt, run, Monitor(run, model, data, batch_size) as monitor:
@@ -299,7 +299,6 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _print_table(summary: dict[str, Any], path: Path) -> None:
-    digits = summary["dataset"] != "mnist"
     print(f"""
     data set                     {summary["dataset"]}
     test accuracy                {100 * summary["test_accuracy"]:.2f} %
@@ -311,8 +310,9 @@ def _print_table(summary: dict[str, Any], path: Path) -> None:
 
 Figures, metrics and checkpoint: {path}
 To watch: tensorboard --logdir runs""")
-    if digits:
-        print(f"*** Trained on the embedded digits, not on MNIST: {summary['dataset_reason']}")
+    if summary["dataset"] != "mnist":
+        reason = summary["dataset_reason"].partition(" (")[0]  # in full above, and in summary.json
+        print(f"*** Trained on the embedded digits, not on MNIST: {reason}")
 
 
 if __name__ == "__main__":

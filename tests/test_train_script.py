@@ -377,7 +377,8 @@ def test_without_mnist_the_digits_are_taken_and_it_is_said(capsys, monkeypatch):
     assert reason.startswith("MNIST could not be had") and "elsewhere" not in reason
     printed = capsys.readouterr().out
     assert "*** MNIST" not in printed  # it was not even looked for
-    assert f"*** Trained on the embedded digits, not on MNIST: {reason}" in printed
+    why = reason.partition(" (")[0]
+    assert f"*** Trained on the embedded digits, not on MNIST: {why}\n" in printed
 
 
 @pytest.mark.skipif(not REAL_ROOT, reason="$NN_BACKPROP_DATA names no folder with MNIST")
@@ -894,3 +895,13 @@ def test_after_the_imports_ctrl_c_is_an_exception_again(monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGINT, before)
     assert exit.value.code == 130 and "interrupted" in sentence(capsys)
+
+
+def test_the_help_gives_the_defaults_of_each_model(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for option in ("epochs", "batch_size", "lr", "weight_decay"):
+        values = [f"{train.DEFAULTS[model][option]} ({model})" for model in ("cnn", "mlp", "happy")]
+        pattern = ", ".join(map(re.escape, values[:2])) + "( or|,) " + re.escape(values[2])
+        assert re.search(pattern, shown), values
