@@ -101,7 +101,7 @@ def cnn_backprop(model: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor, G
 
     # z2 = conv2d(x1, weight) + bias: patches x1[n, c, h+p, w+q] times weight[o,c,p,q]
     grad_conv2_bias = grad_z2.sum((0, 2, 3))  # Σ_n,h,w
-    grad_conv2_weight = _kernel_gradient(grad_z2, x1, model.conv2.weight)
+    grad_conv2_weight = _kernel_gradient(grad_z2, x1)
     grad_x1 = _image_gradient(grad_z2, model.conv2.weight)
 
     # x1 = max_pool2d(a1, 2)
@@ -112,7 +112,7 @@ def cnn_backprop(model: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor, G
 
     # z1 = conv2d(x0, weight) + bias; nobody asks for the gradient of the image itself
     grad_conv1_bias = grad_z1.sum((0, 2, 3))
-    grad_conv1_weight = _kernel_gradient(grad_z1, x0, model.conv1.weight)
+    grad_conv1_weight = _kernel_gradient(grad_z1, x0)
 
     grads: Gradients = {
         "conv1.weight": grad_conv1_weight,
@@ -165,14 +165,14 @@ def _unpool(grad: Tensor, winner: Tensor, image: Tensor) -> Tensor:
     return flat.scatter_(2, winner.flatten(2), grad.flatten(2)).view_as(image)
 
 
-def _kernel_gradient(grad_z: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def _kernel_gradient(grad_z: Tensor, x: Tensor) -> Tensor:
     """grad_weight[o,c,p,q] = Σ_n,h,w grad_z[n,o,h,w] x[n,c,h+p,w+q].
 
-    All positions share the kernel, so its gradient is the sum over them.
+    All positions share the kernel, so its gradient is the sum over them. Read with (p, q) as the
+    position, (h, w) as the offset, and n as the channel that is summed, it is a convolution of x
+    with grad_z as the kernel.
     """
-    P, Q = weight.shape[2:]
-    patches = x.unfold(2, P, 1).unfold(3, Q, 1)  # (N, C, h, w, P, Q)
-    return torch.einsum("nohw,nchwpq->ocpq", grad_z, patches)
+    return F.conv2d(x.transpose(0, 1), grad_z.transpose(0, 1)).transpose(0, 1)
 
 
 def _image_gradient(grad_z: Tensor, weight: Tensor) -> Tensor:
