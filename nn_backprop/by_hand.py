@@ -172,7 +172,8 @@ def _kernel_gradient(grad_z: Tensor, x: Tensor) -> Tensor:
     position, (h, w) as the offset, and n as the channel that is summed, it is a convolution of x
     with grad_z as the kernel.
     """
-    return F.conv2d(x.transpose(0, 1), grad_z.transpose(0, 1)).transpose(0, 1)
+    grad_weight = F.conv2d(x.transpose(0, 1), grad_z.transpose(0, 1)).transpose(0, 1)
+    return grad_weight.contiguous()
 
 
 def _image_gradient(grad_z: Tensor, weight: Tensor) -> Tensor:

@@ -104,5 +104,8 @@ def _distance(actual: Tensor, expected: Tensor) -> float:
 def _hand_over(model: nn.Module, result: tuple[Tensor, dict[str, Tensor | None]]) -> Tensor:
     loss, grads = result
     for name, parameter in model.named_parameters():
-        parameter.grad = grads.get(name)
+        grad = grads.get(name)
+        if grad is not None and grad.stride() != parameter.stride():
+            grad = torch.empty_like(parameter).copy_(grad)  # fused optimizers misread other strides
+        parameter.grad = grad
     return loss

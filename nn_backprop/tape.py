@@ -100,6 +100,8 @@ class Tape(TorchFunctionMode):
             for source, grad in zip(found, _owned(found.values()), strict=True):
                 if isinstance(source, _Leaf) and grad is not None:
                     leaf = source.tensor
+                    if grad.stride() != leaf.stride():  # which torch's fused optimizers misread
+                        grad = torch.empty_like(leaf).copy_(grad)
                     leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)
 
     def gradients(self, loss: Tensor, tensors: Iterable[Tensor]) -> tuple[Tensor | None, ...]:

@@ -101,3 +101,13 @@ def test_a_class_that_does_not_exist_is_refused(wrong):
     model = models.MLP((6, 10)).double()
     with pytest.raises(RuntimeError, match="Class values must be"):
         by_hand.mlp_backprop(model, torch.randn(2, 6).double(), torch.tensor([3, wrong]))
+
+
+@pytest.mark.parametrize("make", [models.happy, models.MLP, models.CNN])
+def test_gradients_lie_in_memory_as_their_parameters_do(make):
+    """A fused optimizer takes that for granted, and silently misreads any other layout."""
+    model = make()
+    backward = by_hand.cnn_backprop if make is models.CNN else by_hand.mlp_backprop
+    _, grads = backward(model, torch.randn(3, 1, 28, 28), torch.tensor([1, 0, 7]))
+    assert all(p.is_contiguous() for p in model.parameters())
+    assert all(grad.is_contiguous() for grad in grads.values())

@@ -642,3 +642,13 @@ def test_a_tensor_for_which_a_rule_has_no_gradient_is_refused():
     with pytest.raises(MissingRuleError, match="nll_loss has no rule for the gradient of one"):
         tape.backward(loss)
     assert x.grad is None
+
+
+def test_a_gradient_lies_in_memory_as_its_leaf_does():
+    """torch's fused optimizers take that for granted, and silently misread any other layout."""
+    conv = nn.Conv2d(2, 3, 5).to(memory_format=torch.channels_last)
+    assert not conv.weight.is_contiguous()
+    with Tape() as tape:
+        loss = (conv(torch.randn(2, 2, 7, 7)) ** 2).mean()
+    tape.backward(loss)
+    assert conv.weight.grad.stride() == conv.weight.stride()
