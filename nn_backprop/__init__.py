@@ -17,7 +17,27 @@ operand times grad_z, summed over every letter that the operand lacks.
 """
 
 from nn_backprop import by_hand, models, rules
+from nn_backprop.check import (
+    Cause,
+    GradientMismatch,
+    Report,
+    assert_gradients,
+    check_gradients,
+)
 from nn_backprop.function import as_function
 from nn_backprop.tape import MissingRuleError, Tape, backprop
 
-__all__ = ["MissingRuleError", "Tape", "as_function", "backprop", "by_hand", "models", "rules"]
+__all__ = [
+    "Cause",
+    "GradientMismatch",
+    "MissingRuleError",
+    "Report",
+    "Tape",
+    "as_function",
+    "assert_gradients",
+    "backprop",
+    "by_hand",
+    "check_gradients",
+    "models",
+    "rules",
+]

@@ -1,0 +1,520 @@
+"""Is this gradient right? The steps of a check, in order."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nn_backprop.check import probes
+from nn_backprop.check.judge import judge
+from nn_backprop.check.mismatch import Mismatch
+from nn_backprop.check.oracle import ELEMENTWISE, Oracle
+from nn_backprop.check.plain import recorded_calls, returned_gradients, submodule_calls
+from nn_backprop.check.report import Cause, Entry, GradientMismatch, Probe, Report, Verdict, said
+from nn_backprop.check.rounding import SAFETY
+from nn_backprop.check.second import second_derivative
+from nn_backprop.check.target import Target, Unsuitable
+
+# The inputs times these: branches that only large, small or negative inputs take.
+RANGES = (2.0**-7, 2.0**5, 2.0**10, -1.0)
+# The same in a check without depth, as the probes make several: of fewer elements one by one.
+FEW = 30
+
+
+def check_gradients(
+    target: Any,
+    *inputs: Any,
+    reference: Any = None,
+    loss: Callable | None = None,
+    seed: int = 0,
+    second_order: bool = False,
+    **kwargs: Any,
+) -> Report:
+    """Whether the gradients of `target` at these inputs are right and, if not, why.
+
+    target: an nn.Module, whose parameters are checked too; a torch.autograd.Function; a pair
+        ``(forward, backward)`` of NumPy functions, called as ``forward(*inputs)`` and
+        ``backward(grad, *inputs)``; or any callable on tensors. It may return nested outputs.
+    inputs, kwargs: what it is called with. The gradient of every floating tensor among them is
+        checked, whether or not it requires grad; everything else is passed through.
+    reference: a callable or module that computes the same in plain torch. Its values are compared
+        first, and its gradients, by autograd, are what is expected.
+    loss: applied to the target's output; the gradient is then that of the loss.
+    seed: of the random upstream gradient and of whatever the target draws.
+    second_order: check the derivative of the backward too.
+
+    The caller's tensors, gradients, buffers, random state and training mode are left as they were.
+    Raises ValueError, in one sentence, for what cannot be checked: nothing differentiable among
+    the inputs or outputs, complex or sparse tensors. A target that raises gives an inconclusive
+    report, or a failed one if it was the backward; `error` is what it raised.
+    """
+    subject = Target(target, inputs, kwargs, loss, seed)
+    return _Check(subject, target, reference, second_order).run()
+
+
+def assert_gradients(
+    target: Any, *inputs: Any, allow_inconclusive: bool = False, **kwargs: Any
+) -> Report:
+    """`check_gradients`, for a test: raises GradientMismatch unless the gradients are right."""
+    report = check_gradients(target, *inputs, **kwargs)
+    if report.verdict == "fail" or (report.verdict == "inconclusive" and not allow_inconclusive):
+        raise GradientMismatch(report)
+    return report
+
+
+class _Stop(Exception):
+    """The check ends here: `report` has its verdict."""
+
+
+@dataclass
+class _Check:
+    """One check. `deep` includes the probes, the search in a network and the diagnosis; without
+    it, there is just the verdict on the gradients."""
+
+    subject: Target
+    original: Any
+    reference: Any = None
+    second_order: bool = False
+    deep: bool = True
+    localise: bool = True
+
+    def run(self) -> Report:
+        self.report = Report(self.subject.label, "pass")
+        try:
+            self.outputs = self._run_forward()
+            self._find_expected()
+            self._compare()
+        except _Stop:
+            return self.report
+        if self.deep:
+            self.probe_causes: list[Cause] = []
+            if all(g is None or g.isfinite().all() for g in self.actual.values()):
+                self._probe()
+            self._diagnose()
+        return self.report
+
+    def _stop(self, verdict: Verdict, reason: str, *causes: Cause) -> None:
+        self.report.verdict, self.report.reason = verdict, reason
+        self.report.causes += causes
+        raise _Stop
+
+    def _run_forward(self) -> list[Tensor]:
+        """The outputs, which have to be finite and the same in equal calls."""
+        runs = []
+        for _ in range(3):
+            try:
+                _, handed = self.subject.leaves_of()
+                runs.append([z.detach().clone() for z in self.subject.forward(handed)])
+            except Unsuitable:
+                raise
+            except Exception as error:
+                self.report.error = error
+                self._stop("inconclusive", f"the target could not be run: {said(error)}")
+        for name, z, *others in zip(self.subject.output_names, *runs, strict=True):
+            if not z.isfinite().all():
+                what = "NaN" if z.isnan().any() else "Inf"
+                self._stop(
+                    "inconclusive",
+                    f"the forward gives {what} in {name}, where there is no gradient to check",
+                )
+            if any(z.shape != other.shape or not torch.equal(z, other) for other in others):
+                self._stop(
+                    "inconclusive",
+                    f"the target changes its answer: {name} differs between calls that are equal, "
+                    "random seed included; make it a function of its inputs, or let it draw from "
+                    "the global generator of torch, NumPy or Python",
+                )
+        if not any(v.numel() for v in self.subject.values.values()):
+            self._stop("inconclusive", "every input is empty: there is no gradient to check")
+        if not any(z.numel() for z in runs[0]):
+            self._stop("inconclusive", "every output is empty: there is no gradient to check")
+        return runs[0]
+
+    def _find_expected(self) -> None:
+        """The upstream gradient, the target in float64, and an oracle's gradients for it."""
+        draws = torch.Generator().manual_seed(self.subject.seed + 1)
+        self.upstream = [
+            torch.randn(z.shape, generator=draws, dtype=torch.float64).to(z) for z in self.outputs
+        ]
+        self.wide = self.subject.cast(torch.float64)
+        self.wide_upstream = [u.double() for u in self.upstream]
+        try:
+            outputs = self.wide.forward(self.wide.leaves_of()[1])
+            usable = all(_agree(z, low) for z, low in zip(outputs, self.outputs, strict=True))
+        except Exception:  # a target for one precision only
+            usable = False
+        if not usable:
+            self.wide = self.subject
+        source = self.wide
+        if self.reference is not None:
+            source = self.wide.as_computed_by(self.reference, self.original)
+            self._compare_forwards(source)
+        dtypes = [self.subject.dtype, *(z.dtype for z in self.outputs)]
+        dtype = max(dtypes, key=lambda d: torch.finfo(d).eps)
+        given = self.reference is not None
+        self.oracle = Oracle(self.wide, source, dtype, given, ELEMENTWISE if self.deep else FEW)
+        self.expected = self.oracle.prepare(self.wide_upstream)
+
+    def _compare_forwards(self, source: Target) -> None:
+        ours = self.wide.forward(self.wide.leaves_of()[1])
+        try:
+            theirs = source.forward(source.leaves_of()[1])
+        except Unsuitable:
+            raise
+        except Exception as error:
+            raise Unsuitable(f"the reference could not be run: {said(error)}") from error
+        how = ""
+        shapes = [[tuple(z.shape) for z in outputs] for outputs in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            how = f"its outputs have shapes {shapes[0]}, the reference's {shapes[1]}"
+        else:
+            for name, z, other in zip(self.wide.output_names, ours, theirs, strict=True):
+                apart = (z - other).abs().max().item() if z.numel() else 0.0
+                size = other.abs().max().item() if z.numel() else 0.0
+                if not apart <= torch.finfo(z.dtype).eps ** 0.6 * size:
+                    how = f"{name} differs by up to {apart:.3g}, of {size:.3g}"
+        if how:
+            cause = Cause("unknown", "the forward is not the reference's", how, 1.0)
+            self._stop("fail", f"the forward itself is not the reference's: {how}", cause)
+
+    def _compare(self) -> None:
+        """Every gradient against the expected one."""
+        function = self.subject.function
+        returned: list[tuple] = []
+        try:
+            if function is None:
+                self.actual = self.subject.gradients([u.clone() for u in self.upstream])
+            else:
+                with returned_gradients(function) as returned:
+                    self.actual = self.subject.gradients([u.clone() for u in self.upstream])
+        except Exception as error:
+            self.report.error = error
+            causes = self._refused(returned, error) if self.deep else []
+            self._stop("fail", f"the backward raised {said(error)}", *causes)
+        for name, expected in self.expected.items():
+            entry = judge(self.oracle, name, self.actual[name], expected, self.wide_upstream)
+            self.report.tensors.append(entry)
+        verdicts = [entry.verdict for entry in self.report.tensors]
+        powerless = [e for e in self.report.tensors if e.verdict == "inconclusive"]
+        wrong = [e for e in self.report.tensors if e.verdict == "fail"]
+        if wrong:
+            self.report.verdict = "fail"
+            worst = max(wrong, key=lambda e: e.relative_error)
+            self.report.reason = (
+                f"{', '.join(f'grad_{e.name}' for e in wrong)} "
+                f"{'is' if len(wrong) == 1 else 'are'} wrong, by up to "
+                f"{worst.relative_error:.3g} of the largest entry"
+            )
+        elif powerless:
+            self.report.verdict = "inconclusive"
+            self.report.reason = f"grad_{powerless[0].name}: {powerless[0].note}"
+        elif verdicts and not any(self._size(name) for name in self.expected):
+            self.report.verdict = "inconclusive"
+            self.report.reason = (
+                "no power: every expected gradient is 0 at these inputs, so that only a zero could "
+                "be checked; choose inputs on which the outputs depend"
+            )
+
+    def _size(self, name: str) -> float:
+        expected = self.expected[name]
+        if expected.value is not None:
+            return expected.value.abs().max().item() if expected.value.numel() else 0.0
+        return max((abs(p) for p, _ in expected.products), default=0.0)
+
+    # Probes
+
+    def _probe(self) -> None:
+        """The protocol, then the same gradients elsewhere: other precision, mode and range."""
+        noise = {}
+        eps = torch.finfo(self.oracle.dtype).eps
+        for name, grad in self.actual.items():
+            largest = grad.abs().max().item() if grad is not None and grad.numel() else 0.0
+            least = eps * math.sqrt(self.oracle.terms) * largest
+            noise[name] = SAFETY * max(least, self.oracle.noise[name])
+        probing = probes.Probing(self.subject, self.upstream, self.actual, noise)
+        for probe, cause in probes.run(probing):
+            self.report.probes.append(probe)
+            if cause is not None:
+                self.probe_causes.append(cause)
+        right = self.report.verdict != "fail"
+        calls = self._functions_inside()
+        self._elsewhere("float32", "wrong-precision", self._in_float32, right)
+        if self.subject.module is not None:
+            other = not self.subject.module.training
+            mode = "training" if other else "evaluation"
+            variants = [(f"in {mode} mode", self.subject.fresh(other))]
+            self._elsewhere(f"{mode} mode", "wrong-branch", lambda: variants, right)
+        if not calls:
+            self._elsewhere("other ranges", "wrong-branch", self._in_ranges, right)
+        if self.second_order:
+            probe, cause = second_derivative(self.oracle, self.wide_upstream)
+            self.report.probes.append(probe)
+            self.probe_causes += [cause] if cause is not None else []
+
+    def _elsewhere(
+        self, name: str, kind: str, variants: Callable[[], list[tuple[str, Target]]], right: bool
+    ) -> None:
+        if not right:
+            self.report.probes.append(Probe(name, "skipped", "the gradient is wrong to begin with"))
+            return
+        reasons = []
+        for where, variant in variants():
+            try:
+                variant = variant.fresh() if variant.module is self.subject.module else variant
+                report = _Check(variant, self.original, self.reference, deep=False).run()
+            except ValueError as error:
+                reasons.append(str(error))
+                continue
+            if report.verdict == "fail":
+                worst = max(report.tensors, key=lambda e: e.units, default=None)
+                reason = f"{where}, {report.reason}"
+                if worst is not None:
+                    reason += (
+                        f": grad_{worst.name} is {worst.actual:.5g} instead of {worst.expected:.5g}"
+                    )
+                self.report.probes.append(Probe(name, "fail", reason))
+                detail = f"the gradient is right at the given inputs, but wrong {where}"
+                self.probe_causes.append(Cause(kind, detail, reason))
+                return
+            if report.verdict == "inconclusive":
+                reasons.append(f"{where}: {report.reason}")
+        if reasons and len(reasons) == len(variants()):
+            self.report.probes.append(Probe(name, "skipped", reasons[0]))
+        else:
+            self.report.probes.append(Probe(name, "pass"))
+
+    def _in_float32(self) -> list[tuple[str, Target]]:
+        if self.subject.dtype != torch.float64:
+            return []
+        return [("in float32", self.subject.cast(torch.float32))]
+
+    def _in_ranges(self) -> list[tuple[str, Target]]:
+        variants = []
+        limit = torch.finfo(self.subject.dtype).max ** 0.25
+        for factor in RANGES:
+            values = {
+                n: v * factor if n in self.subject.inputs else v
+                for n, v in self.subject.values.items()
+            }
+            if all(v.abs().max() < limit for v in values.values() if v.numel()):
+                where = f"with the inputs times {factor:g}"
+                variants.append((where, self.subject.with_values(values)))
+        return variants
+
+    # In a network
+
+    def _functions_inside(self) -> list[tuple[str, Report]]:
+        """Each custom Function that the target calls, checked by itself; the last call first."""
+        if self.subject.function is not None or not self.localise:
+            return []
+        with recorded_calls(self.subject.module) as calls:
+            self.subject.forward(self.subject.leaves_of()[1])
+        reports: list[tuple[str, Report]] = []
+        seen = set()
+        for call in reversed(calls):
+            signature = (
+                call.function,
+                tuple((a.shape, a.dtype) if isinstance(a, Tensor) else repr(a) for a in call.args),
+            )
+            right = self.report.verdict != "fail"
+            if right and signature in seen:
+                continue
+            seen.add(signature)
+            name = " ".join(filter(None, [call.where, f"({call.function.__name__})"]))
+            try:
+                constant = [i for i, needs in enumerate(call.needs_grad) if not needs]
+                seed = self.subject.seed
+                local = Target(call.function, call.args, {}, None, seed, constant)
+                report = _Check(
+                    local, call.function, second_order=self.second_order, localise=False
+                ).run()
+            except ValueError:
+                continue
+            reports.append((name, report))
+            local_probe = Probe(f"{name} by itself", "pass", report.reason)
+            if report.verdict == "fail":
+                local_probe.outcome = "fail"
+            self.report.probes.append(local_probe)
+            if report.verdict == "fail":
+                self.report.where = self.report.where or name
+                self.probe_causes += [
+                    Cause(c.kind, f"{name}: {c.detail}", c.evidence, c.residual)
+                    for c in report.causes
+                ]
+                if not right:
+                    break
+        return reports
+
+    # Diagnosis
+
+    EXPLAINING = (
+        "nondeterministic", "extra-term", "ignores-upstream", "nonlinear-in-upstream",
+        "stale-state", "mutates-input",
+    )  # fmt: skip
+
+    def _diagnose(self) -> None:
+        report = self.report
+        wrong = [e for e in report.tensors if e.verdict == "fail"]
+        if not wrong:
+            if self.probe_causes:
+                report.verdict = "fail"
+                failed = next(p for p in report.probes if p.outcome == "fail")
+                report.reason = f"the gradients are right as given, but not here: {failed.name}"
+                report.causes = self.probe_causes
+            return
+        if not report.where and self.localise and self.subject.module is not None:
+            self._search_submodules()
+        if report.where:
+            for entry in wrong:
+                inside = report.where.split(" ")[0]
+                if not entry.name.startswith(f"{inside}."):
+                    entry.note = entry.note or f"wrong because of {report.where}, perhaps only"
+            report.reason += f"; the first mistake from the loss down is in {report.where}"
+            report.causes = self.probe_causes or report.causes
+            return
+        self._diagnose_here(wrong)
+
+    def _diagnose_here(self, wrong: list[Entry]) -> None:
+        report = self.report
+        actual, tolerance_scale = self.actual, 1.0
+        if self.wide is not self.subject and self.subject.dtype != torch.float64:
+            try:
+                wide = _Check(self.wide, self.original, self.reference, deep=False)
+                verdict = wide.run().verdict
+            except ValueError:
+                verdict = "inconclusive"
+            if verdict == "pass":
+                name = str(self.oracle.dtype).removeprefix("torch.")
+                evidence = f"{report.reason}; in float64 every gradient is right"
+                report.causes = [
+                    Cause("wrong-precision", f"the backward is wrong in {name} only", evidence)
+                ]
+                return
+            if verdict == "fail" and not wide.report.error:
+                actual, tolerance_scale = wide.actual, 0.0
+        mismatches = [
+            self._mismatch(e.name, actual[e.name], 1e-12 if not tolerance_scale else 0.0)
+            for e in wrong
+        ]
+        found = _diagnose([m for m in mismatches if m is not None], self._plain_forward())
+        if any(cause.kind == "wrong-precision" for cause in found):
+            # coarse rounding is not linear either
+            self.probe_causes = [c for c in self.probe_causes if c.kind != "nonlinear-in-upstream"]
+        # What a probe has shown comes first; of the same kind, the diagnosis says more.
+        said_more = {cause.kind: cause for cause in found}
+        first = [
+            said_more.get(cause.kind, cause)
+            for cause in sorted(
+                (c for c in self.probe_causes if c.kind in self.EXPLAINING),
+                key=lambda c: self.EXPLAINING.index(c.kind),
+            )
+        ]
+        rest = [c for c in self.probe_causes if c.kind not in self.EXPLAINING]
+        if [c.kind for c in found] == ["unknown"] and first + rest:
+            found = []
+        report.causes = _unique(first + found + rest)
+
+    def _mismatch(self, name: str, grad: Tensor | None, relative: float) -> Mismatch | None:
+        expected = self.expected[name]
+        if expected.value is None:
+            return None
+        right = expected.value.double().cpu()
+        actual = torch.zeros_like(right) if grad is None else grad.detach().double().cpu()
+        tolerance = SAFETY * expected.uncertainty
+        if relative:
+            tolerance = min(tolerance, relative * right.abs().max().item())
+        labels = {
+            f"constant{i}": leaf for i, leaf in enumerate(self.subject.leaves)
+            if isinstance(leaf, Tensor)
+        }  # fmt: skip
+        gradient = None
+        if name in self.oracle.plain:
+            gradient = lambda upstream: self.oracle.at(list(upstream))[name]  # noqa: E731
+        outputs = self.wide.forward(self.wide.leaves_of()[1])
+        return Mismatch(
+            name, actual, right, tolerance,
+            {n: v.detach().double().cpu() for n, v in self.wide.values.items()},
+            [u.cpu() for u in self.wide_upstream],
+            [z.detach().double().cpu() for z in outputs],
+            labels, gradient,
+        )  # fmt: skip
+
+    def _plain_forward(self) -> Callable | None:
+        if self.subject.is_numpy and self.reference is None:
+            return None
+        source = self.oracle.source
+
+        def forward(values: dict[str, Tensor]) -> list[Tensor]:
+            return source.plain_forward(values)
+
+        return forward
+
+    def _refused(self, returned: list[tuple], error: Exception) -> list[Cause]:
+        """The causes of a backward whose gradients the engine refused, or that raised itself."""
+        mismatches = []
+        for leaf, grad in zip(self.subject.leaves, returned[0] if returned else (), strict=False):
+            name = getattr(leaf, "name", "")
+            if isinstance(grad, Tensor) and name in self.expected:
+                mismatch = self._mismatch(name, grad, 0.0)
+                if mismatch is None:
+                    continue
+                same = mismatch.actual.shape == mismatch.expected.shape
+                if not same or not torch.allclose(mismatch.actual, mismatch.expected):
+                    mismatches.append(mismatch)
+        if mismatches:
+            return _diagnose(mismatches, self._plain_forward())
+        return [Cause("unknown", "the backward raises an error", said(error), 1.0)]
+
+    def _search_submodules(self) -> None:
+        """The first submodule, from the loss down, whose own gradients are wrong."""
+        module, path = self.subject.module, ""
+        assert module is not None
+        handed = self.subject.leaves_of()[1]
+        calls = submodule_calls(module, lambda: self.subject.forward(handed))
+        found: Report | None = None
+        while True:
+            children = {f"{path}.{n}".lstrip(".") for n, _ in module.named_children()}
+            for name, part, args, kwargs in reversed(calls):
+                if name not in children:
+                    continue
+                try:
+                    local = Target(part, args, kwargs, None, self.subject.seed)
+                    if _Check(local, part, deep=False).run().verdict != "fail":
+                        continue
+                    found = _Check(local, part, localise=False).run()
+                except ValueError:
+                    continue
+                module, path = part, name
+                break
+            else:
+                break
+        if found is not None:
+            self.report.where = f"{path} ({type(module).__name__})"
+            self.probe_causes = [
+                Cause(c.kind, f"{path}: {c.detail}", c.evidence, c.residual) for c in found.causes
+            ]
+
+
+def _agree(wide: Tensor, low: Tensor) -> bool:
+    """Whether the output in float64 is that of the lower precision; a random mask, say, need not
+    be the same in both."""
+    if wide.dtype != torch.float64 or wide.shape != low.shape:
+        return False
+    size = wide.abs().max().item() if wide.numel() else 0.0
+    return bool(((wide - low.double()).abs() <= torch.finfo(low.dtype).eps ** 0.4 * size).all())
+
+
+def _diagnose(mismatches: list[Mismatch], forward: Callable | None) -> list[Cause]:
+    from nn_backprop.check.diagnosis import diagnose  # slow to import, and only for what is wrong
+
+    return diagnose(mismatches, forward)
+
+
+def _unique(causes: list[Cause]) -> list[Cause]:
+    best: dict[str, Cause] = {}
+    for cause in causes:
+        best.setdefault(cause.kind, cause)
+    return list(best.values())

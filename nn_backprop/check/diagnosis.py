@@ -1,0 +1,61 @@
+"""Why is it wrong? Hypotheses are fitted to each wrong gradient; those that explain it are ranked.
+
+A hypothesis has to reproduce the wrong gradient, to rounding. Of several that do, the simplest is
+the best: the one that takes the fewest bits to single out (Rissanen 1978, minimum description
+length). Where none does, the answer is `unknown`.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from nn_backprop.check import graph, transforms
+from nn_backprop.check.mismatch import Hypothesis, Mismatch
+from nn_backprop.check.report import Cause
+
+MOST = 5  # causes in a report
+
+
+def diagnose(
+    mismatches: list[Mismatch], forward: Callable[[dict[str, Tensor]], list[Tensor]] | None = None
+) -> list[Cause]:
+    """The causes of the wrong gradients, best first. One that explains several of them comes
+    before one that explains a single one; `forward` is the plain forward, if there is one."""
+    by_kind: dict[str, list[tuple[str, Hypothesis]]] = {}
+    for mismatch in mismatches:
+        found = transforms.explain(mismatch)
+        if forward is not None:
+            found = found + graph.explain(mismatch, forward)
+        best: dict[str, Hypothesis] = {}
+        for hypothesis in sorted(found, key=lambda h: h.bits):
+            best.setdefault(hypothesis.cause.kind, hypothesis)
+        for kind, hypothesis in best.items():
+            by_kind.setdefault(kind, []).append((mismatch.name, hypothesis))
+    ranked = sorted(by_kind.values(), key=lambda hits: (-len(hits), min(h.bits for _, h in hits)))
+    causes = []
+    for hits in ranked[:MOST]:
+        _, simplest = min(hits, key=lambda hit: hit[1].bits)
+        cause = simplest.cause
+        others = [f"grad_{name}" for name, h in hits if h is not simplest]
+        if others:
+            detail = f"{cause.detail}; the same of {', '.join(others)}"
+            cause = Cause(cause.kind, detail, cause.evidence, cause.residual)
+        causes.append(cause)
+    return causes or [_unknown(mismatches)]
+
+
+def _unknown(mismatches: list[Mismatch]) -> Cause:
+    facts = []
+    for m in mismatches:
+        if m.actual.shape != m.expected.shape:
+            facts.append(
+                f"grad_{m.name} has shape {tuple(m.actual.shape)} for {tuple(m.expected.shape)}"
+            )
+            continue
+        wrong = int(((m.actual - m.expected).abs() > m.tolerance).sum())
+        facts.append(f"{wrong} of {m.actual.numel()} entries of grad_{m.name} differ")
+    names = ", ".join(f"grad_{m.name}" for m in mismatches) or "the gradient"
+    return Cause(
+        "unknown", f"{names}: wrong, and none of the known mistakes explains it",
+        "; ".join(facts), 1.0,
+    )  # fmt: skip

@@ -1,0 +1,109 @@
+"""At a kink there is no derivative, and any value between the one-sided slopes is as good.
+
+At 0, ReLU rises by 0 to the left and by 1 to the right: a backward may answer 0, ½ or 1. Where two
+entries tie for a maximum it may give the gradient to either, or half to each. But each element by
+itself is not enough. In a tie of four, the slopes along each element are 0 and 1, so a backward
+that gives all four the whole gradient stays inside for each of them; along their sum, where all
+four rise together and stay tied, the maximum rises by 1, and it says 4. So the derivative along
+the directions that tied elements share has to be right too.
+"""
+
+import torch
+from torch import Tensor
+
+from nn_backprop.check.oracle import Oracle
+from nn_backprop.check.target import Tensors
+
+MOST = 64  # elements looked at; if these are kinks, so are the others
+STEPS = (2e-5, 1e-5)
+RTOL = 1e-4  # of one-sided slopes, which are extrapolated over two steps
+
+
+def accepted(
+    oracle: Oracle, name: str, actual: Tensor, expected: Tensor, tolerance: float,
+    upstream: list[Tensor],
+) -> str:  # fmt: skip
+    """Where `actual` differs from `expected` at kinks only, and is one of the possible answers, a
+    sentence that says so; else nothing."""
+    wrong = ((actual - expected).abs() > tolerance).flatten().nonzero().flatten()
+    value = oracle.target.values[name]
+    if not len(wrong) or not actual.isfinite().all():
+        return ""
+    chosen = wrong[torch.linspace(0, len(wrong) - 1, min(len(wrong), MOST)).long()]
+    scale = value.double().abs().max().item() or 1.0
+    flat = actual.flatten()
+
+    def within(direction: Tensor, must_be_kink: bool) -> Tensor | None:
+        """Which outputs the direction moves, if what `actual` says along it is possible."""
+        right, moved_right = _one_sided(oracle, name, direction, upstream, scale)
+        left, moved_left = _one_sided(oracle, name, -direction, upstream, scale)
+        left = -left
+        said = (flat * direction).sum().item()
+        size = max(abs(left), abs(right), tolerance)
+        if must_be_kink and abs(left - right) <= 10 * RTOL * size:
+            return None
+        slack = RTOL * size + tolerance * direction.abs().sum().item()
+        if not min(left, right) - slack <= said <= max(left, right) + slack:
+            return None
+        return moved_left | moved_right
+
+    groups: list[tuple[Tensor, Tensor]] = []  # (elements, the outputs that they move)
+    for i in chosen.tolist():
+        unit = torch.zeros(value.numel(), dtype=torch.float64)
+        unit[i] = 1
+        moved = within(unit, must_be_kink=True)
+        if moved is None:
+            return ""
+        elements = unit > 0
+        apart = []
+        for other_elements, other_moved in groups:  # elements that move one output belong together
+            if (other_moved & moved).any():
+                elements, moved = elements | other_elements, moved | other_moved
+            else:
+                apart.append((other_elements, other_moved))
+        groups = [*apart, (elements, moved)]
+    for elements, moved in groups:
+        together = elements | _sharing(oracle, name, moved, upstream)
+        same = (value.flatten().double() == value.flatten().double()[elements][0]) & together
+        for direction in (together, same | elements):
+            if within(direction.double(), must_be_kink=False) is None:
+                return ""
+    return (
+        f"{len(wrong)} of {flat.numel()} entries lie at a kink, where any value between the "
+        "one-sided slopes is right"
+    )
+
+
+def _one_sided(
+    oracle: Oracle, name: str, direction: Tensor, upstream: list[Tensor], scale: float
+) -> tuple[float, Tensor]:
+    """The slope of ⟨u, f⟩ towards a direction, from two steps, and which outputs move."""
+    target = oracle.target
+    value = target.values[name]
+
+    def outputs(step: float) -> Tensor:
+        with torch.no_grad():
+            handed: Tensors = {n: v.clone() for n, v in target.values.items()}
+            handed[name] = value + step * direction.reshape(value.shape).to(value)
+            return torch.cat([z.double().flatten() for z in target.forward(handed)])
+
+    u = torch.cat([grad_z.double().flatten() for grad_z in upstream])
+    zero = outputs(0.0)
+    rises = [outputs(scale * step) - zero for step in STEPS]
+    coarse, fine = (
+        (rise * u).sum().item() / (scale * s) for rise, s in zip(rises, STEPS, strict=True)
+    )
+    return 2 * fine - coarse, rises[1] != 0
+
+
+def _sharing(oracle: Oracle, name: str, moved: Tensor, upstream: list[Tensor]) -> Tensor:
+    """The elements whose gradient, by the plain forward, reaches the outputs in `moved`."""
+    value = oracle.target.values[name]
+    if name not in oracle.plain:
+        return torch.zeros(value.numel(), dtype=torch.bool)
+    masked, start = [], 0
+    for grad_z in upstream:
+        part = moved[start : start + grad_z.numel()].reshape(grad_z.shape)
+        masked.append(grad_z * part)
+        start += grad_z.numel()
+    return oracle.at(masked)[name].flatten() != 0

@@ -1,0 +1,366 @@
+"""The protocol: ways of calling a backward that must not change what it gives.
+
+A formula can be right and its backward still be wrong in use: if the upstream gradient arrives
+strided, if one of two outputs is not used, if the layer is called twice before the first backward.
+Each probe calls the target in one such way and holds the result against the target's own gradients
+in the plain case, so that it speaks whatever the verdict on the formula is; only the last two need
+an oracle.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nn_backprop.check.plain import returned_gradients
+from nn_backprop.check.report import Cause, Probe, said
+from nn_backprop.check.target import Gradients, Target, Upstream, backward, seeded
+
+
+class Skipped(Exception):
+    """A probe that does not apply; the message says why."""
+
+
+@dataclass
+class Probing:
+    """The target, what it gives in the plain case, and how far rounding may move that."""
+
+    target: Target
+    upstream: list[Tensor]
+    base: Gradients
+    noise: dict[str, float]
+
+    def gradients(self, upstream: Upstream | None = None, **kwargs) -> Gradients:
+        """The target's gradients; its own copy of the upstream, since some write into it."""
+        return self.target.gradients(upstream or self.copies(), **kwargs)
+
+    def copies(self) -> list[Tensor]:
+        return [u.clone() for u in self.upstream]
+
+    def difference(self, actual: Gradients, expected: Gradients, slack: float = 1.0) -> str:
+        """The first gradient that rounding does not explain, in words; or nothing."""
+        for name, grad in actual.items():
+            a = _zero_if_none(grad, self.target.values[name])
+            e = _zero_if_none(expected[name], self.target.values[name])
+            allowed = slack * self.noise[name]
+            error = (a - e).abs()
+            wrong = ~(error <= allowed) & (a != e) & ~(a.isnan() & e.isnan())
+            if wrong.any():
+                i = int(torch.where(wrong, error.nan_to_num(nan=torch.inf), -1.0).argmax())
+                index = torch.unravel_index(torch.tensor(i), a.shape)
+                where = f"[{', '.join(str(int(j)) for j in index)}]" if a.dim() else ""
+                return (
+                    f"grad_{name}{where} is {a.flatten()[i].item():.5g} "
+                    f"instead of {e.flatten()[i].item():.5g}"
+                )
+        return ""
+
+
+def run(probing: Probing) -> Iterator[tuple[Probe, Cause | None]]:
+    """Every probe, each with the cause that its failure means."""
+    for name, probe in PROBES.items():
+        try:
+            found = probe(probing)
+        except Skipped as why:
+            yield Probe(name, "skipped", str(why)), None
+            continue
+        except Exception as error:
+            found = KIND_IF_RAISED.get(name, "unknown"), f"the target raised {said(error)}"
+        if found is None:
+            yield Probe(name, "pass"), None
+        else:
+            kind, reason = found
+            yield Probe(name, "fail", reason), Cause(kind, _sentence(name, kind), reason)
+
+
+Found = tuple[str, str] | None
+
+
+def _sentence(name: str, kind: str) -> str:
+    return f"{SENTENCES[kind]} (probe: {name})"
+
+
+SENTENCES = {
+    "assumes-contiguous": "the backward is right only if what it is handed is contiguous in memory",
+    "mutates-input": "the backward changes what it is handed",
+    "stale-state": "the backward uses what another call has left behind",
+    "needs-input-grad": "a gradient depends on which other inputs need one",
+    "extra-term": "the gradient holds something that does not come from the upstream gradient",
+    "nonlinear-in-upstream": "the gradient is not linear in the upstream gradient",
+    "ignores-upstream": "the gradient does not depend on the upstream gradient",
+    "nondeterministic": "two equal calls give different gradients",
+    "wrong-reduction": "the backward returns a gradient of another shape than its input's",
+    "detached": "a gradient is missing",
+    "subset": "the outputs' gradients do not add up",
+    "unknown": "the backward fails when it is called in this way",
+}
+
+
+def _strided_upstream(p: Probing) -> Found:
+    return _same(p, [_strided(u) for u in p.upstream], "assumes-contiguous")
+
+
+def _transposed_upstream(p: Probing) -> Found:
+    if all(u.dim() < 2 for u in p.upstream):
+        raise Skipped("no output has two axes")
+    return _same(p, [_transposed(u) for u in p.upstream], "assumes-contiguous")
+
+
+def _expanded_upstream(p: Probing) -> Found:
+    expanded = [u.flatten()[:1].reshape([1] * u.dim()).expand(u.shape) for u in p.upstream]
+    plain = p.gradients([u.contiguous() for u in expanded])
+    difference = p.difference(p.gradients(expanded), plain)
+    return ("assumes-contiguous", difference) if difference else None
+
+
+def _offset_upstream(p: Probing) -> Found:
+    shifted = []
+    for u in p.upstream:
+        storage = torch.full((u.numel() + 3,), 7.0, dtype=u.dtype, device=u.device)
+        storage[3:] = u.flatten()
+        shifted.append(storage[3:].view(u.shape))
+    return _same(p, shifted, "assumes-contiguous")
+
+
+def _same(p: Probing, upstream: list[Tensor], kind: str) -> Found:
+    difference = p.difference(p.gradients(upstream), p.base)
+    return (kind, difference) if difference else None
+
+
+def _strided_inputs(p: Probing) -> Found:
+    if not p.target.inputs:
+        raise Skipped("no floating input")
+    if p.target.draws():
+        raise Skipped("the target draws random numbers, in the order of memory")
+    for layout in (_strided, _transposed):
+        difference = p.difference(p.gradients(layout=layout), p.base)
+        if difference:
+            return "assumes-contiguous", f"with inputs that are not contiguous, {difference}"
+    return None
+
+
+def _unchanged(p: Probing) -> Found:
+    leaves, handed = p.target.leaves_of()
+    upstream = [u.clone() for u in p.upstream]
+    before = {n: t.detach().clone() for n, t in handed.items()}
+    versions = {n: t._version for n, t in handed.items()}
+    with seeded(p.target.seed):
+        outputs = p.target.forward(handed, fresh=True)
+        after_forward = {n: t._version for n, t in handed.items()}
+        backward(outputs, leaves, list(upstream))
+    for name, tensor in handed.items():
+        in_place_forward = after_forward[name] != versions[name]  # which torch knows of
+        if not in_place_forward and not _equal(tensor.detach(), before[name]):
+            return "mutates-input", f"{name} is not what it was before the call"
+    for u, original in zip(upstream, p.upstream, strict=True):
+        if not _equal(u, original):
+            return "mutates-input", "the upstream gradient is not what it was before the call"
+    return None
+
+
+def _two_consumers(p: Probing) -> Found:
+    leaves, handed = p.target.leaves_of()
+    other = [u.flip(tuple(range(u.dim()))) for u in p.upstream]
+    with seeded(p.target.seed):
+        outputs = p.target.forward(handed, fresh=True)
+        kept = [(z, u, v) for z, u, v in zip(outputs, p.upstream, other, strict=True)
+                if z.requires_grad]  # fmt: skip
+        if not kept:
+            raise Skipped("no output requires grad")
+        loss = torch.stack([(z * u).sum() + (z * v).sum() for z, u, v in kept]).sum()
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    together = p.gradients([u + v for u, v in zip(p.upstream, other, strict=True)])
+    difference = p.difference(dict(zip(leaves, grads, strict=True)), together, slack=4)
+    return ("mutates-input", f"used twice, {difference}") if difference else None
+
+
+def _two_calls(p: Probing) -> Found:
+    if not p.target.inputs:
+        raise Skipped("no floating input that could differ between the calls")
+    elsewhere = p.target.with_values(
+        {n: v * 0.875 if n in p.target.inputs else v for n, v in p.target.values.items()}
+    )
+    alone = (p.target.fresh().gradients(p.copies()), elsewhere.fresh().gradients(p.copies()))
+    for order in ((0, 1), (1, 0)):
+        calls = []
+        first = p.target.fresh()
+        second = copy.copy(elsewhere)
+        second.module = first.module
+        for target in (first, second):
+            leaves, handed = target.leaves_of()
+            calls.append((target.forward(handed), leaves))
+        for i in order:
+            outputs, leaves = calls[i]
+            if any(z.shape != u.shape for z, u in zip(outputs, p.upstream, strict=True)):
+                raise Skipped("other inputs give outputs of another shape")
+            difference = p.difference(backward(outputs, leaves, p.copies()), alone[i], slack=4)
+            if difference:
+                which = "first" if i == 0 else "second"
+                return "stale-state", f"two calls, then the {which} one's backward: {difference}"
+    return None
+
+
+def _needs(p: Probing, left_out: bool) -> Found:
+    names = tuple(p.target.values)
+    if len(names) < 2:
+        raise Skipped("there is one input only")
+    for name in names:
+        wanted = tuple(n for n in names if n != name) if left_out else (name,)
+        grads = p.gradients(wanted=wanted)
+        difference = p.difference({n: grads[n] for n in wanted}, p.base)
+        if difference:
+            who = f"if {name} needs none" if left_out else f"if only {name} needs one"
+            return "needs-input-grad", f"{who}, {difference}"
+    return None
+
+
+def _each_output(p: Probing) -> Found:
+    if len(p.upstream) < 2:
+        raise Skipped("there is one output only")
+    total: dict[str, Tensor | None] = dict.fromkeys(p.base)
+    for k in range(len(p.upstream)):
+        alone: list[Tensor | None] = [u if i == k else None for i, u in enumerate(p.upstream)]
+        zeros = [u if i == k else torch.zeros_like(u) for i, u in enumerate(p.upstream)]
+        grads = p.gradients(alone)
+        difference = p.difference(grads, p.gradients(zeros))
+        if difference:
+            name = p.target.output_names[k]
+            return "detached", f"with no upstream gradient but that of {name}, {difference}"
+        for name, grad in grads.items():
+            value = p.target.values[name]
+            total[name] = _zero_if_none(total[name], value) + _zero_if_none(grad, value)
+    difference = p.difference(total, p.base, slack=len(p.upstream))
+    return ("subset", f"summed over the outputs one by one, {difference}") if difference else None
+
+
+def _zero_upstream(p: Probing) -> Found:
+    grads = p.gradients([torch.zeros_like(u) for u in p.upstream])
+    difference = p.difference(grads, dict.fromkeys(grads))
+    if difference and not p.difference(grads, p.base):
+        return "ignores-upstream", "an upstream gradient of 0 gives the same gradient as any other"
+    return ("extra-term", f"for an upstream gradient of 0, {difference}") if difference else None
+
+
+def _linear(p: Probing) -> Found:
+    other = [u.flip(tuple(range(u.dim()))) * 0.5 - 0.25 for u in p.upstream]
+    theirs = p.gradients(other)
+    large = 2.0 ** (4 if any(torch.finfo(u.dtype).bits < 32 for u in p.upstream) else 12)
+    mixed = p.gradients([2 * v - u for u, v in zip(p.upstream, other, strict=True)])
+    scaled = p.gradients([large * u for u in p.upstream])
+    expected, expected_scaled = {}, {}
+    for name, value in p.target.values.items():
+        first, second = (_zero_if_none(g[name], value) for g in (p.base, theirs))
+        expected[name] = 2 * second - first
+        expected_scaled[name] = large * first
+    difference = p.difference(mixed, expected, slack=8)
+    largest = max((g.abs().max().item() for g in expected_scaled.values() if g.numel()), default=0)
+    if largest < torch.finfo(p.target.dtype).max / 8:
+        difference = difference or p.difference(scaled, expected_scaled, slack=8 * large)
+    if not difference:
+        return None
+    if not p.difference(theirs, p.base) and not p.difference(scaled, p.base):
+        return "ignores-upstream", "every upstream gradient gives the same gradient"
+    return "nonlinear-in-upstream", f"grad(2v − u) is not 2·grad(v) − grad(u): {difference}"
+
+
+def _twice(p: Probing) -> Found:
+    difference = p.difference(p.gradients(), p.base)
+    if not difference:
+        return None
+    return "nondeterministic", f"with the same random seed, called again: {difference}"
+
+
+def _backward_twice(p: Probing) -> Found:
+    leaves, handed = p.target.leaves_of()
+    with seeded(p.target.seed):
+        outputs = p.target.forward(handed, fresh=True)
+        first = backward(outputs, leaves, p.copies(), retain_graph=True)
+        first = {n: None if g is None else g.clone() for n, g in first.items()}
+        try:
+            second = backward(outputs, leaves, p.copies(), retain_graph=True)
+        except Exception as error:
+            raise Skipped(f"a second backward raises {said(error)}") from error
+        difference = p.difference(second, first)
+        if not difference:
+            return None
+        grads: list[Gradients] = []
+        for _ in range(2):
+            torch.default_generator.manual_seed(p.target.seed)
+            again = backward(outputs, leaves, p.copies(), retain_graph=True)
+            grads.append({n: None if g is None else g.clone() for n, g in again.items()})
+    if p.difference(grads[0], grads[1]):
+        return "stale-state", f"the backward again, over the same graph: {difference}"
+    return "nondeterministic", f"the backward draws random numbers of its own: {difference}"
+
+
+def _raw(p: Probing) -> Found:
+    if p.target.function is None or p.target.loss is not None:
+        raise Skipped("the target is not a Function")
+    with returned_gradients(p.target.function) as returned:
+        p.gradients()
+    if len(returned) != 1:
+        raise Skipped("the output is not the Function's own")
+    raw = returned[0]
+    for leaf, grad in zip(p.target.leaves, raw, strict=False):
+        name = getattr(leaf, "name", None)
+        value = p.target.values.get(name or "")
+        if value is not None and grad is not None and grad.shape != value.shape:
+            return "wrong-reduction", (
+                f"backward returns grad_{name} of shape {tuple(grad.shape)} for {name} of shape "
+                f"{tuple(value.shape)}; autograd's engine sums it in silence, other callers do not"
+            )
+    return None
+
+
+PROBES: dict[str, Callable[[Probing], Found]] = {
+    "the same call twice": _twice,
+    "backward twice": _backward_twice,
+    "inputs and upstream unchanged": _unchanged,
+    "linear in the upstream": _linear,
+    "zero upstream": _zero_upstream,
+    "strided upstream": _strided_upstream,
+    "transposed upstream": _transposed_upstream,
+    "expanded upstream": _expanded_upstream,
+    "upstream with an offset": _offset_upstream,
+    "inputs not contiguous": _strided_inputs,
+    "two consumers": _two_consumers,
+    "two calls, then two backwards": _two_calls,
+    "each input alone needs a gradient": lambda p: _needs(p, left_out=False),
+    "each input needs none": lambda p: _needs(p, left_out=True),
+    "each output alone": _each_output,
+    "shapes of the raw backward": _raw,
+}
+KIND_IF_RAISED = {
+    "strided upstream": "assumes-contiguous",
+    "transposed upstream": "assumes-contiguous",
+    "expanded upstream": "assumes-contiguous",
+    "upstream with an offset": "assumes-contiguous",
+    "inputs not contiguous": "assumes-contiguous",
+    "each input alone needs a gradient": "needs-input-grad",
+    "each input needs none": "needs-input-grad",
+    "two calls, then two backwards": "stale-state",
+    "each output alone": "detached",
+}
+
+
+def _strided(t: Tensor) -> Tensor:
+    """The same numbers, every other place in memory: a differentiable function of t."""
+    return torch.stack([t, torch.full_like(t, 7.0)], -1)[..., 0] if t.dim() else t.clone()
+
+
+def _transposed(t: Tensor) -> Tensor:
+    """The same numbers with the last two axes the other way round in memory."""
+    return t.transpose(-1, -2).clone(memory_format=torch.contiguous_format).transpose(
+        -1, -2) if t.dim() > 1 else t.clone()  # fmt: skip
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.nan_to_num(nan=7.25), b.nan_to_num(nan=7.25))
+
+
+def _zero_if_none(grad: Tensor | None, value: Tensor) -> Tensor:
+    if grad is None:
+        return torch.zeros(value.shape, dtype=torch.float64, device=value.device)
+    return grad.detach().double()

@@ -1,0 +1,72 @@
+"""The second derivative: is the backward itself differentiable, and rightly so?"""
+
+import torch
+from torch import Tensor
+
+from nn_backprop.check.oracle import Oracle
+from nn_backprop.check.plain import differentiated_forwards
+from nn_backprop.check.report import Cause, Probe, said
+from nn_backprop.check.rounding import SAFETY
+from nn_backprop.check.target import Gradients, Target, backward, seeded
+
+NAME = "second derivative"
+# Two derivatives cost more rounding than one.
+LARGER = 1e3
+
+
+def second_derivative(oracle: Oracle, upstream: list[Tensor]) -> tuple[Probe, Cause | None]:
+    """⟨v, gradient⟩, for a random v, differentiated by the inputs and by the upstream gradient:
+    once through the target's own backward, once through the plain forward."""
+    try:
+        with differentiated_forwards() as called:
+            expected, least = _derivative(oracle.source, upstream)
+    except Exception as error:
+        return Probe(NAME, "skipped", f"the plain forward has none: {said(error)}"), None
+    if not (called or oracle.given):
+        return Probe(NAME, "skipped", "there is no plain forward to compare with"), None
+    try:
+        actual, _ = _derivative(oracle.target, upstream)
+    except Exception as error:
+        reason = f"the backward cannot be differentiated: {said(error)}"
+        return Probe(NAME, "fail", reason), Cause("detached", "no second derivative", reason)
+    for name, right in expected.items():
+        grad = actual[name]
+        if right is None and grad is None:
+            continue
+        a = torch.zeros_like(right) if grad is None else grad  # type: ignore[arg-type]
+        e = torch.zeros_like(a) if right is None else right
+        eps = torch.finfo(e.dtype).eps
+        largest = max(e.abs().max().item() if e.numel() else 0.0, least)
+        if e.numel() and not (a - e).abs().max() <= LARGER * SAFETY * eps * oracle.terms * largest:
+            i = int((a - e).abs().argmax())
+            reason = (
+                f"the derivative of ⟨v, gradient⟩ by {name} is {a.flatten()[i].item():.5g} "
+                f"instead of {e.flatten()[i].item():.5g}"
+            )
+            part = "a part of the backward" if a.any() else "the backward"
+            detail = f"second derivative: {part} is not connected to what it was computed from"
+            return Probe(NAME, "fail", reason), Cause("detached", detail, reason)
+    return Probe(NAME, "pass"), None
+
+
+def _derivative(target: Target, upstream: list[Tensor]) -> tuple[Gradients, float]:
+    """The derivatives, and the largest entry of the gradient, whose rounding enters them."""
+    draws = torch.Generator().manual_seed(3)
+    leaves, handed = target.leaves_of()
+    weights = {
+        name: torch.randn(leaf.shape, generator=draws, dtype=torch.float64).to(leaf)
+        for name, leaf in leaves.items()
+    }
+    upstream = [u.clone().requires_grad_() for u in upstream]
+    with seeded(target.seed):
+        outputs = target.forward(handed, fresh=True)
+        first = backward(outputs, leaves, upstream, create_graph=True)
+        everything = leaves | {f"upstream gradient {i}": u for i, u in enumerate(upstream)}
+        parts = [(g * weights[n]).sum() for n, g in first.items() if g is not None]
+        product = torch.stack(parts).sum() if parts else torch.zeros(())
+        largest = max((g.abs().max().item() for g in first.values() if g is not None and g.numel()),
+                      default=0.0)  # fmt: skip
+        if not product.requires_grad:
+            return dict.fromkeys(everything), largest
+        grads = torch.autograd.grad(product, list(everything.values()), allow_unused=True)
+    return dict(zip(everything, grads, strict=True)), largest

@@ -1,0 +1,413 @@
+"""Whatever is to be checked, as one thing: named tensors in, tensors out, gradients back."""
+
+import copy
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.func import functional_call
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
+
+from nn_backprop.check.plain import differentiated_forwards, forward_of, has_ctx
+
+Tensors = dict[str, Tensor]
+Gradients = Mapping[str, Tensor | None]
+Upstream = Sequence[Tensor | None]
+Layout = Callable[[Tensor], Tensor]
+
+
+class Unsuitable(ValueError):
+    """What was handed over cannot be checked; the message says what to hand over instead."""
+
+
+class Target:
+    """A module, Function, pair of NumPy functions or callable, applied to given inputs.
+
+    `values` holds the floating inputs and, of a module, the parameters that require grad, each by
+    its name, detached; these are what the gradients are taken with respect to. Everything else,
+    such as class indices, flags and buffers, is a constant of the target. Nothing of the caller's
+    is touched: a module is copied, its buffers are new at each call, the random state is put back.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        inputs: tuple,
+        kwargs: dict[str, Any],
+        loss: Callable | None = None,
+        seed: int = 0,
+        constant: Sequence[int] = (),
+    ):
+        """`constant` are the places of inputs whose gradient is not asked for."""
+        self.seed, self.loss = seed, loss
+        self.module: nn.Module | None = None
+        self.pristine: nn.Module | None = None
+        self.function: type[Function] | None = None
+        bound = getattr(target, "__self__", None)
+        if _is_function(bound) and getattr(target, "__name__", "") == "apply":
+            target = bound
+        if isinstance(target, nn.Module):
+            self.pristine = target
+            self.module = _copied(target)
+            self.call, signature_of = None, target.forward
+        elif _is_function(target):
+            self.function, self.call, signature_of = target, target.apply, target.forward
+        elif isinstance(target, tuple) and len(target) == 2 and all(map(callable, target)):
+            self.function = numpy_pair(*target)
+            self.call, signature_of = self.function.apply, target[0]
+        elif callable(target) and not isinstance(target, (Tensor, type)):
+            self.call = signature_of = target
+        else:
+            raise Unsuitable(
+                f"the target is {_described(target)}; it has to be an nn.Module, an "
+                "autograd.Function, a (forward, backward) pair of NumPy functions or a callable"
+            )
+        self.is_numpy = isinstance(target, tuple)
+        self.label = getattr(target, "__name__", type(target).__name__)
+        skip = _is_function(target) and has_ctx(target)
+        self.constant = constant
+        self._arrange(inputs, kwargs, _argument_names(signature_of, skip, inputs, kwargs))
+
+    def _arrange(self, inputs: tuple, kwargs: dict, names: list[str]) -> None:
+        """Sorts out what is a value, by name, and what a constant."""
+        leaves, self.spec = tree_flatten_with_path((inputs, kwargs))
+        self.values: Tensors = {}
+        self.leaves: list[Any] = []  # of the arguments; a value is represented by its name
+        for path, leaf in leaves:
+            if isinstance(leaf, np.ndarray):
+                leaf = torch.from_numpy(leaf.copy())
+            name = _name(path, names)
+            if isinstance(leaf, Tensor):
+                _refuse(name, leaf)
+                leaf = leaf.detach().clone(memory_format=torch.preserve_format)
+                group, place = path[:2]
+                constant = group.idx == 0 and place.idx in self.constant  # type: ignore[attr-defined]
+                if leaf.is_floating_point() and not constant:
+                    self.values[name] = leaf
+                    leaf = _Named(name)
+            self.leaves.append(leaf)
+        self.inputs = tuple(self.values)
+        self.buffers: Tensors = {}
+        self.keys: dict[str, str] = {}  # name of a value -> the module's name of the parameter
+        if self.module is not None:
+            for key, parameter in self.module.named_parameters():
+                if parameter.requires_grad and parameter.is_floating_point():
+                    _refuse(key, parameter)
+                    name = f"parameter {key}" if key in self.inputs else key
+                    self.keys[name] = key
+                    self.values[name] = parameter.detach().clone()
+                else:
+                    self.buffers[key] = parameter.detach().clone()
+            self.buffers |= {name: b.clone() for name, b in self.module.named_buffers()}
+        if not self.values:
+            raise Unsuitable(
+                "there is nothing to differentiate: none of the inputs is a floating-point tensor"
+                + (", and no parameter requires grad" if self.module is not None else "")
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The lowest precision among the values: the one that bounds what can be expected."""
+        return max((v.dtype for v in self.values.values()), key=lambda d: torch.finfo(d).eps)
+
+    def cast(self, dtype: torch.dtype) -> "Target":
+        """The same target with every floating tensor in another precision."""
+        other = copy.copy(self)
+        to = lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t  # noqa: E731
+        other.values = {name: to(v) for name, v in self.values.items()}
+        other.buffers = {name: to(v) for name, v in self.buffers.items()}
+        other.leaves = [to(leaf) for leaf in self.leaves]
+        return other
+
+    def with_values(self, values: Tensors) -> "Target":
+        other = copy.copy(self)
+        other.values = values
+        return other
+
+    def fresh(self, training: bool | None = None) -> "Target":
+        """The same with a module that was never called, in another mode if one is given."""
+        other = copy.copy(self)
+        if self.pristine is not None:
+            other.module = _copied(self.pristine)
+            if training is not None:
+                other.module.train(training)
+        return other
+
+    def as_computed_by(self, reference: Any, original: Any) -> "Target":
+        """The same values in `reference`: a module, whose parameters are this one's by name or, if
+        the names differ, by place; or a callable, which may use the `original` module."""
+        other = copy.copy(self)
+        other.function = reference if _is_function(reference) else None
+        if isinstance(reference, nn.Module):
+            other.module = _copied(reference)
+            other.pristine = None
+            theirs = {k: p for k, p in reference.named_parameters() if p.requires_grad}
+            other.keys = {n: k for n, k in self.keys.items() if k in theirs}
+            if self.keys and len(other.keys) < len(self.keys):
+                shapes = [tuple(self.values[n].shape) for n in self.keys]
+                if [tuple(p.shape) for p in theirs.values()] != shapes:
+                    raise Unsuitable(
+                        "the reference's parameters match the target's neither by name nor by "
+                        f"place: {', '.join(theirs) or 'none'} for {', '.join(self.keys)}"
+                    )
+                other.keys = dict(zip(self.keys, theirs, strict=True))
+            taken = set(other.keys.values())
+            other.buffers = {
+                k: b.detach().clone()
+                for k, b in (*reference.named_parameters(), *reference.named_buffers())
+                if k not in taken
+            }
+        elif _is_function(reference) or callable(reference):
+            other.call = reference.apply if _is_function(reference) else reference
+            if isinstance(original, nn.Module):
+                other.pristine = None
+                other.module = _Beside(original, other.call)
+                other.keys = {name: f"original.{key}" for name, key in self.keys.items()}
+                other.buffers = {f"original.{name}": b for name, b in self.buffers.items()}
+        else:
+            raise Unsuitable(f"the reference is {_described(reference)}; it has to be a callable")
+        return other
+
+    def forward(self, values: Tensors, fresh: bool = False) -> list[Tensor]:
+        """The floating outputs at these values, in order. The random state is the same each time.
+
+        `fresh` draws on from the current random state instead, for a call within another's.
+        """
+        with nullcontext() if fresh else seeded(self.seed):
+            leaves = [values[x.name] if isinstance(x, _Named) else x for x in self.leaves]
+            args, kwargs = tree_unflatten(leaves, self.spec)
+            if self.module is None:
+                output = self.call(*args, **kwargs)  # type: ignore[misc]
+            else:
+                state = {key: values[name] for name, key in self.keys.items()}
+                state |= {name: b.clone() for name, b in self.buffers.items()}
+                output = functional_call(self.module, state, args, kwargs)
+            if self.loss is not None:
+                output = self.loss(output)
+        found = tree_flatten_with_path(output)[0]
+        tensors = [torch.from_numpy(z) if isinstance(z, np.ndarray) else z for _, z in found]
+        self.output_names = [f"output{keystr(path)}" for path, _ in found]
+        kept = [
+            (name, z)
+            for name, z in zip(self.output_names, tensors, strict=True)
+            if isinstance(z, Tensor) and (z.is_floating_point() or z.is_complex())
+        ]
+        self.output_names = [name for name, _ in kept]
+        for name, z in kept:
+            _refuse(name, z)
+        if not kept:
+            raise Unsuitable("there is nothing to differentiate: no output is a floating tensor")
+        return [z for _, z in kept]
+
+    def draws(self) -> bool:
+        """Whether the forward draws from torch's generator."""
+        with seeded(self.seed):
+            before = torch.get_rng_state()
+            self.forward(self.leaves_of()[1], fresh=True)
+            return not torch.equal(before, torch.get_rng_state())
+
+    def leaves_of(self, wanted: tuple[str, ...] | None = None, layout: Layout | None = None):
+        """New leaves with the target's values, and what to hand to the forward in their place."""
+        leaves, handed = {}, {}
+        for name, value in self.values.items():
+            leaf = value.detach().clone().requires_grad_(wanted is None or name in wanted)
+            leaves[name] = leaf
+            if name in self.inputs:  # a copy, since a forward may work in place
+                handed[name] = (layout or torch.clone)(leaf)
+            else:
+                handed[name] = leaf
+        return leaves, handed
+
+    def gradients(
+        self,
+        upstream: Upstream,
+        wanted: tuple[str, ...] | None = None,
+        layout: Layout | None = None,
+    ) -> dict[str, Tensor | None]:
+        """The target's own gradients, by autograd's engine; None where it gave none."""
+        leaves, handed = self.leaves_of(wanted, layout)
+        with seeded(self.seed):
+            outputs = self.forward(handed, fresh=True)
+            return backward(outputs, leaves, upstream, wanted)
+
+    def plain_forward(self, values: Tensors) -> list[Tensor]:
+        """The outputs, with every custom Function's forward played as plain torch code."""
+        inlined = copy.copy(self)
+        function = self.function
+        if function is not None:
+            inlined.call = lambda *args: forward_of(function, args)[0]
+        with differentiated_forwards():
+            return inlined.forward({n: v.clone() for n, v in values.items()})
+
+    def plain_gradients(
+        self, upstream: Upstream, called: set | None = None
+    ) -> dict[str, Tensor | None]:
+        """Autograd's gradients through the plain forward: each custom Function's own forward."""
+        leaves, handed = self.leaves_of()
+        with differentiated_forwards() as seen, seeded(self.seed):
+            outputs = self.forward(handed, fresh=True)
+            grads = backward(outputs, leaves, upstream)
+        if called is not None:
+            called |= seen
+        return grads
+
+
+def backward(
+    outputs: list[Tensor],
+    leaves: Tensors,
+    upstream: Upstream,
+    wanted: tuple[str, ...] | None = None,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> dict[str, Tensor | None]:
+    names = [n for n in leaves if wanted is None or n in wanted]
+    pairs = [
+        (z, grad_z)
+        for z, grad_z in zip(outputs, upstream, strict=True)
+        if grad_z is not None and z.requires_grad
+    ]
+    if not pairs:
+        return dict.fromkeys(names)
+    grads = torch.autograd.grad(
+        [z for z, _ in pairs],
+        [leaves[n] for n in names],
+        [grad_z for _, grad_z in pairs],
+        allow_unused=True,
+        create_graph=create_graph,
+        retain_graph=retain_graph,
+    )
+    return dict(zip(names, grads, strict=True))
+
+
+def numpy_pair(forward: Callable, backward: Callable) -> type[Function]:
+    """A Function around NumPy functions ``forward(*inputs)`` and ``backward(grad, *inputs)``.
+
+    Several outputs are a tuple, and then so is `grad`. The backward returns one array for each
+    input, or for each floating one.
+    """
+
+    class NumpyPair(Function):
+        @staticmethod
+        def forward(ctx, *args):
+            ctx.arrays = [a.detach().numpy() if isinstance(a, Tensor) else a for a in args]
+            ctx.floating = [i for i, a in enumerate(args)
+                            if isinstance(a, Tensor) and a.is_floating_point()]  # fmt: skip
+            output = forward(*ctx.arrays)
+            ctx.single = not isinstance(output, tuple | list)
+            outputs = [output] if ctx.single else output
+            # Copies, since what is returned may share memory with an input.
+            outputs = tuple(torch.from_numpy(np.array(z)) for z in outputs)
+            return outputs[0] if ctx.single else outputs
+
+        @staticmethod
+        def backward(ctx, *upstream):
+            arrays = tuple(grad_z.detach().numpy() for grad_z in upstream)
+            grads = backward(arrays[0] if ctx.single else arrays, *ctx.arrays)
+            grads = grads if isinstance(grads, tuple | list) else (grads,)
+            tensors = [None if g is None else torch.from_numpy(np.array(g)) for g in grads]
+            if len(tensors) == len(ctx.arrays):
+                return tuple(tensors)
+            if len(tensors) != len(ctx.floating):
+                raise ValueError(
+                    f"backward returned {len(tensors)} gradients for {len(ctx.arrays)} inputs, "
+                    f"{len(ctx.floating)} of them floating"
+                )
+            result: list[Tensor | None] = [None] * len(ctx.arrays)
+            for i, tensor in zip(ctx.floating, tensors, strict=True):
+                result[i] = tensor
+            return tuple(result)
+
+    return NumpyPair
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The random states of torch, NumPy and Python start from `seed`, and are put back."""
+    on_gpu = torch.cuda.is_initialized()
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    gpu_states = torch.cuda.get_rng_state_all() if on_gpu else []
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed costs as much as a small layer
+    np.random.seed(seed)
+    random.seed(seed)
+    if on_gpu:
+        torch.cuda.manual_seed_all(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if on_gpu:
+            torch.cuda.set_rng_state_all(gpu_states)
+
+
+class _Beside(nn.Module):
+    """Calls a function that uses a module, so that the module's parameters can be exchanged."""
+
+    def __init__(self, original: nn.Module, function: Callable):
+        super().__init__()
+        self.original, self.function = original, function
+
+    def forward(self, *args, **kwargs):
+        return self.function(*args, **kwargs)
+
+
+class _Named:
+    """Stands for a value among the arguments."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+def _is_function(target: Any) -> bool:
+    return isinstance(target, type) and issubclass(target, Function)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy, with a module that keeps activations on itself too: deepcopy refuses those."""
+    kept = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(module, kept)
+
+
+def _argument_names(function: Any, skip_first: bool, inputs: tuple, kwargs: dict) -> list[str]:
+    """The forward's names of the positional arguments; input0, … where it has none."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[skip_first:]
+    except (TypeError, ValueError):
+        parameters = []
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [names[i] if i < len(names) else f"input{i}" for i in range(len(inputs))]
+
+
+def _name(path: tuple, names: list[str]) -> str:
+    """Such as x, or state[0] for a part of a nested argument."""
+    part, place, *rest = path
+    first = names[place.idx] if part.idx == 0 else place.key
+    return first + keystr(tuple(rest))
+
+
+def _refuse(name: str, tensor: Tensor) -> None:
+    if tensor.is_complex():
+        raise Unsuitable(
+            f"{name} is complex, which the checker does not support: hand its real and imaginary "
+            "parts (torch.view_as_real) to a target that puts them together"
+        )
+    if tensor.layout != torch.strided:
+        raise Unsuitable(
+            f"{name} is a sparse tensor, which the checker does not support: hand over its values"
+        )
+
+
+def _described(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
