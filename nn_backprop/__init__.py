@@ -23,6 +23,7 @@ from nn_backprop.check import (
     Report,
     assert_gradients,
     check_gradients,
+    compare_gradients,
 )
 from nn_backprop.function import as_function
 from nn_backprop.tape import MissingRuleError, Tape, backprop
@@ -38,6 +39,7 @@ __all__ = [
     "backprop",
     "by_hand",
     "check_gradients",
+    "compare_gradients",
     "models",
     "rules",
 ]

@@ -234,6 +234,59 @@ def ratio_dots(ratios: Mapping[str, Sequence[float]], title: str) -> Figure:
     return figure
 
 
+def rates_by_group(
+    rates: Mapping[str, Mapping[str, float]],
+    parts: Mapping[str, Mapping[str, Mapping[str, int]]],
+    order: Sequence[str],
+    title: str,
+) -> Figure:
+    """One row a group: on the left the rates of several contestants, beside them what a whole is
+    made of, one panel for each of `parts`.
+
+    `rates` are shares (0 to 1) by group and contestant. `parts` are counts by panel, group and
+    part; the parts are stacked in `order`, as shares of the group, with the counts written in.
+    """
+    groups = list(rates)
+    figure = Figure(figsize=(6 + 4 * len(parts), 2 + 0.42 * len(groups)), dpi=_DPI,
+                    layout="constrained")  # fmt: skip
+    figure.suptitle(title)
+    left, *rest = figure.subplots(1, 1 + len(parts), sharey=True)
+    rows = np.arange(len(groups))
+
+    contestants = list(next(iter(rates.values())))
+    for number, name in enumerate(contestants):
+        shares = [rates[group][name] for group in groups]
+        shift = 0.26 * (number - (len(contestants) - 1) / 2)
+        left.barh(rows + shift, shares, 0.24, color=_LINES[number], label=name)
+    left.set(title="caught", xlim=(0, 1))
+    left.set_yticks(rows, groups)
+    left.invert_yaxis()
+
+    colours = dict(zip(order, (_LINES[0], _LINES[9], "0.8", _LINES[2], "0.45"), strict=False))
+    for axes, (panel, counts) in zip(rest, parts.items(), strict=True):
+        ends = np.zeros(len(groups))
+        totals = np.array([max(1, sum(counts.get(group, {}).values())) for group in groups])
+        for part in order:
+            numbers = np.array([counts.get(group, {}).get(part, 0) for group in groups])
+            bars = axes.barh(rows, numbers / totals, 0.72, ends, color=colours[part], label=part)
+            axes.bar_label(bars, [f"{n}" if n else "" for n in numbers], label_type="center",
+                           fontsize=8)  # fmt: skip
+            ends += numbers / totals
+        axes.set(title=panel, xlim=(0, 1))
+    for axes in (left, *rest[:1]):
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles, labels, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06),
+                    ncols=3)  # fmt: skip
+    for axes in (left, *rest):
+        axes.set_xticks([0, 0.25, 0.5, 0.75], labels=["0", "25 %", "50 %", "75 %"])
+        axes.grid(alpha=0.3, axis="x")
+        axes.set_axisbelow(True)
+        axes.margins(y=0.02)
+    for axes in rest:
+        axes.tick_params(left=False)
+    return figure
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes the figure as a PNG, in one step: a reader finds the old file or the new one."""
     path = Path(path)

@@ -1,5 +1,6 @@
 """Is this gradient right, and if not, why?"""
 
+from nn_backprop.check.arrays import compare_gradients
 from nn_backprop.check.checker import assert_gradients, check_gradients
 from nn_backprop.check.report import KINDS, Cause, Entry, GradientMismatch, Probe, Report
 
@@ -12,4 +13,5 @@ __all__ = [
     "Report",
     "assert_gradients",
     "check_gradients",
+    "compare_gradients",
 ]
