@@ -186,7 +186,7 @@ def _table() -> dict[Any, Callable]:
     """What is taken apart, so that the steps a hand-written backward is about become visible."""
     names = (
         "nll_loss_forward nll_loss2d_forward mse_loss binary_cross_entropy smooth_l1_loss "
-        "huber_loss silu leaky_relu _prelu_kernel addcmul "
+        "huber_loss _prelu_kernel addcmul "
         "addcdiv lerp native_dropout log_sigmoid_forward linalg_vector_norm masked_fill rsub glu "
         "elu hardswish hardsigmoid mish _unsafe_view"
     )
@@ -204,6 +204,8 @@ def _table() -> dict[Any, Callable]:
         _log_softmax: [aten._log_softmax.default],
         _bce_with_logits: [aten.binary_cross_entropy_with_logits.default],
         _gelu: [aten.gelu.default],
+        lambda x: x * torch.sigmoid(x): [aten.silu.default],
+        lambda x, slope=0.01: torch.where(x > 0, x, x * slope): [aten.leaky_relu.default],
         _convolution: [aten.convolution.default],
         _addmm: [aten.addmm.default, aten.baddbmm.default],
         lambda to, x, _=False: x.expand(to.shape).to(to.dtype): [aten.copy.default],
@@ -271,7 +273,7 @@ class _Recorder(TorchDispatchMode):
     def write(self, func: Any, args: Any, kwargs: Any, out: Any, at: tuple[tuple, str]) -> None:
         flat, spec = tree_flatten((args, kwargs))
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        if not made or any(id(t) in self.index for t in made):
+        if not made or made[0] is flat[0] or any(id(t) in self.index for t in made):
             return
         if func in _SAME and made[0].shape == args[0].shape:
             self.index[id(made[0])] = self.ref(args[0])
@@ -671,7 +673,7 @@ class _Search:
         words = [
             self.name(a.value, depth - 1) if isinstance(a, _Ref) else f"{a:.4g}"
             for a in node.flat
-            if isinstance(a, (_Ref, float))
+            if isinstance(a, (_Ref, float)) or (node.op in SIGNS and type(a) is int)
         ]
         if node.op in SIGNS and len(words) == 2:
             return f"({words[0]} {SIGNS[node.op]} {words[1]})"
@@ -1583,8 +1585,12 @@ def explain(mismatch: Mismatch, forward: Forward) -> list[Hypothesis]:
 
     `forward` maps the inputs by name to the outputs that `mismatch.upstream` belongs to. What
     cannot be recorded or explained gives no hypothesis; it never raises."""
+    threads = torch.get_num_threads()
     try:
+        torch.set_num_threads(1)  # the tensors are small
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             return _Search(_record(forward, mismatch.inputs), mismatch).run()
     except Exception:  # a diagnosis is a bonus, whatever a stranger's forward does
         return []
+    finally:
+        torch.set_num_threads(threads)
