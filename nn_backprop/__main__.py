@@ -1,13 +1,18 @@
-"""`python -m nn_backprop ...`: read the rules, use what was trained, fetch the data.
+"""`python -m nn_backprop ...`: read the rules, check gradients, use what was trained, fetch data.
 
-Exit codes: 0 done; 1 no (data that are not good); 2 could not be run, with one sentence.
+Exit codes: 0 done, or right; 1 no (gradients that are wrong, data that are not good); 2 could not
+be run, with one sentence; 3 inconclusive.
 """
 
+import importlib
+import importlib.util
 import inspect
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +35,50 @@ class Rules:
     """Name of a rule, such as conv2d."""
     json: bool = False
     """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether a gradient is right and, if not, why."""
+
+    target: Positional[str | None] = None
+    """package.module:name or file.py:name, name being a function without arguments that returns
+    (target, inputs) or (target, inputs, reference), as check_gradients takes them."""
+    gallery: bool = False
+    """Instead, print one small mistake of every kind and what is said of it, as Markdown."""
+    seed: int = 0
+    """Of everything that is drawn: the upstream gradient, and what the function draws."""
+    second_order: bool = False
+    """Check the derivative of the backward too."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Whether gradients computed elsewhere are the expected ones and, if not, why."""
+
+    actual: Positional[Path]
+    """The gradients by name: an .npz or .safetensors file."""
+    expected: Positional[Path]
+    """What they should be: such a file, or one that `export` wrote."""
+    context: Path | None = None
+    """A file with inputs, upstream gradient and outputs, such as `export` writes: they help to say
+    why a gradient is wrong. What EXPECTED holds of them is used anyway."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write an example of a rule, gradients included, to compare a port of it with."""
+
+    rule: Positional[str]
+    """Name of a rule, such as conv2d."""
+    out: Positional[Path]
+    """The file to write: an .npz."""
+    seed: int = 0
+    """Of the operands and the upstream gradient."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +119,9 @@ class Data:
 
 Command = (
     Annotated[Rules, subcommand("rules")]
+    | Annotated[Check, subcommand("check")]
+    | Annotated[Compare, subcommand("compare")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Data, subcommand("data")]
@@ -84,6 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     run: dict[type, Callable[[Any], int]] = {
         Rules: rules,
+        Check: check,
+        Compare: compare,
+        Export: export,
         Evaluate: evaluate,
         Predict: predict,
         Data: data,
@@ -105,16 +160,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def rules(command: Rules) -> int:
     from torch.overrides import resolve_name
 
-    from nn_backprop.rules import TABLE, Rule
+    from nn_backprop.rules import TABLE
 
     callables: dict[str, list[str]] = {}
-    by_name: dict[str, Rule] = {}
     for function, rule in TABLE.items():
-        by_name.setdefault(rule.name, rule)
         callables.setdefault(rule.name, []).append(resolve_name(function) or repr(function))
-    if command.name is not None and command.name not in by_name:
-        raise UsageError(f"there is no rule {command.name!r}; there are {', '.join(by_name)}")
-    chosen = {k: v for k, v in by_name.items() if command.name in (None, k)}
+    chosen = _rules(command.name)
     rows: list[dict[str, Any]] = [
         {
             "name": name,
@@ -137,6 +188,63 @@ def rules(command: Rules) -> int:
             for line in row["equations"]:
                 print(f"    {line}")
         print("\npython -m nn_backprop rules NAME prints the derivation of one.")
+    return 0
+
+
+def check(command: Check) -> int:
+    from nn_backprop.check import check_gradients
+    from nn_backprop.check.target import seeded
+
+    if (command.target is None) != command.gallery:
+        raise UsageError("check takes either package.module:name or --gallery")
+    if command.gallery:
+        return _gallery(command.json)
+    assert command.target is not None
+    with redirect_stdout(sys.stderr), seeded(command.seed):  # stdout is for the report
+        target, inputs, reference = _made_by(command.target)
+        try:
+            report = check_gradients(
+                target, *inputs, reference=reference, seed=command.seed,
+                second_order=command.second_order,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        except Exception as error:  # never 1, which says that the gradient is wrong
+            raise UsageError(f"{command.target} cannot be checked: {_described(error)}") from None
+    if report.error is not None and report.verdict == "inconclusive":
+        if not command.json:
+            raise UsageError(f"{report.target}: {report.reason}")
+        _print_json(report.to_dict())
+        return 2
+    return _say(report, command.json)
+
+
+def compare(command: Compare) -> int:
+    from nn_backprop.check import compare_gradients
+    from nn_backprop.check.arrays import load
+
+    try:
+        context = None if command.context is None else load(command.context)
+        report = compare_gradients(load(command.actual), load(command.expected), context)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    report.target = f"{command.actual} against {command.expected}"
+    return _say(report, command.json)
+
+
+def export(command: Export) -> int:
+    from nn_backprop.export import example, write
+
+    (rule,) = _rules(command.rule).values()
+    arrays = example(rule, command.seed)
+    try:
+        write(command.out, arrays)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    print(command.out)
+    for key, array in arrays.items():
+        what = array if key.startswith("option/") else f"{array.dtype} {array.shape}"
+        print(f"    {key:<22} {what}")
     return 0
 
 
@@ -211,6 +319,113 @@ def data(command: Data) -> int:
         for name, state in found.items():
             print(f"    {name:<26} {state}")
     return 0 if set(found.values()) == {"ok"} else 1
+
+
+def _rules(name: str | None) -> dict[str, Any]:
+    """Every rule by its name, or the named one."""
+    from nn_backprop.rules import TABLE
+
+    by_name: dict[str, Any] = {}
+    for rule in TABLE.values():
+        by_name.setdefault(rule.name, rule)
+    if name is not None and name not in by_name:
+        raise UsageError(f"there is no rule {name!r}; there are {', '.join(by_name)}")
+    return {k: rule for k, rule in by_name.items() if name in (None, k)}
+
+
+def _say(report: Any, as_json: bool) -> int:
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        print(report)
+    return {"pass": 0, "fail": 1, "inconclusive": 3}[report.verdict]
+
+
+def _gallery(as_json: bool) -> int:
+    from nn_backprop.check.gallery import gallery, page
+
+    examples = list(gallery())
+    if as_json:
+        _print_json([{"kind": k, "source": s, "report": r.to_dict()} for k, s, r in examples])
+    else:
+        print(page(examples))
+    named = [report.causes and report.causes[0].kind == kind for kind, _, report in examples]
+    return 0 if all(named) else 1
+
+
+def _made_by(where: str) -> tuple[Any, tuple, Any]:
+    """(target, inputs, reference), from what makes them: package.module:name or file.py:name."""
+    place, _, name = where.rpartition(":")
+    if not place or not name:
+        raise UsageError(f"{where!r} is neither package.module:name nor file.py:name")
+    factory: Any = _module(place)
+    for part in name.split("."):
+        if not hasattr(factory, part):
+            raise UsageError(f"there is no {name!r} in {place}")
+        factory = getattr(factory, part)
+    if not callable(factory) or isinstance(factory, type):
+        what = "a class" if isinstance(factory, type) else f"of type {type(factory).__name__}"
+        raise UsageError(
+            f"{where} is {what}; it has to be a function without arguments that returns "
+            "(target, inputs)"
+        )
+    try:
+        made = factory()
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{where} raises {_described(error)}") from None
+    wanted = "it has to return (target, inputs) or (target, inputs, reference)"
+    if not isinstance(made, tuple | list) or len(made) not in (2, 3):
+        count = f" of length {len(made)}" if isinstance(made, tuple | list) else ""
+        raise UsageError(f"{where} returns {type(made).__name__}{count}; {wanted}")
+    target, inputs, reference = (*made, None)[:3]
+    if not isinstance(inputs, tuple | list):
+        if not hasattr(inputs, "shape"):  # a single array does as well
+            raise UsageError(f"{where} returns {type(inputs).__name__} as the inputs; {wanted}")
+        inputs = (inputs,)
+    return target, tuple(inputs), reference
+
+
+def _module(place: str) -> Any:
+    """The module of that name, or of that file, with the current directory importable."""
+    path, is_file = Path(place), place.endswith(".py")
+    if is_file and not path.is_file():
+        raise UsageError(f"there is no file {place}")
+    folders = [os.getcwd(), *([str(path.parent.resolve())] if is_file else [])]
+    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
+    try:
+        if not is_file:
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(f"{path.stem} of {path.resolve()}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module.__name__] = module
+        spec.loader.exec_module(module)
+        return module
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and not is_file and f"{place}.".startswith(f"{missing}."):
+            raise UsageError(
+                f"there is no module {missing!r} here: start from the folder that holds it, or "
+                "give file.py:name"
+            ) from None
+        raise UsageError(f"{place} cannot be imported: {_described(error)}") from None
+
+
+def _described(error: BaseException) -> str:
+    """The error in one line, with the place in the user's code that it comes from."""
+    from nn_backprop.check.report import said
+
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__
+        and not any(part in frame.filename for part in ("importlib", "site-packages"))
+    ]  # fmt: skip
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return said(error) + place
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _trained(run: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -18,7 +18,7 @@ LEVELS = {
     "tape": 1, "function": 1, "by_hand": 1, "by_hand_fast": 1,
     "layers": 2,
     "models": 3,
-    "engines": 4,
+    "engines": 4, "export": 4,
     "monitor": 5,
     "__main__": 6,
 }  # fmt: skip

@@ -5,6 +5,8 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+from nn_backprop.__main__ import main
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -47,3 +49,16 @@ def test_the_two_commands_stand_on_lines_of_their_own():
     lines = README.splitlines()
     assert "python -m pip install -e . && python experiments/train.py" in lines
     assert 'python -m pip install -e ".[test]" && python -m pytest' in lines
+
+
+def test_the_story_of_a_wrong_gradient_goes_as_told(tmp_path, monkeypatch, capsys):
+    """The file is checked, answers what stands there, is mended as it says, and passes."""
+    section = README[README.index("## Is my gradient right?") :]
+    code, answer = re.search(r"```python\n(.*?)```.*?```\n(.*?)```", section, re.S).groups()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(code)
+    assert main(["check", "mine.py:scale"]) == 1
+    assert capsys.readouterr().out.startswith(answer)
+    (tmp_path / "mine.py").write_text(code.replace(".mean(0)", ".sum(0)"))
+    assert main(["check", "mine.py:scale"]) == 0
+    assert capsys.readouterr().out.startswith("PASS")

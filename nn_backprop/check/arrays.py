@@ -86,7 +86,10 @@ def load(path: str | Path) -> dict[str, Any]:
 
             arrays = load_file(path)
         else:
-            with np.load(path, allow_pickle=False) as archive:
+            with open(path, "rb") as file:
+                archive = np.load(file, allow_pickle=False)
+                if isinstance(archive, np.ndarray):
+                    raise ValueError("it is a single array, as .npy files hold")
                 for name in archive:
                     arrays[name] = archive[name]
     except Exception as error:  # damaged files fail in many ways

@@ -52,7 +52,7 @@ def _unknown(mismatches: list[Mismatch]) -> Cause:
                 f"grad_{m.name} has shape {tuple(m.actual.shape)} for {tuple(m.expected.shape)}"
             )
             continue
-        wrong = int(((m.actual - m.expected).abs() > m.tolerance).sum())
+        wrong = int((~((m.actual - m.expected).abs() <= m.tolerance)).sum())
         facts.append(f"{wrong} of {m.actual.numel()} entries of grad_{m.name} differ")
     names = ", ".join(f"grad_{m.name}" for m in mismatches) or "the gradient"
     return Cause(

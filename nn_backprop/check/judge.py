@@ -6,6 +6,7 @@ neither the size of the gradient nor that of its arrays changes a verdict.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,12 +46,15 @@ def judge(
     if not right.isfinite().all():
         entry.verdict, entry.note = "inconclusive", "the expected gradient is not finite here"
         return entry
-    error = (actual - right).abs()
-    i = int(error.nan_to_num(nan=math.inf, posinf=math.inf).argmax())
-    entry.worst_index = tuple(int(j) for j in torch.unravel_index(torch.tensor(i), right.shape))
+    size = right.abs().max().item()
+    if size > torch.finfo(oracle.dtype).max:
+        entry.verdict, entry.note = "inconclusive", f"beyond the largest number of {_word(oracle)}"
+        return entry
+    error = (actual - right).abs().nan_to_num(nan=math.inf)
+    i = int(error.argmax())
+    entry.worst_index = tuple(int(j) for j in np.unravel_index(i, right.shape))
     entry.actual, entry.expected = actual.flatten()[i].item(), right.flatten()[i].item()
     entry.error = error.flatten()[i].item()
-    size = right.abs().max().item()
     entry.relative_error = _ratio(entry.error, size)
     entry.units = _ratio(entry.error, expected.uncertainty)
     tolerance = SAFETY * expected.uncertainty
@@ -69,7 +73,7 @@ def judge(
         else:
             entry.verdict = "inconclusive"
             entry.note = (
-                f"ill-conditioned: rounding in {str(oracle.dtype).removeprefix('torch.')} "
+                f"ill-conditioned: rounding in {_word(oracle)} "
                 f"may account for {100 * tolerance / size:.0f} % of its largest entry"
             )
     return entry
@@ -111,6 +115,10 @@ def _resolve(oracle: Oracle, name: str, expected: Expected, upstream: list[Tenso
     expected.value, expected.oracle = full.value, full.oracle
     expected.uncertainty = full.uncertainty
     return True
+
+
+def _word(oracle: Oracle) -> str:
+    return str(oracle.dtype).removeprefix("torch.")
 
 
 def _ratio(error: float, of: float) -> float:

@@ -33,6 +33,9 @@ from nn_backprop.check.target import Gradients, Target, Tensors, Upstream
 ELEMENTWISE = 3000
 DIRECTIONS = 8
 ROUNDING_RUNS = 2
+# Of the noise in half precision, whose sums are accumulated in a higher one: SAFETY times the full
+# spacing at every operation would leave nothing of eight bits.
+HALF = 0.375
 # What an extrapolated difference is trusted to at best, relative to the gradient's largest entry.
 DIFFERENCE_FLOOR = 1e-9
 
@@ -119,6 +122,7 @@ class Oracle:
                 base = _zero_for_none(gradients(self.source, upstream), self.source)
             except Exception:  # it is the backward that raises, as will be found
                 return dict.fromkeys(self.source.values, 0.0)
+            base = {n: g for n, g in base.items() if g.isfinite().all()}
 
         def moves(keep_ties: bool, share: float = 1.0) -> dict[str, float]:
             """The largest move of each gradient, by `share` of the spacing."""
@@ -134,22 +138,27 @@ class Oracle:
                     grads = gradients(source, moved_upstream)
                 self.terms = max(self.terms, mode.terms)
                 for name, grad in _zero_for_none(grads, self.source).items():
-                    if grad.numel():
+                    if name in base and grad.numel():
                         move = (grad - base[name]).abs().max().item()
                         largest[name] = max(largest[name], move)
             return largest
 
-        kept, free = moves(keep_ties=True), moves(keep_ties=False)
         sizes = {n: g.abs().max().item() if g.numel() else 0.0 for n, g in base.items()}
-        # A move out of all proportion, which vanishes when ties are kept, may come from a kink:
-        # there it is as large however little is moved.
-        large = [n for n in base if free[n] > 1e-3 * sizes[n] and free[n] > 1e4 * kept[n]]
-        less = moves(keep_ties=False, share=2.0**-6) if large else {}
-        for name in large:
-            if less[name] > free[name] / 8:
-                free[name] = 0.0
+        # The other way in float64, of whose spacing there is no part.
+        share = 2.0**6 if self.dtype == torch.float64 else 2.0**-6
+        largest_move = dict.fromkeys(base, 0.0)
+        for keep_ties in (True, False):
+            found = moves(keep_ties)
+            # A move out of all proportion may come from a kink: there it is as large however far
+            # is moved, and another branch is not rounding.
+            large = [n for n in base if found[n] > 1e-3 * sizes[n]]
+            again = moves(keep_ties, share) if large else {}
+            for name in base:
+                pair = sorted((found[name], again.get(name, 0.0)))
+                if name not in large or pair[1] >= 8 * pair[0]:
+                    largest_move[name] = max(largest_move[name], found[name])
         half = torch.finfo(self.dtype).bits < 32
-        growth = 1.0 if half else math.sqrt(self.terms)
+        growth = HALF if half else math.sqrt(self.terms)
         # A backward may work with the rounded outputs: y(1 − y) is 0 where a sigmoid has come
         # within rounding of 1. So what changes ⟨u, z⟩ by less than the rounding of a z up to 1,
         # over the range of x, or of 1, the natural scale of exp and its kin, is not seen.
@@ -158,11 +167,13 @@ class Oracle:
         pairs = zip(outputs, upstream, strict=True)
         size_of_z = math.sqrt(sum((z.clamp(-1, 1) * u).square().sum().item() for z, u in pairs))
         eps = torch.finfo(self.dtype).eps
+        # Products on the way may have lost digits below the smallest normal number.
+        underflow = 0.0 if half else 2.0**20 * eps * torch.finfo(self.dtype).smallest_normal
         noise = {}
         for name, size in sizes.items():
             least = eps * size_of_z / max(1.0, _typical(self.source.values[name]))
-            move = max(kept[name], free[name])
-            noise[name] = max(growth * max(move, eps * size), least)
+            move = max(largest_move[name], eps * size)
+            noise[name] = max(growth * move, least, underflow)
         return dict.fromkeys(self.source.values, 0.0) | noise
 
     def _trusted(self, upstream: list[Tensor], forward_mode: bool) -> set[str]:
@@ -214,12 +225,29 @@ class Oracle:
         outputs, scales = self._along(name, direction)
         pairs = zip(self._forward_noise(), upstream, strict=True)
         size = sum((noise_of_z * u).abs().sum().item() for noise_of_z, u in pairs)
-        for step in (scale * eps**power for scale in scales for power in (0.4, 0.45)):
-            ahead, behind = outputs(step), outputs(-step)
-            slope = _dot(ahead, behind, upstream) / (2 * step)
-            allowed = eps**0.3 * max(abs(slope), abs(product)) + size / step + noise
-            if not math.isfinite(slope) or abs(slope - product) <= allowed:
+        for scale in scales:
+            slopes = []
+            # Where rounding makes a staircase of the function, a short step may not leave a tread.
+            for step in (scale * eps**power for power in (0.45, 0.4, 0.25, 0.12)):
+                ahead, behind = outputs(step), outputs(-step)
+                if not all(map(torch.equal, ahead, behind)):
+                    slopes.append((_dot(ahead, behind, upstream) / (2 * step), step))
+                if len(slopes) == 2:
+                    break
+            if slopes and slopes[0][1] > scale * eps**0.4:
                 return False
+            apart = [
+                abs(slope - product)
+                > eps**0.3 * max(abs(slope), abs(product)) + size / step + noise
+                for slope, step in slopes
+            ]
+            if not all(apart):
+                return False
+            if len(slopes) == 2:  # two that do not agree have not converged, and tell nothing
+                (first, step), (second, _) = slopes
+                largest = max(abs(first), abs(second))
+                if abs(first - second) > eps**0.3 * largest + size / step + noise:
+                    return False
         return True
 
     def by_forward_mode(self, name: str, upstream: list[Tensor], elementwise: bool) -> Expected:
@@ -249,31 +277,37 @@ class Oracle:
 
     def by_differences(self, name: str, upstream: list[Tensor], elementwise: bool) -> Expected:
         value = self.target.values[name]
-        if elementwise:
-            pairs = [self.slope(name, e, upstream) for e in _units(value)]
-            slopes = torch.tensor([s for s, _ in pairs], dtype=torch.float64)
-            gradient = slopes.reshape(value.shape)
-            worst = max((e for _, e in pairs), default=0.0)
-            largest = gradient.abs().max().item() if pairs else 0.0
-            uncertainty = max(worst, DIFFERENCE_FLOOR * largest, self.noise[name])
-            return Expected("differences", uncertainty, gradient)
-        directions = [_signs(value, seed) for seed in range(DIRECTIONS)]
-        products = [self.slope(name, v, upstream) for v in directions]
-        return Expected("difference products", self.noise[name], None, directions, products)
+        if not elementwise:
+            directions = [_signs(value, seed) for seed in range(DIRECTIONS)]
+            products = self._slopes(name, directions, upstream)
+            return Expected("difference products", self.noise[name], None, directions, products)
+        pairs = self._slopes(name, list(_units(value)), upstream)
+        gradient = torch.tensor([s for s, _ in pairs], dtype=torch.float64).reshape(value.shape)
+        worst = max((e for _, e in pairs), default=0.0)
+        largest = gradient.abs().max().item() if pairs else 0.0
+        uncertainty = max(worst, DIFFERENCE_FLOOR * largest, self.noise[name])
+        return Expected("differences", uncertainty, gradient)
 
-    def slope(self, name: str, direction: Tensor, upstream: list[Tensor]) -> tuple[float, float]:
-        """The derivative of ⟨u, f⟩ along a direction of one value, by differences, and the
-        estimated error of that."""
-        outputs, scales = self._along(name, direction)
+    def _slopes(
+        self, name: str, directions: list[Tensor], upstream: list[Tensor]
+    ) -> list[tuple[float, float]]:
+        """The derivative of ⟨u, f⟩ along each direction of one value, by differences, and the
+        estimated error of that. Longer steps are taken only where the shorter could not tell."""
         eps = torch.finfo(self.target.values[name].dtype).eps
-        best, error = math.nan, math.inf
-        for scale in scales:  # the next only if the last could not tell
-            found = extrapolated(outputs, upstream, scale, eps, self._forward_noise())
-            if found[1] < error:
-                best, error = found
-            if error <= 1e-6 * abs(best):
-                break
-        return best, error
+        found = [(math.nan, math.inf)] * len(directions)
+        for longer in range(3):
+            largest = max((abs(s) for s, e in found if e < 0.1 * abs(s)), default=0.0)
+            for i, direction in enumerate(directions):
+                slope, error = found[i]
+                if error <= 1e-6 * max(largest, abs(slope)):
+                    continue
+                outputs, scales = self._along(name, direction)
+                if longer < len(scales):
+                    again = extrapolated(
+                        outputs, upstream, scales[longer], eps, self._forward_noise()
+                    )
+                    found[i] = again if again[1] < error else found[i]
+        return found
 
     def _forward_noise(self) -> list[Tensor]:
         """How far rounding may move each entry of the outputs: its own rounding, and what becomes
@@ -348,7 +382,7 @@ def extrapolated(
     and its error: the least change between neighbours in the table, and what the `noise` of f
     leaves. The steps fall by halves from scale/16, until the error of what is known falls no more.
     """
-    best, error, resolved = math.nan, math.inf, False
+    best, error, resolved, has_moved = math.nan, math.inf, False, False
     before: list[float] = []
     step, since = scale / 16, 0
     while step > scale * max(eps**0.6, 1e-10):
@@ -357,8 +391,15 @@ def extrapolated(
         # Outputs that did not move are exact, unless none did: then noise may have hidden it.
         moved = [p != q for p, q in zip(ahead, behind, strict=True)]
         still = not any(m.any() for m in moved)
+        if still and has_moved:  # a staircase: the step no longer leaves its tread
+            break
+        has_moved = not still
         if still:
             moved = [torch.ones_like(m) for m in moved]
+        # ... or unless noise is not small beside what the others moved by.
+        furthest = max((p - q).abs().max().item() for p, q in zip(ahead, behind, strict=True)
+                       if p.numel())  # fmt: skip
+        moved = [m | (n > 1e-6 * furthest) for m, n in zip(moved, noise, strict=True)]
         parts = zip(noise, moved, upstream, strict=True)
         rounding = sum((n * m * u).abs().sum().item() for n, m, u in parts) / step
         since += 1
@@ -375,7 +416,30 @@ def extrapolated(
         step /= 2
         if since > 5 and (resolved or still):
             break
-    return best, error
+    return _confirmed(best, error, outputs, upstream, scale, eps, noise)
+
+
+def _confirmed(
+    best: float, error: float, outputs: Callable[[float], list[Tensor]], upstream: list[Tensor],
+    scale: float, eps: float, noise: list[Tensor],
+) -> tuple[float, float]:  # fmt: skip
+    """The extrapolated slope, if the shortest steps agree: steps longer than a period of the
+    function may agree with one another by accident."""
+    pairs = zip(noise, upstream, strict=True)
+    size = sum((n * u).abs().sum().item() for n, u in pairs)
+    short = []
+    for step in (scale * eps**0.45, scale * eps**0.5):
+        ahead, behind = outputs(step), outputs(-step)
+        if all(map(torch.equal, ahead, behind)):
+            return best, error
+        short.append((_dot(ahead, behind, upstream) / (2 * step), size / step))
+    (longer, noise_of_longer), (shorter, noise_of_shorter) = short
+    allowed = noise_of_longer + noise_of_shorter + 1e-3 * max(abs(longer), abs(shorter))
+    if not abs(longer - shorter) <= allowed:
+        return best, math.inf
+    if abs(best - longer) <= error + noise_of_longer + 1e-3 * abs(longer):
+        return best, error
+    return longer, abs(longer - shorter) + noise_of_longer
 
 
 def _dot(ahead: list[Tensor], behind: list[Tensor], upstream: list[Tensor]) -> float:

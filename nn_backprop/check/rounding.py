@@ -43,8 +43,9 @@ class Rounding(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if any(r.alias_info is not None for r in func._schema.returns):
-            return output  # a view or in place: nothing was computed anew
+        aliases = [r.alias_info for r in func._schema.returns if r.alias_info is not None]
+        if any(not alias.is_write for alias in aliases):
+            return output  # a view: nothing was computed anew
         sizes = sorted(t.numel() for t in tree_leaves(args) if _floating(t))
         for z in tree_leaves(output):
             if _floating(z) and sizes:
@@ -52,6 +53,11 @@ class Rounding(TorchDispatchMode):
                 # A contraction of two operands, such as (n, k) with (k, m), sums over k; that is
                 # √(nk · km / nm). A sum of one operand has its size over the result's.
                 self.terms = max(self.terms, math.sqrt(product / z.numel()), sizes[-1] / z.numel())
+        if aliases:  # in place
+            for z in tree_leaves(output):
+                if _floating(z):
+                    z.copy_(self.moved(z))
+            return output
         return tree_map(self.moved, output)
 
     def moved(self, t: Any) -> Any:

@@ -35,9 +35,12 @@ def second_derivative(oracle: Oracle, upstream: list[Tensor]) -> tuple[Probe, Ca
             continue
         a = torch.zeros_like(right) if grad is None else grad  # type: ignore[arg-type]
         e = torch.zeros_like(a) if right is None else right
-        eps = torch.finfo(e.dtype).eps
+        eps = torch.finfo(oracle.dtype).eps
         largest = max(e.abs().max().item() if e.numel() else 0.0, least)
-        if e.numel() and not (a - e).abs().max() <= LARGER * SAFETY * eps * oracle.terms * largest:
+        if (
+            e.numel()
+            and not (a - e).abs().max() <= min(0.1, LARGER * SAFETY * eps * oracle.terms) * largest
+        ):
             i = int((a - e).abs().argmax())
             reason = (
                 f"the derivative of ⟨v, gradient⟩ by {name} is {a.flatten()[i].item():.5g} "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
 
 from nn_backprop.check.plain import differentiated_forwards, forward_of, has_ctx
@@ -46,6 +47,7 @@ class Target:
     ):
         """`constant` are the places of inputs whose gradient is not asked for."""
         self.seed, self.loss = seed, loss
+        self.native: torch.dtype | None = None  # what it was cast from
         self.module: nn.Module | None = None
         self.pristine: nn.Module | None = None
         self.function: type[Function] | None = None
@@ -119,6 +121,8 @@ class Target:
     def cast(self, dtype: torch.dtype) -> "Target":
         """The same target with every floating tensor in another precision."""
         other = copy.copy(self)
+        wider = torch.finfo(dtype).eps < torch.finfo(self.dtype).eps
+        other.native = self.dtype if wider else None
         to = lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t  # noqa: E731
         other.values = {name: to(v) for name, v in self.values.items()}
         other.buffers = {name: to(v) for name, v in self.buffers.items()}
@@ -179,7 +183,8 @@ class Target:
 
         `fresh` draws on from the current random state instead, for a call within another's.
         """
-        with nullcontext() if fresh else seeded(self.seed):
+        defaults = nullcontext() if self.native is None else _DefaultsOf(self.native)
+        with nullcontext() if fresh else seeded(self.seed), defaults:
             leaves = [values[x.name] if isinstance(x, _Named) else x for x in self.leaves]
             args, kwargs = tree_unflatten(leaves, self.spec)
             if self.module is None:
@@ -345,6 +350,23 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(states[2])
         if on_gpu:
             torch.cuda.set_rng_state_all(gpu_states)
+
+
+class _DefaultsOf(TorchFunctionMode):
+    """Inside, a default that depends on the precision is that of `dtype`: rms_norm's eps."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.eps = torch.finfo(dtype if dtype.itemsize > 2 else torch.float32).eps
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.rms_norm, torch.nn.functional.rms_norm):
+            names = ("input", "normalized_shape", "weight", "eps")
+            kwargs |= dict(zip(names, args, strict=False))
+            args = ()
+            kwargs["eps"] = self.eps if kwargs.get("eps") is None else kwargs["eps"]
+        return func(*args, **kwargs)
 
 
 class _Beside(nn.Module):

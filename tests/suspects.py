@@ -1,0 +1,54 @@
+"""Functions, right and wrong, for the checker to judge."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def double(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def function(forward: Callable, backward: Callable) -> type[Function]:
+    """A Function from ``forward(*inputs)`` and ``backward(ctx, *upstream)``, which finds the inputs
+    in ``ctx.saved_tensors``."""
+
+    class Suspect(Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            ctx.save_for_backward(*inputs)
+            return forward(*inputs)
+
+        @staticmethod
+        def backward(ctx, *upstream):
+            return backward(ctx, *upstream)
+
+    return Suspect
+
+
+def elementwise(forward: Callable, derivative: Callable) -> type[Function]:
+    """A Function of one input, by its derivative there."""
+    return function(forward, lambda ctx, grad_z: grad_z * derivative(*ctx.saved_tensors))
+
+
+class Square(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_z):
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad_z
+
+
+class Doubled(Square):
+    """Wrong by a factor 2."""
+
+    @staticmethod
+    def backward(ctx, grad_z):
+        (x,) = ctx.saved_tensors
+        return 4 * x * grad_z
