@@ -271,6 +271,8 @@ class _Recorder(TorchDispatchMode):
         return self.index[id(t)]
 
     def write(self, func: Any, args: Any, kwargs: Any, out: Any, at: tuple[tuple, str]) -> None:
+        if func is aten.detach.default:  # a place where the chain may have been cut
+            func = aten.alias.default
         flat, spec = tree_flatten((args, kwargs))
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if not made or made[0] is flat[0] or any(id(t) in self.index for t in made):
@@ -1370,7 +1372,7 @@ class _Search:
                     self.compare(bits + 5, "wrong-operand", text, total * self.g.values[w])
         for v, u in self.seeds.items() if len(self.seeds) > 1 else ():
             text = f"lacks what flows back from output {self.g.ends.index(v)}"
-            self.propose(math.log2(len(self.seeds)) + 1, "subset", text, {v: -u})
+            self.propose(math.log2(len(self.seeds)) + 1, "missing-term", text, {v: -u})
 
     def reduced(self) -> None:
         """A statistic that is broadcast back: its gradient summed over the wrong axes, or not.
