@@ -114,7 +114,7 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **arrays)
         os.replace(temporary, path)
     except OSError as error:
         raise ValueError(f"{path} is not written: {error.strerror}") from None

@@ -39,6 +39,19 @@ def test_the_cause_is_named(mistake, kind, dtype):
         assert_gradients(linear(mistake), *operands)
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda x: x * x.mean(0).detach(),  # autograd sees a constant there
+        function(lambda x: (x.sin(), x.square()), lambda ctx, *g: 2 * ctx.saved_tensors[0] * g[1]),
+    ],
+    ids=["detach in the forward", "one of two outputs forgotten"],
+)
+def test_a_path_that_sends_nothing_back_is_a_missing_term(target):
+    report = check_gradients(target, double(5, 3))
+    assert (report.verdict, report.causes[0].kind) == ("fail", "missing-term"), report
+
+
 @pytest.mark.parametrize("error", [1000.0, 1e-6])
 def test_one_wrong_entry_among_ten_thousand_is_found(error):
     def backward(ctx, grad_z):

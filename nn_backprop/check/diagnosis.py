@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from nn_backprop.check import graph, transforms
+from nn_backprop.check import mistakes, transforms
 from nn_backprop.check.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
 
@@ -25,7 +25,7 @@ def diagnose(
     for mismatch in mismatches:
         found = transforms.explain(mismatch)
         if forward is not None:
-            found = found + graph.explain(mismatch, forward)
+            found = found + mistakes.explain(mismatch, forward)
         best: dict[str, Hypothesis] = {}
         for hypothesis in sorted(found, key=lambda h: h.bits):
             best.setdefault(hypothesis.cause.kind, hypothesis)

@@ -9,8 +9,8 @@ its *noise*.
 A sum of K terms is rounded K times, in an order that is the author's business. Its error grows as
 √K with high probability (Higham and Mary 2019, A new approach to probabilistic rounding error
 analysis), unless it is accumulated in a higher precision, as half-precision sums are. The bound is
-therefore  SAFETY · √K · noise,  K being the longest sum in the computation, or 1 for half
-precision.
+therefore  SAFETY · √K · noise,  K being the longest sum in the computation; for half precision, a
+constant stands for √K (`oracle.HALF`).
 """
 
 import math
