@@ -71,6 +71,8 @@ class Oracle:
         """Names whose gradient the plain forward is trusted with."""
         self.terms = 1.0
         self.noise: dict[str, float] = {}
+        self.across: dict[str, float] = {}
+        """How far a gradient moves where rounding crosses a kink: not noise, but another branch."""
         self.noise_of_z: list[Tensor] | None = None
 
     def prepare(self, upstream: list[Tensor]) -> dict[str, Expected]:
@@ -107,6 +109,18 @@ class Oracle:
         """The gradients that the plain forward is trusted with, at another upstream gradient."""
         grads = self.source.plain_gradients(upstream)
         return {n: g for n, g in _zero_for_none(grads, self.source).items() if n in self.plain}
+
+    def branch_of(self, name: str, upstream: list[Tensor]) -> Tensor | None:
+        """The plain gradient in the target's own precision, where rounding may decide the branch;
+        None if no such gradient is found."""
+        if name not in self.across:
+            return None
+        low = self.source.cast(self.dtype)
+        try:
+            grad = low.plain_gradients([u.to(self.dtype) for u in upstream])[name]
+        except Exception:  # no plain forward in that precision
+            return None
+        return None if grad is None else grad.detach().double().cpu()
 
     def _noise(self, plain: Tensors, upstream: list[Tensor]) -> dict[str, float]:
         """What rounding in the target's precision may do to each gradient; judged by the target's
@@ -157,6 +171,8 @@ class Oracle:
                 pair = sorted((found[name], again.get(name, 0.0)))
                 if name not in large or pair[1] >= 8 * pair[0]:
                     largest_move[name] = max(largest_move[name], found[name])
+                else:
+                    self.across[name] = max(self.across.get(name, 0.0), found[name])
         half = torch.finfo(self.dtype).bits < 32
         growth = HALF if half else math.sqrt(self.terms)
         # A backward may work with the rounded outputs: y(1 − y) is 0 where a sigmoid has come
