@@ -14,6 +14,7 @@ which none may be called wrong. Configuration i is drawn from the seed i alone.
 
 import collections
 import copy
+import itertools
 import json
 import multiprocessing
 import operator
@@ -40,6 +41,7 @@ from tqdm import tqdm
 
 from nn_backprop import as_function, figures, rules
 from nn_backprop.check import Report, catalogue, check_gradients
+from nn_backprop.check.target import Target, seeded
 from nn_backprop.evidence import Claim, markdown_table, write_results
 from nn_backprop.tracking import default_run_dir, machine
 
@@ -620,36 +622,44 @@ class Draw:
 
 
 def configuration(seed: int) -> Call:
-    """The configuration of that number; its largest scale is the first with a finite forward."""
-    for reach in REACHES:
-        draw = Draw(seed, reach)
+    """The configuration of that number: of the scales tried, the largest with a gradient to check.
+    Where there is none at any scale, as of a softmax over one class, others are drawn."""
+    for attempt, reach in ((n, reach) for n in itertools.count() for reach in REACHES):
+        draw = Draw(seed + 10**9 * attempt, reach)
         kind = draw.pick(*["rule"] * 5, *["torch"] * 5, *["module"] * 5, "numpy", "equivalent",
                          "network")  # fmt: skip
         call = KINDS_OF_CALL[kind](draw)
         call.kind, call.seed = kind, draw.random.randrange(1000)
         call.precision = str(draw.dtype).removeprefix("torch.")
-        if _is_finite(call):
-            break
-    return call
+        if _has_gradient(call):
+            return call
+    raise AssertionError  # the attempts do not end
+
+
+def _has_gradient(call: Call) -> bool:
+    """Whether outputs and gradients are finite, and a change of some value, by its own size or by
+    1, moves the outputs by more than 32 times their rounding."""
+    target = Target(call.target, call.args, call.kwargs, seed=call.seed)
+    with seeded(call.seed):
+        outputs = [z.detach() for z in target.forward(target.leaves_of()[1])]
+        upstream = [torch.randn_like(z) for z in outputs]
+    grads = {name: g for name, g in target.gradients(upstream).items() if g is not None}
+    if not all(t.isfinite().all() for t in (*outputs, *grads.values())):
+        return False
+    rounding = max(
+        torch.finfo(z.dtype).eps * (z * u).abs().max().item()
+        for z, u in zip(outputs, upstream, strict=True)
+    )
+    moves = [
+        g.abs().max().item() * max(1.0, target.values[name].abs().max().item())
+        for name, g in grads.items()
+    ]
+    return max(moves, default=0.0) > 32 * rounding
 
 
 def _callable(target: Any) -> Any:
     """What is called: of a Function, its apply."""
     return target.apply if isinstance(target, type) and issubclass(target, Function) else target
-
-
-def _is_finite(call: Call) -> bool:
-    state = torch.random.get_rng_state()
-    target = call.target
-    function = target[0] if isinstance(target, tuple) else _callable(target)
-    try:
-        with torch.no_grad():
-            outputs = function(*call.args, **call.kwargs)
-    finally:
-        torch.random.set_rng_state(state)
-    outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-    flat = [torch.as_tensor(z) for z in outputs if z is not None and not isinstance(z, tuple)]
-    return all(z.isfinite().all() for z in flat if z.is_floating_point())
 
 
 # --- Arguments of the callables that the rules stand for ----------------------------------------

@@ -85,7 +85,9 @@ class Oracle:
                 plain = _zero_for_none(self.source.plain_gradients(upstream, called), self.source)
         except Exception:  # what torch cannot differentiate has to be differenced
             plain = {}
-        self.noise = self._noise(plain, upstream)
+        # Where autograd plays other formulas than the target's own backward, or plays none.
+        others = self.given or self.target.is_numpy or bool(called)
+        self.noise = self._noise(plain, upstream, others)
         forward_mode = not (self.given or called)
         result: dict[str, Expected] = {}
         trusted = self._trusted(upstream, forward_mode) if plain else set()
@@ -122,7 +124,7 @@ class Oracle:
             return None
         return None if grad is None else grad.detach().double().cpu()
 
-    def _noise(self, plain: Tensors, upstream: list[Tensor]) -> dict[str, float]:
+    def _noise(self, plain: Tensors, upstream: list[Tensor], others: bool) -> dict[str, float]:
         """What rounding in the target's precision may do to each gradient; judged by the target's
         own backward if there is no plain one, since only the size matters here."""
 
@@ -175,13 +177,14 @@ class Oracle:
                     self.across[name] = max(self.across.get(name, 0.0), found[name])
         half = torch.finfo(self.dtype).bits < 32
         growth = HALF if half else math.sqrt(self.terms)
-        # A backward may work with the rounded outputs: y(1 − y) is 0 where a sigmoid has come
+        # Another backward may work with the rounded outputs: y(1 − y) is 0 where a sigmoid has come
         # within rounding of 1. So what changes ⟨u, z⟩ by less than the rounding of a z up to 1,
         # over the range of x, or of 1, the natural scale of exp and its kin, is not seen.
         with torch.no_grad():
             outputs = self.source.forward({n: v.clone() for n, v in self.source.values.items()})
         pairs = zip(outputs, upstream, strict=True)
         size_of_z = math.sqrt(sum((z.clamp(-1, 1) * u).square().sum().item() for z, u in pairs))
+        size_of_z *= others
         eps = torch.finfo(self.dtype).eps
         # Products on the way may have lost digits below the smallest normal number.
         underflow = 0.0 if half else 2.0**20 * eps * torch.finfo(self.dtype).smallest_normal
