@@ -16,6 +16,7 @@ import collections
 import copy
 import itertools
 import json
+import math
 import multiprocessing
 import operator
 import random
@@ -638,7 +639,7 @@ def configuration(seed: int) -> Call:
 
 def _has_gradient(call: Call) -> bool:
     """Whether outputs and gradients are finite, and a change of some value, by its own size or by
-    1, moves the outputs by more than 32 times their rounding."""
+    1, moves the outputs by clearly more than their rounding, which grows as √K in sums of K."""
     target = Target(call.target, call.args, call.kwargs, seed=call.seed)
     with seeded(call.seed):
         outputs = [z.detach() for z in target.forward(target.leaves_of()[1])]
@@ -647,14 +648,16 @@ def _has_gradient(call: Call) -> bool:
     if not all(t.isfinite().all() for t in (*outputs, *grads.values())):
         return False
     rounding = max(
-        torch.finfo(z.dtype).eps * (z * u).abs().max().item()
+        torch.finfo(z.dtype).eps * (z * u).abs().max().item() if z.numel() else 0.0
         for z, u in zip(outputs, upstream, strict=True)
     )
     moves = [
         g.abs().max().item() * max(1.0, target.values[name].abs().max().item())
         for name, g in grads.items()
     ]
-    return max(moves, default=0.0) > 32 * rounding
+    half = target.dtype in (torch.bfloat16, torch.float16)  # summed in float32
+    terms = 1 if half else max(t.numel() for t in (*outputs, *target.values.values()))
+    return max(moves, default=0.0) > 32 * math.sqrt(terms) * rounding
 
 
 def _callable(target: Any) -> Any:
