@@ -419,7 +419,8 @@ def extrapolated(
         furthest = max((p - q).abs().max().item() for p, q in zip(ahead, behind, strict=True)
                        if p.numel())  # fmt: skip
         moved = [m | (n > 1e-6 * furthest) for m, n in zip(moved, noise, strict=True)]
-        parts = zip(noise, moved, upstream, strict=True)
+        here = [torch.maximum(n, eps * p.abs()) for n, p in zip(noise, ahead, strict=True)]
+        parts = zip(here, moved, upstream, strict=True)
         rounding = sum((n * m * u).abs().sum().item() for n, m, u in parts) / step
         since += 1
         for m, coarser in enumerate(before):
@@ -435,6 +436,9 @@ def extrapolated(
         step /= 2
         if since > 5 and (resolved or still):
             break
+    if not has_moved and best == 0:  # below the rounding of outputs of size 1, nothing is seen
+        largest = max((u.abs().max().item() for u in upstream if u.numel()), default=0.0)
+        error = max(error, eps * largest / max(1.0, scale))
     return _confirmed(best, error, outputs, upstream, scale, eps, noise)
 
 
@@ -443,9 +447,13 @@ def _confirmed(
     scale: float, eps: float, noise: list[Tensor],
 ) -> tuple[float, float]:  # fmt: skip
     """The extrapolated slope, if the shortest steps agree: steps longer than a period of the
-    function may agree with one another by accident."""
+    function, or beyond a kink, may agree with one another by accident."""
     pairs = zip(noise, upstream, strict=True)
     size = sum((n * u).abs().sum().item() for n, u in pairs)
+    step = scale * eps**0.3
+    flat = all(map(torch.equal, outputs(step), outputs(-step)))
+    if flat and abs(best) * step > size + error * step:
+        return 0.0, size / step
     short = []
     for step in (scale * eps**0.45, scale * eps**0.5):
         ahead, behind = outputs(step), outputs(-step)
