@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from nn_backprop.check import mistakes, transforms
+from nn_backprop.check import mistakes, siblings, transforms
 from nn_backprop.check.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
 
@@ -26,6 +26,7 @@ def diagnose(
         found = transforms.explain(mismatch)
         if forward is not None:
             found = found + mistakes.explain(mismatch, forward)
+            found = found or siblings.explain(mismatch, forward)
         best: dict[str, Hypothesis] = {}
         for hypothesis in sorted(found, key=lambda h: h.bits):
             best.setdefault(hypothesis.cause.kind, hypothesis)

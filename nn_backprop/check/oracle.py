@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from nn_backprop.check.rounding import Rounding
@@ -150,7 +151,8 @@ class Oracle:
                     {n: mode.moved(v) for n, v in self.source.values.items()}
                 )
                 moved_upstream = [mode.moved(u) for u in upstream]
-                with mode:
+                # Attention in its separate operations, since only these can be moved.
+                with sdpa_kernel(SDPBackend.MATH), mode:
                     grads = gradients(source, moved_upstream)
                 self.terms = max(self.terms, mode.terms)
                 for name, grad in _zero_for_none(grads, self.source).items():

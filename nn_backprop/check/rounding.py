@@ -70,7 +70,8 @@ class Rounding(TorchDispatchMode):
         else:
             draw = 2 * torch.rand(t.shape, generator=self.draws, dtype=torch.float64) - 1
             draw = draw.to(t.device)
-        return t + (draw * (t.abs() * self.unit + self.least * (t != 0))).to(t.dtype)
+        size = t.abs().nan_to_num(posinf=0.0)  # −∞ of a mask stays what it is
+        return t + (draw * (size * self.unit + self.least * (t != 0))).to(t.dtype)
 
 
 def _floating(t: Any) -> bool:

@@ -1,0 +1,267 @@
+"""Diagnosis by confusion: is it the gradient of a function easily taken for the one in the forward?
+
+The exact GELU and its tanh form, a convolution and the transposed one, a mask and no mask: their
+values may be close, and their derivatives get exchanged. So the forward runs once more for each
+such sibling g of one function f in it, with the value of f and the derivative of g,
+
+    g(x) + stop(f(x) − g(x)),
+
+and where autograd then gives the wrong gradient, the sibling is the diagnosis.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from nn_backprop.check.mismatch import Hypothesis, Mismatch
+from nn_backprop.check.report import Cause
+
+EXACT = 1e-6  # the residual below which a sibling explains a gradient
+MOST_TRIALS = 400
+BITS = 12.0  # after any single mistake in the chain rule itself
+
+Forward = Callable[[dict[str, Tensor]], list[Tensor]]
+
+ACTIVATIONS: dict[str, Callable] = {
+    "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "gelu": F.gelu,
+    "gelu of the tanh form": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu,
+    "softplus": F.softplus, "elu": F.elu, "leaky_relu": F.leaky_relu, "selu": F.selu,
+    "mish": F.mish, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "relu6": F.relu6,
+    "hardtanh": F.hardtanh, "softsign": F.softsign, "logsigmoid": F.logsigmoid, "exp": torch.exp,
+    "log_sigmoid": F.logsigmoid, "erf": torch.erf, "sin": torch.sin, "cos": torch.cos,
+}  # fmt: skip
+
+
+def _of_softmax(x: Tensor, dim: int, **_: Any) -> Iterator[tuple[str, Tensor]]:
+    yield "log_softmax", torch.log_softmax(x, dim)
+    yield "sigmoid", torch.sigmoid(x)
+    for other in range(x.dim()):
+        yield f"softmax over axis {other}", torch.softmax(x, other)
+
+
+def _of_log_softmax(x: Tensor, dim: int, **_: Any) -> Iterator[tuple[str, Tensor]]:
+    yield "softmax", torch.softmax(x, dim)
+    for other in range(x.dim()):
+        yield f"log_softmax over axis {other}", torch.log_softmax(x, other)
+
+
+def _of_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+    *rest: Any, **kwargs: Any,
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    """Of a transposed convolution: the plain one of the same kernel, where the sizes agree."""
+    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.dim()]
+    mirrored = weight.flip(tuple(range(2, weight.dim())))
+    pads = [k - 1 - p for k, p in zip(weight.shape[2:], _each(padding, x.dim() - 2), strict=True)]
+    for name, kernel in {"": weight, " with the mirrored kernel": mirrored}.items():
+        yield f"the convolution{name}", convolve(x, kernel.transpose(0, 1), bias, 1, pads)
+        if weight.shape[0] == weight.shape[1]:
+            text = f"the convolution{name} and its channels exchanged"
+            yield text, convolve(x, kernel, bias, 1, pads)
+
+
+def _of_adaptive_pooling(x: Tensor, output_size: Any) -> Iterator[tuple[str, Tensor]]:
+    dims = len(output_size) if isinstance(output_size, (tuple, list)) else None
+    for d in [dims] if dims else (1, 2, 3):
+        sizes = _each(output_size, d)
+        if x.dim() > d:
+            steps = [n // s for n, s in zip(x.shape[-d:], sizes, strict=True)]
+            pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[d - 1]
+            yield "pooling in windows of equal size", pool(x, steps, steps)
+
+
+def _of_max_pooling(
+    x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *_: Any, **__: Any
+) -> Iterator[tuple[str, Tensor]]:
+    for pool in (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d):
+        with suppress(RuntimeError, TypeError, ValueError):
+            yield "average pooling", pool(x, kernel_size, stride, padding)
+
+
+def _of_average_pooling(
+    x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+    count_include_pad: bool = True, divisor_override: int | None = None,
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    for pool, largest in ((F.avg_pool1d, F.max_pool1d), (F.avg_pool2d, F.max_pool2d),
+                          (F.avg_pool3d, F.max_pool3d)):  # fmt: skip
+        with suppress(RuntimeError, TypeError, ValueError):
+            counted = "without" if count_include_pad else "with"
+            yield (
+                f"pooling {counted} the padding in the divisor",
+                pool(x, kernel_size, stride, padding, ceil_mode, not count_include_pad),
+            )
+            yield "max pooling", largest(x, kernel_size, stride, padding, 1, ceil_mode)
+
+
+def _of_layer_norm(
+    x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, *_: Any,
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    yield "rms_norm", F.rms_norm(x, list(shape), weight, eps) + (0 if bias is None else bias)
+    yield "layer_norm without ε", F.layer_norm(x, shape, weight, bias, 0.0)
+
+
+def _of_loss(x: Tensor, y: Tensor, *_: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+    reduction = kwargs.get("reduction", "mean")
+    for loss in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.soft_margin_loss,
+                 F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
+                 F.hinge_embedding_loss, F.poisson_nll_loss):  # fmt: skip
+        with suppress(RuntimeError, TypeError, ValueError):
+            yield loss.__name__, loss(x, y, reduction=reduction)
+
+
+SIBLINGS: dict[str, Callable[..., Iterator[tuple[str, Tensor]]]] = {
+    "softmax": _of_softmax, "log_softmax": _of_log_softmax, "layer_norm": _of_layer_norm,
+    **{f"conv_transpose{d}d": _of_convolution for d in (1, 2, 3)},
+    **{f"adaptive_avg_pool{d}d": _of_adaptive_pooling for d in (1, 2, 3)},
+    **{f"max_pool{d}d": _of_max_pooling for d in (1, 2, 3)},
+    **{f"avg_pool{d}d": _of_average_pooling for d in (1, 2, 3)},
+    **{f"{loss}_loss": _of_loss for loss in ("mse", "l1", "smooth_l1", "huber", "soft_margin")},
+    **{f"binary_cross_entropy{more}": _of_loss for more in ("", "_with_logits")},
+}  # fmt: skip
+
+
+def explain(m: Mismatch, forward: Forward) -> list[Hypothesis]:
+    """The siblings that give exactly the wrong gradient. Never raises: what cannot be run in the
+    place of another is no sibling."""
+    if m.actual.shape != m.expected.shape:
+        return []
+    error = (m.actual - m.expected).norm().item()
+    found: dict[str, Hypothesis] = {}
+    trials = list(_trials(m, forward))
+    for kind, text, mode in trials:
+        with suppress(Exception):
+            wrong = _gradient(m, forward, mode)
+            left = (m.actual - wrong).norm().item() / error
+            if left <= EXACT and kind not in found:
+                bits = BITS + math.log2(len(trials))
+                evidence = f"the forward with that derivative reproduces it to {left:.1g}"
+                detail = f"grad_{m.name} {text}"
+                found[kind] = Hypothesis(bits, Cause(kind, detail, evidence, left))
+    return list(found.values())
+
+
+def _trials(m: Mismatch, forward: Forward) -> Iterator[tuple[str, str, TorchFunctionMode]]:
+    """Kind, sentence, and the mode in which autograd would give that gradient."""
+    listing = _Listing()
+    try:
+        _gradient(m, forward, listing)
+    except Exception:  # not for autograd
+        return
+    for place, (name, texts) in enumerate(listing.found[:MOST_TRIALS]):
+        for n, text in enumerate(texts):
+            kind = "missing-factor" if text == "the identity" else "wrong-operand"
+            said = f"has the derivative of {text} where that of {name} belongs"
+            yield kind, said, _InItsPlace({place: n})
+    names = {name for name, _ in listing.found}
+    for name in names:  # the same at each of several calls
+        places = [p for p, (other, _) in enumerate(listing.found) if other == name]
+        for n, text in enumerate(listing.found[places[0]][1]) if len(places) > 1 else ():
+            kind = "missing-factor" if text == "the identity" else "wrong-operand"
+            said = f"has the derivative of {text} where that of {name} belongs, each time"
+            yield kind, said, _InItsPlace(dict.fromkeys(places, n))
+    text = "counts what a mask leaves out"
+    yield "missing-factor", f"{text}: it is not multiplied by the mask", _Unmasked()
+
+
+def _gradient(m: Mismatch, forward: Forward, mode: TorchFunctionMode) -> Tensor:
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        leaves = {n: v.clone().requires_grad_(n == m.name) for n, v in m.inputs.items()}
+        with mode:
+            outputs = forward(leaves)
+        pairs = [(z, u) for z, u in zip(outputs, m.upstream, strict=True) if z.requires_grad]
+        (grad,) = torch.autograd.grad(
+            [z for z, _ in pairs], [leaves[m.name]], [u for _, u in pairs], allow_unused=True
+        )
+    return torch.zeros_like(m.expected) if grad is None else grad
+
+
+def _alternatives(
+    func: Callable, z: Any, args: tuple, kwargs: dict[str, Any]
+) -> list[tuple[str, Tensor]]:
+    """The siblings of a call, by name, with their outputs."""
+    name = getattr(func, "__name__", "").strip("_")
+    if not isinstance(z, Tensor) or not z.requires_grad or not args:
+        return []
+    found: list[tuple[str, Tensor]] = []
+    with suppress(RuntimeError, TypeError, ValueError, IndexError, KeyError):
+        if name in ACTIVATIONS:
+            found.append(("the identity", args[0]))
+            found += [(other, g(args[0])) for other, g in ACTIVATIONS.items()]
+        for sibling in SIBLINGS[name](*args, **kwargs) if name in SIBLINGS else ():
+            found.append(sibling)
+    return [(text, g) for text, g in found if g.shape == z.shape]
+
+
+class _Listing(TorchFunctionMode):
+    """Notes the calls that have siblings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, list[str]]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        z = func(*args, **(kwargs or {}))
+        if texts := [text for text, _ in _alternatives(func, z, args, kwargs or {})]:
+            self.found.append((func.__name__.strip("_"), texts))
+        return z
+
+
+class _InItsPlace(TorchFunctionMode):
+    """The calls at these places take the derivative of that sibling."""
+
+    def __init__(self, chosen: dict[int, int]) -> None:
+        super().__init__()
+        self.chosen, self.place = chosen, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        z = func(*args, **(kwargs or {}))
+        if siblings := _alternatives(func, z, args, kwargs or {}):
+            if (n := self.chosen.get(self.place)) is not None:
+                g = siblings[n][1]
+                z = g + (z - g).detach()
+            self.place += 1
+        return z
+
+
+class _Unmasked(TorchFunctionMode):
+    """In the derivative, every mask that is not itself computed from another is all ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shadows: dict[int, tuple[Tensor, Tensor]] = {}  # of constants: without the mask
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        z = func(*args, **(kwargs or {}))
+        flat, spec = tree_flatten((args, kwargs or {}))
+        others = [self.shadow(a) if isinstance(a, Tensor) else a for a in flat]
+        if all(a is b for a, b in zip(flat, others, strict=True)) or not isinstance(z, Tensor):
+            return z
+        more_args, more_kwargs = tree_unflatten(others, spec)
+        g = func(*more_args, **more_kwargs)
+        if z.requires_grad:
+            return g + (z - g).detach()
+        self.shadows[id(z)] = (z, g)
+        return z
+
+    def shadow(self, t: Tensor) -> Tensor:
+        if id(t) in self.shadows:
+            return self.shadows[id(t)][1]
+        if t.requires_grad or t.numel() < 2 or t.is_complex():
+            return t
+        is_mask = t.dtype == torch.bool or bool(((t == 0) | (t == 1)).all())
+        if is_mask and bool((t == 1).any()) and bool((t == 0).any()):
+            self.shadows[id(t)] = (t, torch.ones_like(t))
+            return self.shadows[id(t)][1]
+        return t
+
+
+def _each(size: Any, dims: int) -> list[int]:
+    return list(size) if isinstance(size, (tuple, list)) else [size] * dims
