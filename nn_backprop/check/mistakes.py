@@ -500,11 +500,16 @@ class _Search:
             while v in self.g.maker and self.g.nodes[self.g.maker[v]].op in SILENT:
                 v = next(x for _, x in self.g.nodes[self.g.maker[v]].operands())
             one = v is None or self.g.values[v].numel() == 1
-            kind, bits = ("scale", 1) if one else ("missing-factor", 2)
-            return kind, f"lacks the {word} {name}", bits
+            kind = "scale" if one and self.carries_all(i, k) else "missing-factor"
+            return kind, f"lacks the {word} {name}", 1 if one else 2
         if node.op == "where":
             return "missing-factor", "lacks the mask of where", 2
         return "missing-factor", f"lacks the derivative of {node.op}", 2
+
+    def carries_all(self, i: int, k: int) -> bool:
+        """Whether the whole gradient comes through this operand of node i."""
+        change = self.dot({self.g.nodes[i].flat[k].value: self.edges[i][k]})
+        return bool(((change - self.whole).abs() <= self.slack).all())
 
     def several(self, i: int) -> Iterator[_Mistake]:
         """A split's parts exchanged, or one of them forgotten."""

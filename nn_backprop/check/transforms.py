@@ -307,6 +307,10 @@ def _channels(case: _Case) -> Iterator[_Guess]:
             yield _Guess("missing-factor", 5, detail, ratios * expected, formula)
             yield _Guess("per-channel-scale", 6, detail, ratios * expected, formula)
             return
+        if text := _other_divisor(case, ratios, kept):
+            formula = "expected × the ratio of the two"
+            yield _Guess("wrong-operand", 5, f"has {text}", ratios * expected, formula)
+            return
         detail = f"is a multiple of what it should be, another one at every index of {_axes(kept)}"
         formula = f"c × expected; c = {_list(ratios.flatten())}"
         bits = FITTED * min(6, int(changed.sum()))
@@ -333,6 +337,26 @@ def _statistic(case: _Case, ratios: Tensor, kept: Axes) -> str:
                 uneven = ((excess - epsilon).abs() > 1e-6 * variance + 1e-9).any()
                 if -1e-9 <= epsilon <= 1e-2 and not uneven:
                     return f"{text} of {name} over {_axes(others)}{partner}"
+    return ""
+
+
+def _other_divisor(case: _Case, ratios: Tensor, kept: Axes) -> str:
+    """Whether 1/σ, of √(v + ε), is that of a variance v divided by n − 1 for n, or the reverse:
+    ratios r = √((v + ε)/(cv + ε)) of c = n/(n − 1), or its inverse, give all the same ε."""
+    for name, tensor in case.known.items():
+        others = tuple(axis for axis in range(tensor.ndim) if axis not in kept)
+        n = math.prod(tensor.shape[axis] for axis in others)
+        if tensor.shape != case.expected.shape or n < 2:
+            continue
+        v = tensor.var(others, correction=0, keepdim=True)
+        for c, text in (
+            (n / (n - 1), f"{n - 1} instead of {n}"),
+            ((n - 1) / n, f"{n} for {n - 1}"),
+        ):
+            epsilon = v * (1 - c * ratios**2) / (ratios**2 - 1)
+            same = (epsilon - epsilon.mean()).abs().max() <= 1e-6 * v.max()
+            if same and 0 <= epsilon.mean() <= 0.1:
+                return f"a 1/σ of {name} over {_axes(others)} whose variance is divided by {text}"
     return ""
 
 
@@ -492,14 +516,16 @@ def _masks(case: _Case) -> Iterator[_Guess]:
     if lost and (box := _box(wrong, right)):
         yield _Guess("subset", box[0], f"is there only {box[1]}, and zero elsewhere", predicted)
     found = "has a mask too many: it is 0" if lost else "lacks a mask: it is not 0"
-    for where, region, arbitrary in _regions(case):
+    for where, view, arbitrary in _regions(case):
+        region = view.expand(case.expected.shape)
         if (wrong & ~region).any() or (right & region).any():
             continue
         if int((wrong & region).sum()) < int(region.sum()) / 2 and not lost:
             continue
         if not arbitrary or _surprise(wrong, right) >= 8:
             detail, formula = f"{found} where {where}", "expected everywhere else"
-            yield _Guess("missing-factor", 3, detail, predicted, formula)
+            chance = max(0, 8 - view.numel()) if arbitrary else 0  # few entries: easily met
+            yield _Guess("missing-factor", 3 + chance, detail, predicted, formula)
 
 
 def _other_mask(case: _Case) -> Iterator[_Guess]:
@@ -521,16 +547,16 @@ def _other_mask(case: _Case) -> Iterator[_Guess]:
 
 
 def _regions(case: _Case) -> Iterator[tuple[str, Tensor, bool]]:
-    """Conditions on known tensors, and whether chance could have met one of them easily."""
-    shape = case.expected.shape
+    """Conditions on known tensors, in shapes that expand to the gradient's; and whether chance
+    could have met one of them easily."""
     for name, view in case.views:
         conditions = {">": view > 0, "≤": view <= 0, "<": view < 0, "≥": view >= 0, "=": view == 0}
         for symbol, region in conditions.items():
-            yield f"{name} {symbol} 0", region.expand(shape), True
+            yield f"{name} {symbol} 0", region, True
     for name, labels in case.labels.items():
         for value in labels.unique()[:16].tolist():
-            for view in _alignments(labels == value, shape):
-                yield f"{name} = {value}", view.expand(shape), False
+            for view in _alignments(labels == value, case.expected.shape):
+                yield f"{name} = {value}", view, False
 
 
 def _branches(case: _Case) -> Iterator[_Guess]:
