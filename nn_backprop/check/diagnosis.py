@@ -5,6 +5,7 @@ the best: the one that takes the fewest bits to single out (Rissanen 1978, minim
 length). Where none does, the answer is `unknown`.
 """
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -26,7 +27,8 @@ def diagnose(
         found = transforms.explain(mismatch)
         if forward is not None:
             found = found + mistakes.explain(mismatch, forward)
-            found = found or siblings.explain(mismatch, forward)
+            if min((h.bits for h in found), default=math.inf) > siblings.BITS:
+                found = found + siblings.explain(mismatch, forward)
         best: dict[str, Hypothesis] = {}
         for hypothesis in sorted(found, key=lambda h: h.bits):
             best.setdefault(hypothesis.cause.kind, hypothesis)

@@ -25,7 +25,10 @@ from nn_backprop.check.report import Cause
 
 EXACT = 1e-6  # the residual below which a sibling explains a gradient
 MOST_TRIALS = 400
+LACKING = ("the identity", "the sum over each window")  # not another factor, but none
 BITS = 12.0  # after any single mistake in the chain rule itself
+
+UNFIT = (RuntimeError, TypeError, ValueError, IndexError)  # another number of axes, say
 
 Forward = Callable[[dict[str, Tensor]], list[Tensor]]
 
@@ -78,26 +81,70 @@ def _of_adaptive_pooling(x: Tensor, output_size: Any) -> Iterator[tuple[str, Ten
 
 
 def _of_max_pooling(
-    x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *_: Any, **__: Any
-) -> Iterator[tuple[str, Tensor]]:
-    for pool in (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d):
-        with suppress(RuntimeError, TypeError, ValueError):
-            yield "average pooling", pool(x, kernel_size, stride, padding)
+    x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+    ceil_mode: bool = False, *_: Any, **__: Any,
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    for dims, average in enumerate((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), start=1):
+        largest = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dims - 1]
+        options = (kernel_size, stride, padding, dilation, ceil_mode)
+        places = {
+            "the smallest entry": -x, "the entry of largest magnitude": x.abs(),
+            "the first entry of each window": torch.zeros_like(x),
+            "the first sample's largest entry": x[:1].expand_as(x),
+        }  # fmt: skip
+        if x.dim() > dims + 1:
+            places["the first channel's largest entry"] = x[:, :1].expand_as(x)
+        with suppress(*UNFIT):
+            for text, by in places.items():
+                yield f"taking {text}", _picked(x, by, largest, dims, options)
+            mean = average(x, kernel_size, stride, padding, ceil_mode)
+            yield "average pooling", mean
+            yield "the sum over each window", mean * math.prod(_each(kernel_size, dims))
+            for other in (1, kernel_size):
+                z = largest(x, kernel_size, other, padding, dilation, ceil_mode)
+                yield f"pooling with stride {other}", _cropped(z, mean.shape)
 
 
 def _of_average_pooling(
     x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
 ) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
-    for pool, largest in ((F.avg_pool1d, F.max_pool1d), (F.avg_pool2d, F.max_pool2d),
-                          (F.avg_pool3d, F.max_pool3d)):  # fmt: skip
-        with suppress(RuntimeError, TypeError, ValueError):
-            counted = "without" if count_include_pad else "with"
+    counted = "without" if count_include_pad else "with"
+    for dims, pool in enumerate((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), start=1):
+        largest = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dims - 1]
+        options = (kernel_size, stride, padding, 1, ceil_mode)
+        entries = math.prod(_each(kernel_size, dims))
+        with suppress(*UNFIT):
             yield (
                 f"pooling {counted} the padding in the divisor",
                 pool(x, kernel_size, stride, padding, ceil_mode, not count_include_pad),
             )
-            yield "max pooling", largest(x, kernel_size, stride, padding, 1, ceil_mode)
+            z = largest(x, *options)
+            yield "max pooling", z
+            first = _picked(x, torch.zeros_like(x), largest, dims, options)
+            yield "taking the first entry of each window", first
+            yield f"taking the first entry of each window over {entries}", first / entries
+            for other in (1, kernel_size):
+                mean = pool(x, kernel_size, other, padding, ceil_mode, count_include_pad)
+                yield f"pooling with stride {other}", _cropped(mean, z.shape)
+            if dims > 1:
+                mean = pool(x, kernel_size, stride, padding, ceil_mode, divisor_override=entries)
+                yield f"pooling with the divisor {entries} at the border too", mean
+            pairs = zip(x.shape[-dims:], z.shape[-dims:], strict=True)
+            sizes = [n for size, windows in pairs for n in (size // windows, windows)]
+            apart = x.reshape(*x.shape[:-dims], *sizes)
+            copies = tuple(range(-2, -2 * dims - 1, -2))
+            yield "tiling the windows instead of repeating them", apart.mean(copies)
+
+
+def _picked(x: Tensor, by: Tensor, largest: Callable, dims: int, options: tuple) -> Tensor:
+    """The entry of x in each window where `by` is largest."""
+    _, at = largest(by, *options, return_indices=True)
+    return x.flatten(-dims).gather(-1, at.flatten(-dims)).view(at.shape)
+
+
+def _cropped(z: Tensor, shape: torch.Size) -> Tensor:
+    return z[tuple(slice(n) for n in shape)]
 
 
 def _of_layer_norm(
@@ -113,7 +160,7 @@ def _of_loss(x: Tensor, y: Tensor, *_: Any, **kwargs: Any) -> Iterator[tuple[str
     for loss in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.soft_margin_loss,
                  F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
                  F.hinge_embedding_loss, F.poisson_nll_loss):  # fmt: skip
-        with suppress(RuntimeError, TypeError, ValueError):
+        with suppress(*UNFIT):
             yield loss.__name__, loss(x, y, reduction=reduction)
 
 
@@ -157,14 +204,14 @@ def _trials(m: Mismatch, forward: Forward) -> Iterator[tuple[str, str, TorchFunc
         return
     for place, (name, texts) in enumerate(listing.found[:MOST_TRIALS]):
         for n, text in enumerate(texts):
-            kind = "missing-factor" if text == "the identity" else "wrong-operand"
+            kind = "missing-factor" if text in LACKING else "wrong-operand"
             said = f"has the derivative of {text} where that of {name} belongs"
             yield kind, said, _InItsPlace({place: n})
     names = {name for name, _ in listing.found}
     for name in names:  # the same at each of several calls
         places = [p for p, (other, _) in enumerate(listing.found) if other == name]
         for n, text in enumerate(listing.found[places[0]][1]) if len(places) > 1 else ():
-            kind = "missing-factor" if text == "the identity" else "wrong-operand"
+            kind = "missing-factor" if text in LACKING else "wrong-operand"
             said = f"has the derivative of {text} where that of {name} belongs, each time"
             yield kind, said, _InItsPlace(dict.fromkeys(places, n))
     text = "counts what a mask leaves out"
@@ -191,7 +238,7 @@ def _alternatives(
     if not isinstance(z, Tensor) or not z.requires_grad or not args:
         return []
     found: list[tuple[str, Tensor]] = []
-    with suppress(RuntimeError, TypeError, ValueError, IndexError, KeyError):
+    with suppress(*UNFIT, KeyError):
         if name in ACTIVATIONS:
             found.append(("the identity", args[0]))
             found += [(other, g(args[0])) for other, g in ACTIVATIONS.items()]
