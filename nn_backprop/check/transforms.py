@@ -498,7 +498,9 @@ def _products(case: _Case, driver: str, base: Tensor) -> Iterator[_Guess]:
             yield _Guess("missing-term", 3, detail, predicted, formula)
         elif right:
             detail = f"has the factor {text} where {instead} belongs"
-            yield _Guess("missing-factor", 6, detail, predicted, formula)
+            part = any(text in other and text != other for _, other in right)
+            yield _Guess("missing-factor", 6 if part else 6.5, detail, predicted, formula)
+            yield _Guess("wrong-operand", 6.5 if part else 6, detail, predicted, formula)
         elif len(case.drivers) == 1:
             detail = f"is {formula}, which it should not be"
             bits = 8 if driver else 4
