@@ -14,6 +14,7 @@ from torch.autograd import Function
 
 from nn_backprop import check_gradients
 from nn_backprop.check.oracle import Oracle, extrapolated
+from nn_backprop.check.rounding import Rounding
 from nn_backprop.check.target import Target
 
 
@@ -242,3 +243,82 @@ def test_gelu_in_its_two_forms_is_told_apart_by_the_reference():
     tanh_form = partial(F.gelu, approximate="tanh")
     assert check_gradients(tanh_form, x).ok
     assert check_gradients(tanh_form, x, reference=F.gelu).verdict == "fail"
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "pass"), (1.3, "fail")])
+def test_what_rounding_hides_is_told_in_float64(factor, verdict):
+    """tanh′ at 8.2 is 3·10⁻⁷, two units of float32's rounding of 1."""
+
+    def backward(ctx, grad_z):
+        y = ctx.saved_tensors[0].tanh()
+        return factor * grad_z * (1 - y * y)
+
+    target = function(lambda x: (x.exp() - (-x).exp()) / (x.exp() + (-x).exp()), backward)
+    report = check_gradients(target, torch.tensor([8.2, 8.1, 8.15]))
+    assert report.verdict == verdict
+    assert "told in float64" in report.tensors[0].note or verdict == "fail"
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1, "pass"), (2, "fail")])
+def test_a_tie_in_the_lower_precision_only(factor, verdict):
+    """10⁸ + 10⁻³ and 10⁸ + 2·10⁻³ are two numbers in float64 and one in float32: the plain forward
+    in float32, like the target, takes the first for the larger."""
+
+    def larger(x):
+        return (1e8 + 1e-3 * x).max(1).values
+
+    def backward(ctx, grad_z):
+        at = (1e8 + 1e-3 * ctx.saved_tensors[0]).argmax(1)
+        return 1e-3 * factor * grad_z[:, None] * F.one_hot(at, 2)
+
+    x = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
+    report = check_gradients(function(larger, backward), x)
+    assert report.verdict == verdict
+    assert "to rounding in float32" in report.tensors[0].note or verdict == "fail"
+
+
+def test_infinity_is_not_rounded():
+    mode = Rounding(torch.float32, 1, keep_ties=False)
+    moved = mode.moved(torch.tensor([-math.inf, 1.0]).double())
+    assert moved[0] == -math.inf
+    assert 0 < abs(moved[1] - 1) <= 2**-23
+
+
+def test_a_saturated_attention_with_a_mask_is_as_uncertain_as_it_is():
+    """Its dot products reach 10³, so that all but one weight vanish, and huge terms cancel."""
+    query, key, value = (
+        1e-7 * double(2, 1, 3, 5),
+        4e9 * double(2, 1, 3, 5),
+        4e8 * double(2, 1, 3, 7),
+    )
+
+    def attention(query, key, value):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    assert check_gradients(attention, query, key, value).verdict == "pass"
+
+
+def test_beyond_a_kink_a_difference_is_not_asked():
+    """The second entry of the pair stays below the first in a neighbourhood of 10⁻³ of it."""
+    x = 1e-9 * np.array([[1.2051, 1.2071, -0.5], [-0.3, 0.2, 0.2004]])
+
+    def backward(grad_z, x):
+        return ((x == x.max(1, keepdims=True)) * grad_z[:, None],)
+
+    report = check_gradients((lambda x: x.max(1), backward), x)
+    assert report.tensors[0].oracle == "differences"
+    assert report.tensors[0].verdict == "pass", report
+
+
+def test_where_nothing_moves_a_gradient_below_rounding_is_not_wrong():
+    """x Φ(x) is 0 in float64 from x = −9 on, and its derivative 10⁻¹⁷⁷ at −28.5."""
+    x = double(1) * 0 - 28.5
+    normal = torch.distributions.Normal(0.0, 1.0)
+
+    def backward(ctx, grad_z):
+        (x,) = ctx.saved_tensors
+        return grad_z * (normal.cdf(x) + x * normal.log_prob(x).exp())
+
+    report = check_gradients(function(F.gelu, backward), x)
+    assert report.verdict == "inconclusive"
+    assert "no power" in report.reason
