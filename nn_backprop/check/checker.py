@@ -249,7 +249,9 @@ class _Check:
         for name, grad in self.actual.items():
             largest = grad.abs().max().item() if grad is not None and grad.numel() else 0.0
             least = eps * math.sqrt(self.oracle.terms) * largest
-            noise[name] = SAFETY * max(least, self.oracle.noise[name])
+            known = self.expected[name].value is not None
+            unsure = self.expected[name].uncertainty if known else 0.0
+            noise[name] = SAFETY * max(least, self.oracle.noise[name], unsure)
         probing = probes.Probing(self.subject, self.upstream, self.actual, noise)
         for probe, cause in probes.run(probing):
             self.report.probes.append(probe)

@@ -19,7 +19,7 @@ def second_derivative(oracle: Oracle, upstream: list[Tensor]) -> tuple[Probe, Ca
     once through the target's own backward, once through the plain forward."""
     try:
         with differentiated_forwards() as called:
-            expected, least = _derivative(oracle.source, upstream)
+            expected, sizes = _derivative(oracle.source, upstream)
     except Exception as error:
         return Probe(NAME, "skipped", f"the plain forward has none: {said(error)}"), None
     if not (called or oracle.given):
@@ -29,18 +29,18 @@ def second_derivative(oracle: Oracle, upstream: list[Tensor]) -> tuple[Probe, Ca
     except Exception as error:
         reason = f"the backward cannot be differentiated: {said(error)}"
         return Probe(NAME, "fail", reason), Cause("detached", "no second derivative", reason)
+    # What rounding does to a gradient, it does to the derivative of that gradient as well.
+    noise = max([oracle.noise[n] / size for n, size in sizes.items() if size > 0], default=0.0)
+    eps = torch.finfo(oracle.dtype).eps
+    share = min(0.1, LARGER * SAFETY * max(eps * oracle.terms, noise))
     for name, right in expected.items():
         grad = actual[name]
         if right is None and grad is None:
             continue
         a = torch.zeros_like(right) if grad is None else grad  # type: ignore[arg-type]
         e = torch.zeros_like(a) if right is None else right
-        eps = torch.finfo(oracle.dtype).eps
-        largest = max(e.abs().max().item() if e.numel() else 0.0, least)
-        if (
-            e.numel()
-            and not (a - e).abs().max() <= min(0.1, LARGER * SAFETY * eps * oracle.terms) * largest
-        ):
+        largest = max(e.abs().max().item() if e.numel() else 0.0, *sizes.values())
+        if e.numel() and not (a - e).abs().max() <= share * largest:
             i = int((a - e).abs().argmax())
             reason = (
                 f"the derivative of ⟨v, gradient⟩ by {name} is {a.flatten()[i].item():.5g} "
@@ -52,8 +52,8 @@ def second_derivative(oracle: Oracle, upstream: list[Tensor]) -> tuple[Probe, Ca
     return Probe(NAME, "pass"), None
 
 
-def _derivative(target: Target, upstream: list[Tensor]) -> tuple[Gradients, float]:
-    """The derivatives, and the largest entry of the gradient, whose rounding enters them."""
+def _derivative(target: Target, upstream: list[Tensor]) -> tuple[Gradients, dict[str, float]]:
+    """The derivatives, and the largest entry of each gradient, whose rounding enters them."""
     draws = torch.Generator().manual_seed(3)
     leaves, handed = target.leaves_of()
     weights = {
@@ -67,9 +67,11 @@ def _derivative(target: Target, upstream: list[Tensor]) -> tuple[Gradients, floa
         everything = leaves | {f"upstream gradient {i}": u for i, u in enumerate(upstream)}
         parts = [(g * weights[n]).sum() for n, g in first.items() if g is not None]
         product = torch.stack(parts).sum() if parts else torch.zeros(())
-        largest = max((g.abs().max().item() for g in first.values() if g is not None and g.numel()),
-                      default=0.0)  # fmt: skip
+        sizes = {
+            n: g.abs().max().item() if g is not None and g.numel() else 0.0
+            for n, g in first.items()
+        }
         if not product.requires_grad:
-            return dict.fromkeys(everything), largest
+            return dict.fromkeys(everything), sizes
         grads = torch.autograd.grad(product, list(everything.values()), allow_unused=True)
-    return dict(zip(everything, grads, strict=True)), largest
+    return dict(zip(everything, grads, strict=True)), sizes

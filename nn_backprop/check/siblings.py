@@ -28,6 +28,11 @@ MOST_TRIALS = 400
 LACKING = ("the identity", "the sum over each window")  # not another factor, but none
 BITS = 12.0  # after any single mistake in the chain rule itself
 
+POOLS: dict[int, tuple[Callable, Callable]] = {
+    1: (F.avg_pool1d, F.max_pool1d),
+    2: (F.avg_pool2d, F.max_pool2d),
+    3: (F.avg_pool3d, F.max_pool3d),
+}
 UNFIT = (RuntimeError, TypeError, ValueError, IndexError)  # another number of axes, say
 
 Forward = Callable[[dict[str, Tensor]], list[Tensor]]
@@ -76,16 +81,14 @@ def _of_adaptive_pooling(x: Tensor, output_size: Any) -> Iterator[tuple[str, Ten
         sizes = _each(output_size, d)
         if x.dim() > d:
             steps = [n // s for n, s in zip(x.shape[-d:], sizes, strict=True)]
-            pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[d - 1]
-            yield "pooling in windows of equal size", pool(x, steps, steps)
+            yield "pooling in windows of equal size", POOLS[d][0](x, steps, steps)
 
 
 def _of_max_pooling(
     x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
     ceil_mode: bool = False, *_: Any, **__: Any,
 ) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
-    for dims, average in enumerate((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), start=1):
-        largest = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dims - 1]
+    for dims, (average, largest) in POOLS.items():
         options = (kernel_size, stride, padding, dilation, ceil_mode)
         places = {
             "the smallest entry": -x, "the entry of largest magnitude": x.abs(),
@@ -110,8 +113,7 @@ def _of_average_pooling(
     count_include_pad: bool = True, divisor_override: int | None = None,
 ) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
     counted = "without" if count_include_pad else "with"
-    for dims, pool in enumerate((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), start=1):
-        largest = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dims - 1]
+    for dims, (pool, largest) in POOLS.items():
         options = (kernel_size, stride, padding, 1, ceil_mode)
         entries = math.prod(_each(kernel_size, dims))
         with suppress(*UNFIT):
