@@ -9,6 +9,7 @@ such sibling g of one function f in it, with the value of f and the derivative o
 and where autograd then gives the wrong gradient, the sibling is the diagnosis.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -42,8 +43,8 @@ ACTIVATIONS: dict[str, Callable] = {
     "gelu of the tanh form": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu,
     "softplus": F.softplus, "elu": F.elu, "leaky_relu": F.leaky_relu, "selu": F.selu,
     "mish": F.mish, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "relu6": F.relu6,
-    "hardtanh": F.hardtanh, "softsign": F.softsign, "logsigmoid": F.logsigmoid, "exp": torch.exp,
-    "log_sigmoid": F.logsigmoid, "erf": torch.erf, "sin": torch.sin, "cos": torch.cos,
+    "hardtanh": F.hardtanh, "softsign": F.softsign, "exp": torch.exp, "log_sigmoid": F.logsigmoid,
+    "erf": torch.erf, "sin": torch.sin, "cos": torch.cos,
 }  # fmt: skip
 
 
@@ -184,7 +185,7 @@ def explain(m: Mismatch, forward: Forward) -> list[Hypothesis]:
         return []
     error = (m.actual - m.expected).norm().item()
     found: dict[str, Hypothesis] = {}
-    trials = list(_trials(m, forward))
+    trials = list(itertools.islice(_trials(m, forward), MOST_TRIALS))
     for kind, text, mode in trials:
         with suppress(Exception):
             wrong = _gradient(m, forward, mode)
@@ -204,20 +205,19 @@ def _trials(m: Mismatch, forward: Forward) -> Iterator[tuple[str, str, TorchFunc
         _gradient(m, forward, listing)
     except Exception:  # not for autograd
         return
-    for place, (name, texts) in enumerate(listing.found[:MOST_TRIALS]):
+    text = "counts what a mask leaves out: it is not multiplied by the mask"
+    yield "missing-factor", text, _Unmasked()
+    alike: dict[str, list[int]] = {}  # the places of each function
+    for place, (name, _) in enumerate(listing.found):
+        alike.setdefault(name, []).append(place)
+    alone = [([place], "") for place in range(len(listing.found))]
+    together = [(places, ", each time") for places in alike.values() if len(places) > 1]
+    for places, often in together + alone:
+        name, texts = listing.found[places[0]]
         for n, text in enumerate(texts):
             kind = "missing-factor" if text in LACKING else "wrong-operand"
-            said = f"has the derivative of {text} where that of {name} belongs"
-            yield kind, said, _InItsPlace({place: n})
-    names = {name for name, _ in listing.found}
-    for name in names:  # the same at each of several calls
-        places = [p for p, (other, _) in enumerate(listing.found) if other == name]
-        for n, text in enumerate(listing.found[places[0]][1]) if len(places) > 1 else ():
-            kind = "missing-factor" if text in LACKING else "wrong-operand"
-            said = f"has the derivative of {text} where that of {name} belongs, each time"
+            said = f"has the derivative of {text} where that of {name} belongs{often}"
             yield kind, said, _InItsPlace(dict.fromkeys(places, n))
-    text = "counts what a mask leaves out"
-    yield "missing-factor", f"{text}: it is not multiplied by the mask", _Unmasked()
 
 
 def _gradient(m: Mismatch, forward: Forward, mode: TorchFunctionMode) -> Tensor:
@@ -303,9 +303,9 @@ class _Unmasked(TorchFunctionMode):
     def shadow(self, t: Tensor) -> Tensor:
         if id(t) in self.shadows:
             return self.shadows[id(t)][1]
-        if t.requires_grad or t.numel() < 2 or t.is_complex():
+        if t.requires_grad or not (t.dtype == torch.bool or t.is_floating_point()):
             return t
-        is_mask = t.dtype == torch.bool or bool(((t == 0) | (t == 1)).all())
+        is_mask = bool(((t == 0) | (t == 1)).all())
         if is_mask and bool((t == 1).any()) and bool((t == 0).any()):
             self.shadows[id(t)] = (t, torch.ones_like(t))
             return self.shadows[id(t)][1]
