@@ -181,7 +181,7 @@ class Oracle:
         growth = HALF if half else math.sqrt(self.terms)
         # Another backward may work with the rounded outputs: y(1 − y) is 0 where a sigmoid has come
         # within rounding of 1. So what changes ⟨u, z⟩ by less than the rounding of a z up to 1,
-        # over the range of x, or of 1, the natural scale of exp and its kin, is not seen.
+        # over the range of the smallest x, or of 1, the scale of exp and its kin, is not seen.
         with torch.no_grad():
             outputs = self.source.forward({n: v.clone() for n, v in self.source.values.items()})
         pairs = zip(outputs, upstream, strict=True)
@@ -192,7 +192,8 @@ class Oracle:
         underflow = 0.0 if half else 2.0**20 * eps * torch.finfo(self.dtype).smallest_normal
         noise = {}
         for name, size in sizes.items():
-            least = eps * size_of_z / max(1.0, _typical(self.source.values[name]))
+            smallest = self.source.values[name].abs().min().item() if size else 1.0
+            least = eps * size_of_z / max(1.0, smallest)
             move = max(largest_move[name], eps * size)
             noise[name] = max(growth * move, least, underflow)
         return dict.fromkeys(self.source.values, 0.0) | noise
