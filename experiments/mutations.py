@@ -641,10 +641,13 @@ def _has_gradient(call: Call) -> bool:
     """Whether outputs and gradients are finite, and a change of some value, by its own size or by
     1, moves the outputs by clearly more than their rounding, which grows as √K in sums of K."""
     target = Target(call.target, call.args, call.kwargs, seed=call.seed)
-    with seeded(call.seed):
-        outputs = [z.detach() for z in target.forward(target.leaves_of()[1])]
-        upstream = [torch.randn_like(z) for z in outputs]
-    grads = {name: g for name, g in target.gradients(upstream).items() if g is not None}
+    try:
+        with seeded(call.seed):
+            outputs = [z.detach() for z in target.forward(target.leaves_of()[1])]
+            upstream = [torch.randn_like(z) for z in outputs]
+        grads = {name: g for name, g in target.gradients(upstream).items() if g is not None}
+    except NotImplementedError:  # in half precision
+        return False
     if not all(t.isfinite().all() for t in (*outputs, *grads.values())):
         return False
     rounding = max(
