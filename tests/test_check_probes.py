@@ -325,3 +325,16 @@ def test_other_precisions_and_ranges_are_checked_too(derivative, probe, kind):
 def test_a_negative_branch_is_reached_from_positive_inputs():
     slope = elementwise(torch.abs, lambda x: torch.ones_like(x))
     assert failed(check_gradients(slope, X.abs() + 0.1)) == ["other ranges"]
+
+
+def test_where_float32_overflows_its_gradient_is_not_asked_for():
+    """x² of 10³⁰ is infinite in float32, and 1/(1 + x²) zero, beside a term of size 1."""
+
+    def forward(x):
+        return 1 / (1 + (1e30 * x) ** 2 * 1e-60) + 0 * x
+
+    report = check_gradients(forward, double(5))
+    assert report.verdict == "pass", report
+    (probe,) = (p for p in report.probes if p.name == "float32")
+    assert probe.outcome == "skipped"
+    assert "overflows" in probe.reason

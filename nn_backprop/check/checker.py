@@ -210,17 +210,17 @@ class _Check:
                 f"{worst.relative_error:.3g} of the largest entry"
             )
         elif powerless:
-            self._say_inconclusive(powerless, f"grad_{powerless[0].name}: {powerless[0].note}")
+            self._decide_in_float64(powerless, f"grad_{powerless[0].name}: {powerless[0].note}")
         elif not any(self._size(e.name) > e.smallest_visible for e in self.report.tensors):
-            self._say_inconclusive(
+            self._decide_in_float64(
                 [e for e in self.report.tensors if self._size(e.name) > 0],
                 "no power: every expected gradient is 0 at these inputs, or too small to be "
                 "told from it; choose inputs on which the outputs depend",
             )
 
-    def _say_inconclusive(self, powerless: list[Entry], reason: str) -> None:
-        """Unless the same backward in float64, where less is rounded, can tell, and what it gives
-        in the target's precision is near the truth all the same."""
+    def _decide_in_float64(self, powerless: list[Entry], reason: str) -> None:
+        """Inconclusive for that reason, unless the same backward in float64, where less is rounded,
+        is right, and what it gives in the target's precision is near the truth all the same."""
         name = str(self.oracle.dtype).removeprefix("torch.")
         near = powerless and all(
             e.expected is not None and e.relative_error <= POWER for e in powerless
@@ -279,7 +279,12 @@ class _Check:
             self.report.probes.append(Probe(name, "skipped", "the gradient is wrong to begin with"))
             return
         reasons = []
-        for where, variant in variants():
+        try:
+            found = variants()
+        except Unsuitable as why:
+            self.report.probes.append(Probe(name, "skipped", str(why)))
+            return
+        for where, variant in found:
             try:
                 variant = variant.fresh() if variant.module is self.subject.module else variant
                 report = _Check(variant, self.original, self.reference, deep=False).run()
@@ -302,7 +307,7 @@ class _Check:
                 return
             elif report.verdict == "inconclusive":
                 reasons.append(f"{where}: {report.reason}")
-        if reasons and len(reasons) == len(variants()):
+        if reasons and len(reasons) == len(found):
             self.report.probes.append(Probe(name, "skipped", reasons[0]))
         else:
             self.report.probes.append(Probe(name, "pass"))
@@ -317,7 +322,15 @@ class _Check:
     def _in_float32(self) -> list[tuple[str, Target]]:
         if self.subject.dtype != torch.float64:
             return []
-        return [("in float32", self.subject.cast(torch.float32))]
+        low = self.subject.cast(torch.float32)
+        try:
+            outputs = low.forward(low.leaves_of()[1])
+        except Exception:  # as the check will say
+            return [("in float32", low)]
+        same = all(_agree(z, other) for z, other in zip(self.outputs, outputs, strict=True))
+        if not same and not self.subject.draws():
+            raise Unsuitable("in float32: the forward gives other values, as where it overflows")
+        return [("in float32", low)]
 
     def _in_ranges(self) -> list[tuple[str, Target]]:
         variants = []

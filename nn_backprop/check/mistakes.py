@@ -236,6 +236,10 @@ class _Search:
     def fits(self, change: Tensor) -> bool:
         return bool(((change - self.seen).abs() <= self.slack).all())
 
+    def is_whole(self, change: Tensor) -> bool:
+        """Whether what an edge carries, seen along each r, is the whole gradient."""
+        return bool(((change - self.whole).abs() <= self.slack).all())
+
     def pulled(self, deltas: dict[int, Tensor]) -> Tensor:
         deltas = {v: d for v, d in deltas.items() if v in self.tangents}
         change = self.g.total(self.g.sweep(deltas)[0], self.leaf)
@@ -380,7 +384,7 @@ class _Search:
             if size > 0:
                 s = 1 + float(change @ self.seen) / size
                 s = round(s) if abs(s - round(s)) < 1e-7 else s
-                whole = bool(((change - self.whole).abs() <= self.slack).all())
+                whole = self.is_whole(change)
                 kind, text, more = self.scaled(i, k, s, whole)
                 scaled = {v: (s - 1) * d for v, d in deltas.items()}
                 self.propose(bits + more, kind, text + much, scaled)
@@ -500,16 +504,12 @@ class _Search:
             while v in self.g.maker and self.g.nodes[self.g.maker[v]].op in SILENT:
                 v = next(x for _, x in self.g.nodes[self.g.maker[v]].operands())
             one = v is None or self.g.values[v].numel() == 1
-            kind = "scale" if one and self.carries_all(i, k) else "missing-factor"
+            edge = self.dot({node.flat[k].value: self.edges[i][k]})
+            kind = "scale" if one and self.is_whole(edge) else "missing-factor"
             return kind, f"lacks the {word} {name}", 1 if one else 2
         if node.op == "where":
             return "missing-factor", "lacks the mask of where", 2
         return "missing-factor", f"lacks the derivative of {node.op}", 2
-
-    def carries_all(self, i: int, k: int) -> bool:
-        """Whether the whole gradient comes through this operand of node i."""
-        change = self.dot({self.g.nodes[i].flat[k].value: self.edges[i][k]})
-        return bool(((change - self.whole).abs() <= self.slack).all())
 
     def several(self, i: int) -> Iterator[_Mistake]:
         """A split's parts exchanged, or one of them forgotten."""

@@ -72,8 +72,8 @@ class Oracle:
         """Names whose gradient the plain forward is trusted with."""
         self.terms = 1.0
         self.noise: dict[str, float] = {}
-        self.across: dict[str, float] = {}
-        """How far a gradient moves where rounding crosses a kink: not noise, but another branch."""
+        self.across: set[str] = set()
+        """Names whose gradient rounding moves across a kink: not noise, but another branch."""
         self.noise_of_z: list[Tensor] | None = None
 
     def prepare(self, upstream: list[Tensor]) -> dict[str, Expected]:
@@ -176,7 +176,7 @@ class Oracle:
                 if name not in large or pair[1] >= 8 * pair[0]:
                     largest_move[name] = max(largest_move[name], found[name])
                 else:
-                    self.across[name] = max(self.across.get(name, 0.0), found[name])
+                    self.across.add(name)
         half = torch.finfo(self.dtype).bits < 32
         growth = HALF if half else math.sqrt(self.terms)
         # Another backward may work with the rounded outputs: y(1 − y) is 0 where a sigmoid has come

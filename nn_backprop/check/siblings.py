@@ -61,18 +61,18 @@ def _of_log_softmax(x: Tensor, dim: int, **_: Any) -> Iterator[tuple[str, Tensor
         yield f"log_softmax over axis {other}", torch.log_softmax(x, other)
 
 
-def _of_convolution(
+def _of_transposed_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
     *rest: Any, **kwargs: Any,
 ) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
-    """Of a transposed convolution: the plain one of the same kernel, where the sizes agree."""
+    """The plain one of the same kernel, where the sizes agree."""
     convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.dim()]
     mirrored = weight.flip(tuple(range(2, weight.dim())))
     pads = [k - 1 - p for k, p in zip(weight.shape[2:], _each(padding, x.dim() - 2), strict=True)]
     for name, kernel in {"": weight, " with the mirrored kernel": mirrored}.items():
-        yield f"the convolution{name}", convolve(x, kernel.transpose(0, 1), bias, 1, pads)
+        yield f"the plain convolution{name}", convolve(x, kernel.transpose(0, 1), bias, 1, pads)
         if weight.shape[0] == weight.shape[1]:
-            text = f"the convolution{name} and its channels exchanged"
+            text = f"the plain convolution{name}, its channels exchanged"
             yield text, convolve(x, kernel, bias, 1, pads)
 
 
@@ -169,7 +169,7 @@ def _of_loss(x: Tensor, y: Tensor, *_: Any, **kwargs: Any) -> Iterator[tuple[str
 
 SIBLINGS: dict[str, Callable[..., Iterator[tuple[str, Tensor]]]] = {
     "softmax": _of_softmax, "log_softmax": _of_log_softmax, "layer_norm": _of_layer_norm,
-    **{f"conv_transpose{d}d": _of_convolution for d in (1, 2, 3)},
+    **{f"conv_transpose{d}d": _of_transposed_convolution for d in (1, 2, 3)},
     **{f"adaptive_avg_pool{d}d": _of_adaptive_pooling for d in (1, 2, 3)},
     **{f"max_pool{d}d": _of_max_pooling for d in (1, 2, 3)},
     **{f"avg_pool{d}d": _of_average_pooling for d in (1, 2, 3)},

@@ -341,7 +341,7 @@ def _statistic(case: _Case, ratios: Tensor, kept: Axes) -> str:
 
 
 def _other_divisor(case: _Case, ratios: Tensor, kept: Axes) -> str:
-    """Whether 1/σ, of √(v + ε), is that of a variance v divided by n − 1 for n, or the reverse:
+    """Whether 1/σ, of √(v + ε), is that of a variance v divided by n − 1, or the reverse:
     ratios r = √((v + ε)/(cv + ε)) of c = n/(n − 1), or its inverse, give all the same ε."""
     for name, tensor in case.known.items():
         others = tuple(axis for axis in range(tensor.ndim) if axis not in kept)
@@ -351,7 +351,7 @@ def _other_divisor(case: _Case, ratios: Tensor, kept: Axes) -> str:
         v = tensor.var(others, correction=0, keepdim=True)
         for c, text in (
             (n / (n - 1), f"{n - 1} instead of {n}"),
-            ((n - 1) / n, f"{n} for {n - 1}"),
+            ((n - 1) / n, f"{n} instead of {n - 1}"),
         ):
             epsilon = v * (1 - c * ratios**2) / (ratios**2 - 1)
             same = (epsilon - epsilon.mean()).abs().max() <= 1e-6 * v.max()
