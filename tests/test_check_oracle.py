@@ -322,3 +322,18 @@ def test_where_nothing_moves_a_gradient_below_rounding_is_not_wrong():
     report = check_gradients(function(F.gelu, backward), x)
     assert report.verdict == "inconclusive"
     assert "no power" in report.reason
+
+
+@pytest.mark.parametrize("seed", [1, 4, 5])
+def test_half_precision_below_its_smallest_normal_number(seed):
+    """There, float16 has steps of 6·10⁻⁸, and the outputs are of that size."""
+    x, w = 2e-4 * double(4, 4, seed=seed).half(), 3e-3 * double(4, 4, seed=seed + 9).half()
+    report = check_gradients(lambda x, w: (x @ w) @ w, x, w)
+    assert report.verdict == "pass", report
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_product_below_the_smallest_normal_number(seed):
+    """A product of four factors of 3·10⁻¹¹ has few digits left in float32."""
+    x = 3e-11 * double(5, 7, 4, seed=seed)
+    assert check_gradients(lambda x: x.prod(2), x).verdict == "pass"

@@ -540,12 +540,14 @@ class _Check:
 
 
 def _agree(wide: Tensor, low: Tensor) -> bool:
-    """Whether the output in float64 is that of the lower precision; a random mask, say, need not
-    be the same in both."""
+    """Whether the output in float64 is that of the lower precision, but for underflow; a random
+    mask, say, need not be the same in both."""
     if wide.dtype != torch.float64 or wide.shape != low.shape:
         return False
     size = wide.abs().max().item() if wide.numel() else 0.0
-    return bool(((wide - low.double()).abs() <= torch.finfo(low.dtype).eps ** 0.4 * size).all())
+    info = torch.finfo(low.dtype)
+    slack = info.eps**0.4 * size + info.smallest_normal
+    return bool(((wide - low.double()).abs() <= slack).all())
 
 
 def _diagnose(mismatches: list[Mismatch], forward: Callable | None) -> list[Cause]:

@@ -190,11 +190,15 @@ class Oracle:
         eps = torch.finfo(self.dtype).eps
         # Products on the way may have lost digits below the smallest normal number.
         underflow = 0.0 if half else 2.0**20 * eps * torch.finfo(self.dtype).smallest_normal
+        # The same of outputs that are all below it: another backward may divide them.
+        largest_z = max((z.abs().max().item() for z in outputs if z.numel()), default=0.0)
+        spacing = eps * torch.finfo(self.dtype).smallest_normal
+        lost = min(1.0, spacing / largest_z) if largest_z else 0.0
         noise = {}
         for name, size in sizes.items():
             smallest = self.source.values[name].abs().min().item() if size else 1.0
             least = eps * size_of_z / max(1.0, smallest)
-            move = max(largest_move[name], eps * size)
+            move = max(largest_move[name], eps * size, lost * size)
             noise[name] = max(growth * move, least, underflow)
         return dict.fromkeys(self.source.values, 0.0) | noise
 

@@ -35,7 +35,8 @@ class Rounding(TorchDispatchMode):
     def __init__(self, dtype: torch.dtype, seed: int, keep_ties: bool, share: float = 1.0):
         super().__init__()
         info = torch.finfo(dtype)
-        self.unit, self.least = share * info.eps, info.smallest_normal * info.eps
+        self.unit = share * info.eps
+        self.least = share * info.smallest_normal * info.eps
         self.keep_ties = keep_ties
         self.draws = torch.Generator().manual_seed(seed)
         self.salt = seed

@@ -246,7 +246,7 @@ def _alternatives(
             found += [(other, g(args[0])) for other, g in ACTIVATIONS.items()]
         for sibling in SIBLINGS[name](*args, **kwargs) if name in SIBLINGS else ():
             found.append(sibling)
-    return [(text, g) for text, g in found if g.shape == z.shape]
+    return [(text, g) for text, g in found if g.shape == z.shape and not torch.equal(g, z)]
 
 
 class _Listing(TorchFunctionMode):
