@@ -245,6 +245,7 @@ class _Check:
     def _probe(self) -> None:
         """The protocol, then the same gradients elsewhere: other precision, mode and range."""
         noise = {}
+        unclear = {e.name: e.error for e in self.report.tensors if e.verdict == "inconclusive"}
         eps = torch.finfo(self.oracle.dtype).eps
         for name, grad in self.actual.items():
             largest = grad.abs().max().item() if grad is not None and grad.numel() else 0.0
@@ -252,6 +253,7 @@ class _Check:
             known = self.expected[name].value is not None
             unsure = self.expected[name].uncertainty if known else 0.0
             noise[name] = SAFETY * max(least, self.oracle.noise[name], unsure)
+            noise[name] = max(noise[name], unclear.get(name, 0.0))
         probing = probes.Probing(self.subject, self.upstream, self.actual, noise)
         for probe, cause in probes.run(probing):
             self.report.probes.append(probe)

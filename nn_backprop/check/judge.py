@@ -70,6 +70,11 @@ def judge(
                 f"at a kink to rounding in {_word(oracle)}, where autograd through the plain "
                 "forward takes the same branch"
             )
+        elif entry.oracle == "differences" and kinks.unseen(
+            oracle, name, actual, right, tolerance, upstream
+        ):
+            entry.verdict = "inconclusive"
+            entry.note = "the differences are unsure: shorter steps contradict longer ones"
         elif missing:
             entry.note = "the backward gives no gradient at all"
     elif size == 0:

@@ -74,6 +74,50 @@ def accepted(
     )
 
 
+def unseen(
+    oracle: Oracle, name: str, actual: Tensor, expected: Tensor, tolerance: float,
+    upstream: list[Tensor],
+) -> bool:  # fmt: skip
+    """Whether `expected`, from differences, is refuted where `actual` differs from it: the
+    shortest steps that rounding lets see that difference agree with `actual`, or lie astride a
+    kink, which longer steps cannot see, with `actual` between its slopes."""
+    wrong = ((actual - expected).abs() > tolerance).flatten().nonzero().flatten()
+    chosen = wrong[torch.linspace(0, len(wrong) - 1, min(len(wrong), MOST)).long()]
+    flat, right = actual.flatten(), expected.flatten()
+    return all(
+        _refuted(oracle, name, i, flat[i].item(), right[i].item(), upstream)
+        for i in chosen.tolist()
+    )
+
+
+def _refuted(
+    oracle: Oracle, name: str, i: int, actual: float, expected: float, upstream: list[Tensor]
+) -> bool:
+    unit = torch.zeros(oracle.target.values[name].numel(), dtype=torch.float64)
+    unit[i] = 1
+    outputs, _ = oracle.along(name, unit.reshape(oracle.target.values[name].shape))
+    noise = sum(
+        (n * u.double()).abs().sum().item()
+        for n, u in zip(oracle.forward_noise(), upstream, strict=True)
+    )
+    error = abs(actual - expected)
+    step = 50 * noise / error  # rounding is then 2 % of the error
+    if not 0 < step < 1:
+        return False
+
+    def slope(h: float) -> float:
+        rises = zip(outputs(h), outputs(0.0), upstream, strict=True)
+        return sum(((p - q) * u).sum().item() for p, q, u in rises) / h
+
+    left, ahead = slope(-step), slope(step)
+    bend, bend_of_longer = abs(ahead - left), abs(slope(2 * step) - slope(-2 * step))
+    low = high = (left + ahead) / 2
+    # The bend of a smooth function grows with the step, that of a kink does not.
+    if 0.1 * max(abs(left), abs(ahead)) < bend and bend_of_longer < 1.5 * bend:
+        low, high = min(left, ahead), max(left, ahead)
+    return low - 0.1 * error <= actual <= high + 0.1 * error
+
+
 def _one_sided(
     oracle: Oracle, name: str, direction: Tensor, upstream: list[Tensor], scale: float
 ) -> tuple[float, Tensor]:

@@ -248,8 +248,8 @@ class Oracle:
         kink lies between; a large network has many."""
         eps = torch.finfo(self.target.values[name].dtype).eps
         noise = 20 * self.noise[name] * direction.abs().sum().item()
-        outputs, scales = self._along(name, direction)
-        pairs = zip(self._forward_noise(), upstream, strict=True)
+        outputs, scales = self.along(name, direction)
+        pairs = zip(self.forward_noise(), upstream, strict=True)
         size = sum((noise_of_z * u).abs().sum().item() for noise_of_z, u in pairs)
         for scale in scales:
             slopes = []
@@ -327,15 +327,15 @@ class Oracle:
                 slope, error = found[i]
                 if error <= 1e-6 * max(largest, abs(slope)):
                     continue
-                outputs, scales = self._along(name, direction)
+                outputs, scales = self.along(name, direction)
                 if longer < len(scales):
                     again = extrapolated(
-                        outputs, upstream, scales[longer], eps, self._forward_noise()
+                        outputs, upstream, scales[longer], eps, self.forward_noise()
                     )
                     found[i] = again if again[1] < error else found[i]
         return found
 
-    def _forward_noise(self) -> list[Tensor]:
+    def forward_noise(self) -> list[Tensor]:
         """How far rounding may move each entry of the outputs: its own rounding, and what becomes
         of a rounding of the values."""
         if self.noise_of_z is None:
@@ -354,7 +354,7 @@ class Oracle:
             self.noise_of_z = noise
         return self.noise_of_z
 
-    def _along(
+    def along(
         self, name: str, direction: Tensor
     ) -> tuple[Callable[[float], list[Tensor]], list[float]]:
         """The outputs as a function of a step along a direction of one value, and steps that are

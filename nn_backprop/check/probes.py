@@ -255,10 +255,14 @@ def _linear(p: Probing) -> Found:
         first, second = (_zero_if_none(g[name], value) for g in (p.base, theirs))
         expected[name] = 2 * second - first
         expected_scaled[name] = large * first
-    difference = p.difference(mixed, expected, slack=8)
-    largest = max((g.abs().max().item() for g in expected_scaled.values() if g.numel()), default=0)
-    overflows = any(g is not None and not g.isfinite().all() for g in scaled.values())
-    if not overflows and largest < torch.finfo(p.target.dtype).max / 8:
+
+    def comparable(found: Gradients, promised: dict[str, Tensor]) -> bool:  # nothing overflows
+        largest = max((g.abs().max().item() for g in promised.values() if g.numel()), default=0)
+        finite = all(g is None or g.isfinite().all() for g in found.values())
+        return finite and largest < torch.finfo(p.target.dtype).max / 8
+
+    difference = p.difference(mixed, expected, slack=8) if comparable(mixed, expected) else ""
+    if comparable(scaled, expected_scaled):
         difference = difference or p.difference(scaled, expected_scaled, slack=8 * large)
     if not difference:
         return None
