@@ -337,3 +337,32 @@ def test_a_product_below_the_smallest_normal_number(seed):
     """A product of four factors of 3·10⁻¹¹ has few digits left in float32."""
     x = 3e-11 * double(5, 7, 4, seed=seed)
     assert check_gradients(lambda x: x.prod(2), x).verdict == "pass"
+
+
+def nearly_tied(slope: float) -> type[Function]:
+    """max(x, 0) in a Function that says `slope` for x < 0, and cannot be recorded as torch ops."""
+
+    class Larger(Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return torch.from_numpy(np.maximum(x.detach().numpy(), 0.0) + np.ones_like(x.numpy()))
+
+        @staticmethod
+        def backward(ctx, grad_z):
+            (x,) = ctx.saved_tensors
+            return torch.where(x < 0, slope, 1.0) * grad_z
+
+    return Larger
+
+
+def test_differences_that_shorter_steps_contradict_are_unsure():
+    """Beside a kink at 3e-13, where steps of 1e-9 see half the slope, with outputs of size 1."""
+    x = torch.tensor([[-3e-13], [0.7], [-0.4]], dtype=torch.float64)
+    assert check_gradients(nearly_tied(0.0), x).verdict != "fail"
+
+
+@pytest.mark.parametrize("slope", [0.5, 1e-3, -1.0])
+def test_but_a_wrong_slope_away_from_the_kink_fails(slope):
+    x = torch.tensor([[-3e-2], [0.7], [-0.4]], dtype=torch.float64)
+    assert check_gradients(nearly_tied(slope), x).verdict == "fail"

@@ -82,6 +82,8 @@ def unseen(
     shortest steps that rounding lets see that difference agree with `actual`, or lie astride a
     kink, which longer steps cannot see, with `actual` between its slopes."""
     wrong = ((actual - expected).abs() > tolerance).flatten().nonzero().flatten()
+    if not len(wrong) or not actual.isfinite().all():
+        return False
     chosen = wrong[torch.linspace(0, len(wrong) - 1, min(len(wrong), MOST)).long()]
     flat, right = actual.flatten(), expected.flatten()
     return all(
