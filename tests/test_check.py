@@ -52,6 +52,50 @@ def test_a_path_that_sends_nothing_back_is_a_missing_term(target):
     assert (report.verdict, report.causes[0].kind) == ("fail", "missing-term"), report
 
 
+class SecondCutOff(torch.nn.Module):
+    def forward(self, x):
+        return x.sin(), x.square().detach()
+
+
+class Accumulates(torch.nn.Module):
+    """Adds each gradient to all earlier ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(double(3, seed=1))
+        total = torch.zeros(3).double()
+
+        def backward(ctx, grad_z):
+            x, weight = ctx.saved_tensors
+            return grad_z * weight, total.add_((grad_z * x).sum(0)).clone()
+
+        self.multiply = function(lambda x, weight: x * weight, backward)
+
+    def forward(self, x):
+        return self.multiply.apply(x, self.weight)
+
+
+LEAKY = torch.nn.LeakyReLU(0.2)
+DRAWN = (double(5, 7, seed=9) > -0.3) / 0.6
+
+
+@pytest.mark.parametrize(
+    "target, kind, words",
+    [
+        (SecondCutOff(), "detached", "output 1, which does not require grad"),
+        (Accumulates(), "stale-state", "every call adds the same"),
+        (elementwise(LEAKY, lambda x: (x > 0).double()), "wrong-branch", "is 0 where input0"),
+        (elementwise(LEAKY, lambda x: 1 - 0.7 * (x < -0.5).double()), "wrong-branch", "input0 < 0"),
+        (elementwise(torch.sin, lambda x: x.cos() * DRAWN), "missing-factor", "of 0 and 1.667"),
+    ],
+    ids=["output cut off", "added up", "side forgotten", "part of a side", "mask of a dropout"],
+)
+def test_the_cause_is_said_in_words(target, kind, words):
+    report = check_gradients(target, double(5, 7) if kind != "stale-state" else double(5, 3))
+    assert (report.verdict, report.causes[0].kind) == ("fail", kind), report
+    assert words in " ".join(str(report).split())
+
+
 @pytest.mark.parametrize("error", [1000.0, 1e-6])
 def test_one_wrong_entry_among_ten_thousand_is_found(error):
     def backward(ctx, grad_z):

@@ -366,3 +366,12 @@ def test_differences_that_shorter_steps_contradict_are_unsure():
 def test_but_a_wrong_slope_away_from_the_kink_fails(slope):
     x = torch.tensor([[-3e-2], [0.7], [-0.4]], dtype=torch.float64)
     assert check_gradients(nearly_tied(slope), x).verdict == "fail"
+
+
+def test_where_half_precision_is_far_from_float64_rounding_is_still_that_of_half_precision():
+    """The mean of two numbers that are close is rounded, which changes their standard deviation;
+    so that float64 is no model of it, but says how far rounding goes."""
+    x = torch.tensor([[0.26, 0.084], [0.257, 0.0845]]).bfloat16()
+    torch.manual_seed(0)
+    norm = torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.BatchNorm1d(5)).bfloat16()
+    assert check_gradients(norm, x / 8).verdict != "fail"

@@ -259,7 +259,8 @@ class _Check:
             self.report.probes.append(probe)
             if cause is not None:
                 self.probe_causes.append(cause)
-        right = self.report.verdict != "fail"
+        steady = self.report.probes[0].outcome != "fail"  # the same call twice
+        right = self.report.verdict != "fail" and steady
         calls = self._functions_inside()
         self._elsewhere("float32", "wrong-precision", self._in_float32, right)
         if self.subject.module is not None:
@@ -278,7 +279,8 @@ class _Check:
         self, name: str, kind: str, variants: Callable[[], list[tuple[str, Target]]], right: bool
     ) -> None:
         if not right:
-            self.report.probes.append(Probe(name, "skipped", "the gradient is wrong to begin with"))
+            why = "the gradient is wrong to begin with, or not the same twice"
+            self.report.probes.append(Probe(name, "skipped", why))
             return
         reasons = []
         try:
@@ -477,12 +479,13 @@ class _Check:
         if name in self.oracle.plain:
             gradient = lambda upstream: self.oracle.at(list(upstream))[name]  # noqa: E731
         outputs = self.wide.forward(self.wide.leaves_of()[1])
+        cut_off = frozenset(k for k, z in enumerate(outputs) if not z.requires_grad)
         return Mismatch(
             name, actual, right, tolerance,
             {n: v.detach().double().cpu() for n, v in self.wide.values.items()},
             [u.cpu() for u in self.wide_upstream],
             [z.detach().double().cpu() for z in outputs],
-            labels, gradient,
+            labels, cut_off, gradient,
         )  # fmt: skip
 
     def _plain_forward(self) -> Callable | None:

@@ -27,6 +27,8 @@ class Mismatch:
     outputs: list[Tensor] = field(default_factory=list)
     labels: dict[str, Tensor] = field(default_factory=dict)
     """Every integer or boolean tensor among the inputs, such as class indices."""
+    cut_off: frozenset[int] = frozenset()
+    """The outputs, by number, that do not require grad."""
     gradient: Callable[[list[Tensor]], Tensor] | None = None
     """The expected gradient for another upstream gradient, where that can be computed."""
 

@@ -715,7 +715,7 @@ class _Search:
             if node.op == "embedding":
                 kind, text = "extra-term", "counts the padding index"
             elif name == "count_include_pad":
-                kind, text = "scale", "divides by the wrong number at the padded border"
+                text = "divides by the wrong number at the padded border"
             yield _Mistake((name, new), kind, text, 1 if node.op == "embedding" else 3, rule)
 
     def substitutions(self, i: int) -> Iterator[_Mistake]:
@@ -896,8 +896,11 @@ class _Search:
                     text = f"is the gradient of {self.name(v)} times {self.name(w)}"
                     self.compare(bits + 5, "wrong-operand", text, total * self.g.values[w])
         for v, u in self.seeds.items() if len(self.seeds) > 1 else ():
-            text = f"lacks what flows back from output {self.g.ends.index(v)}"
-            self.propose(math.log2(len(self.seeds)) + 1, "missing-term", text, {v: -u})
+            number = self.g.ends.index(v)
+            kind, text = "missing-term", f"lacks what flows back from output {number}"
+            if number in self.m.cut_off:
+                kind, text = "detached", text + ", which does not require grad"
+            self.propose(math.log2(len(self.seeds)) + 1, kind, text, {v: -u})
 
     def reduced(self) -> None:
         """A statistic that is broadcast back: its gradient summed over the wrong axes, or not.

@@ -18,6 +18,7 @@ not taken for one that has none.
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,13 +133,18 @@ class Oracle:
         def gradients(target: Target, u: Upstream) -> Gradients:
             return target.plain_gradients(u) if plain else target.gradients(u)
 
-        base = plain
+        source, base = self.source, plain
+        if self.target.dtype != torch.float64:  # too coarse to be moved by its own spacing
+            with suppress(Exception):  # a target for one precision only
+                wide = source.cast(torch.float64)
+                base = _zero_for_none(gradients(wide, [u.double() for u in upstream]), wide)
+                source, upstream = wide, [u.double() for u in upstream]
         if not plain:
-            self.terms = float(max(v.numel() for v in (*self.source.values.values(), *upstream)))
+            self.terms = float(max(v.numel() for v in (*source.values.values(), *upstream)))
             try:
-                base = _zero_for_none(gradients(self.source, upstream), self.source)
+                base = _zero_for_none(gradients(source, upstream), source)
             except Exception:  # it is the backward that raises, as will be found
-                return dict.fromkeys(self.source.values, 0.0)
+                return dict.fromkeys(source.values, 0.0)
             base = {n: g for n, g in base.items() if g.isfinite().all()}
 
         def moves(keep_ties: bool, share: float = 1.0) -> dict[str, float]:
@@ -147,15 +153,13 @@ class Oracle:
             for run in range(ROUNDING_RUNS):
                 # The mode's salt grows by one with each operation: seeds far apart do not meet.
                 mode = Rounding(self.dtype, 1 + 100_003 * run, keep_ties, share)
-                source = self.source.with_values(
-                    {n: mode.moved(v) for n, v in self.source.values.items()}
-                )
+                moved = source.with_values({n: mode.moved(v) for n, v in source.values.items()})
                 moved_upstream = [mode.moved(u) for u in upstream]
                 # Attention in its separate operations, since only these can be moved.
                 with sdpa_kernel(SDPBackend.MATH), mode:
-                    grads = gradients(source, moved_upstream)
+                    grads = gradients(moved, moved_upstream)
                 self.terms = max(self.terms, mode.terms)
-                for name, grad in _zero_for_none(grads, self.source).items():
+                for name, grad in _zero_for_none(grads, source).items():
                     if name in base and grad.numel():
                         move = (grad - base[name]).abs().max().item()
                         largest[name] = max(largest[name], move)
@@ -183,7 +187,7 @@ class Oracle:
         # within rounding of 1. So what changes ⟨u, z⟩ by less than the rounding of a z up to 1,
         # over the range of the smallest x, or of 1, the scale of exp and its kin, is not seen.
         with torch.no_grad():
-            outputs = self.source.forward({n: v.clone() for n, v in self.source.values.items()})
+            outputs = source.forward({n: v.clone() for n, v in source.values.items()})
         pairs = zip(outputs, upstream, strict=True)
         size_of_z = math.sqrt(sum((z.clamp(-1, 1) * u).square().sum().item() for z, u in pairs))
         size_of_z *= others
@@ -196,11 +200,11 @@ class Oracle:
         lost = min(1.0, spacing / largest_z) if largest_z else 0.0
         noise = {}
         for name, size in sizes.items():
-            smallest = self.source.values[name].abs().min().item() if size else 1.0
+            smallest = source.values[name].abs().min().item() if size else 1.0
             least = eps * size_of_z / max(1.0, smallest)
             move = max(largest_move[name], eps * size, lost * size)
             noise[name] = max(growth * move, least, underflow)
-        return dict.fromkeys(self.source.values, 0.0) | noise
+        return dict.fromkeys(source.values, 0.0) | noise
 
     def _trusted(self, upstream: list[Tensor], forward_mode: bool) -> set[str]:
         """The names whose derivative by the plain forward, or by forward mode, agrees with a

@@ -8,6 +8,7 @@ an oracle.
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -61,8 +62,11 @@ class Probing:
 
 def run(probing: Probing) -> Iterator[tuple[Probe, Cause | None]]:
     """Every probe, each with the cause that its failure means."""
+    steady = True
     for name, probe in PROBES.items():
         try:
+            if not steady and probe is not _unchanged:
+                raise Skipped("two equal calls differ already")
             found = probe(probing)
         except Skipped as why:
             yield Probe(name, "skipped", str(why)), None
@@ -72,6 +76,7 @@ def run(probing: Probing) -> Iterator[tuple[Probe, Cause | None]]:
         if found is None:
             yield Probe(name, "pass"), None
         else:
+            steady = steady and probe is not _twice
             kind, reason = found
             yield Probe(name, "fail", reason), Cause(kind, _sentence(name, kind), reason)
 
@@ -272,9 +277,17 @@ def _linear(p: Probing) -> Found:
 
 
 def _twice(p: Probing) -> Found:
-    difference = p.difference(p.gradients(), p.base)
+    calls = [p.base, p.gradients(), p.gradients(), p.gradients()]
+    difference = p.difference(calls[1], p.base)
     if not difference:
         return None
+    steps = [
+        {n: _zero_if_none(after[n], v) - _zero_if_none(before[n], v)
+         for n, v in p.target.values.items()}
+        for before, after in itertools.pairwise(calls[1:])
+    ]  # fmt: skip
+    if not p.difference(steps[0], steps[1], slack=8) and p.difference(calls[2], calls[1]):
+        return "stale-state", f"every call adds the same to what the last one left: {difference}"
     return "nondeterministic", f"with the same random seed, called again: {difference}"
 
 

@@ -9,6 +9,7 @@ such sibling g of one function f in it, with the value of f and the derivative o
 and where autograd then gives the wrong gradient, the sibling is the diagnosis.
 """
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -26,7 +27,17 @@ from nn_backprop.check.report import Cause
 
 EXACT = 1e-6  # the residual below which a sibling explains a gradient
 MOST_TRIALS = 400
-LACKING = ("the identity", "the sum over each window")  # not another factor, but none
+# What a sibling means, where it is not that the derivative of another function was taken.
+KINDS = {
+    "the identity": "missing-factor", "the sum over each window": "missing-factor",
+    "the convolution of all groups' channels": "extra-term",
+    "the same with its groups interleaved": "permuted",
+    **{f"the same without its {option}": kind for option, kind in {
+        "weight": "missing-factor", "pos_weight": "missing-factor", "attn_mask": "missing-factor",
+        "is_causal": "missing-factor", "ignore_index": "extra-term", "padding_idx": "extra-term",
+        "label_smoothing": "missing-term",
+    }.items()},
+}  # fmt: skip
 BITS = 12.0  # after any single mistake in the chain rule itself
 
 POOLS: dict[int, tuple[Callable, Callable]] = {
@@ -44,7 +55,10 @@ ACTIVATIONS: dict[str, Callable] = {
     "softplus": F.softplus, "elu": F.elu, "leaky_relu": F.leaky_relu, "selu": F.selu,
     "mish": F.mish, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "relu6": F.relu6,
     "hardtanh": F.hardtanh, "softsign": F.softsign, "exp": torch.exp, "log_sigmoid": F.logsigmoid,
-    "erf": torch.erf, "sin": torch.sin, "cos": torch.cos,
+    "erf": torch.erf, "sin": torch.sin, "cos": torch.cos, "softshrink": F.softshrink,
+    "hardshrink": F.hardshrink, "tanhshrink": F.tanhshrink, "celu": F.celu, "abs": torch.abs,
+    "square": torch.square, "sqrt": torch.sqrt, "log": torch.log, "log1p": torch.log1p,
+    "expm1": torch.expm1, "reciprocal": torch.reciprocal, "rsqrt": torch.rsqrt,
 }  # fmt: skip
 
 
@@ -101,6 +115,14 @@ def _of_max_pooling(
         with suppress(*UNFIT):
             for text, by in places.items():
                 yield f"taking {text}", _picked(x, by, largest, dims, options)
+            _, at = largest(x, *options, return_indices=True)
+            if dims == 2 and dilation in (1, (1, 1)):
+                within = _within(at, x.shape[-1], kernel_size, stride, padding)
+                z = x.flatten(-2).gather(-1, within.flatten(-2)).view(at.shape)
+                yield "taking the entry whose place in the plane is that within the window", z
+            pads = [p for p in reversed(_each(padding, dims)) for _ in range(2)]
+            z = largest(F.pad(x, pads), kernel_size, stride, 0, dilation, ceil_mode)
+            yield "pooling with zeros around", z
             mean = average(x, kernel_size, stride, padding, ceil_mode)
             yield "average pooling", mean
             yield "the sum over each window", mean * math.prod(_each(kernel_size, dims))
@@ -146,8 +168,144 @@ def _picked(x: Tensor, by: Tensor, largest: Callable, dims: int, options: tuple)
     return x.flatten(-dims).gather(-1, at.flatten(-dims)).view(at.shape)
 
 
+def _within(at: Tensor, width: int, kernel_size: Any, stride: Any, padding: Any) -> Tensor:
+    """The place within each window, row by row, of an entry at this place in the plane."""
+    kernel, pads = _each(kernel_size, 2), _each(padding, 2)
+    steps = _each(stride or kernel_size, 2)
+    rows, columns = (
+        torch.arange(n) * s - p for n, s, p in zip(at.shape[-2:], steps, pads, strict=True)
+    )
+    return (at // width - rows[:, None]) * kernel[1] + at % width - columns
+
+
 def _cropped(z: Tensor, shape: torch.Size) -> Tensor:
     return z[tuple(slice(n) for n in shape)]
+
+
+def _of_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    """In groups: each kernel sees every group, or groups of other channels."""
+    if groups == 1:
+        return
+    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.dim()]
+    tiled = weight.repeat(1, groups, *[1] * (x.dim() - 2))
+    z = convolve(x, tiled, bias, stride, padding, dilation)
+    yield "the convolution of all groups' channels", z
+    z = convolve(_interleaved(x, groups), weight, bias, stride, padding, dilation, groups)
+    yield "the same with its groups interleaved", z
+
+
+def _interleaved(x: Tensor, groups: int) -> Tensor:
+    """Channels k, k + groups, … one after another."""
+    return x.unflatten(1, (-1, groups)).transpose(1, 2).flatten(1, 2)
+
+
+def _of_group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    def scaled(z: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.dim() - 2))
+        z = z if weight is None else z * weight.view(shape)
+        return z if bias is None else z + bias.view(shape)
+
+    channels = x.shape[1]
+    z = _interleaved(F.group_norm(_interleaved(x, groups), groups, eps=eps), channels // groups)
+    yield "the same with its groups interleaved", scaled(z)
+    for other, text in ((1, "one group"), (channels, "as many groups as channels"),
+                        (channels // groups, "groups and their channels exchanged")):  # fmt: skip
+        yield f"the same with {text}", scaled(F.group_norm(x, other, eps=eps))
+    yield "group_norm without ε", F.group_norm(x, groups, weight, bias, 0.0)
+
+
+def _of_interpolation(
+    x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *_: Any, **__: Any
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    smooth = {3: ("linear",), 4: ("bilinear", "bicubic"), 5: ("trilinear",)}[x.dim()]
+    for other in ("nearest", "nearest-exact", "area"):
+        yield f"interpolation of mode {other}", F.interpolate(x, size, scale_factor, other)
+    for other, corners in itertools.product(smooth, (False, True)):
+        z = F.interpolate(x, size, scale_factor, other, align_corners=corners)
+        yield f"interpolation of mode {other} with align_corners={corners}", z
+    rows = F.interpolate(x, size, scale_factor, "nearest")
+    if scale_factor == int(scale_factor or 0.5):  # the copies one after another, as in a tiling
+        yield "tiling", x.repeat(1, 1, *[int(scale_factor)] * (x.dim() - 2)).view_as(rows)
+
+
+def _of_padding(
+    x: Tensor, pad: Any, mode: str = "constant", value: Any = None
+) -> Iterator[tuple[str, Tensor]]:
+    for other in ("constant", "reflect", "replicate", "circular"):
+        with suppress(*UNFIT, NotImplementedError):
+            yield f"padding of mode {other}", F.pad(x, pad, other)
+
+
+def _of_accumulation(x: Tensor, dim: int, *_: Any, **__: Any) -> Iterator[tuple[str, Tensor]]:
+    yield "the same from the other end", x.flip(dim).cumsum(dim).flip(dim)
+    yield "the same without its own entry", x.cumsum(dim) - x
+    yield "the identity", x
+
+
+def _of_extreme(
+    x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any
+) -> Iterator[tuple[str, Tensor]]:
+    dims = tuple(range(x.dim())) if dim is None else dim
+    yield "amax", torch.amax(x, dims, keepdim)
+    yield "amin", torch.amin(x, dims, keepdim)
+    yield "mean", torch.mean(x, dims, keepdim)
+    yield "logsumexp", torch.logsumexp(x, dims, keepdim)
+
+
+def _of_spread(x: Tensor, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+    for text, function in {"var": torch.var, "std": torch.std}.items():
+        for correction in (0, 1):
+            other = {k: v for k, v in kwargs.items() if k not in ("unbiased", "correction")}
+            dims = [a for a in args[:1] if type(a) is not bool]
+            yield (
+                f"{text} with n − {correction}",
+                function(x, *dims, correction=correction, **other),
+            )
+
+
+def _of_pair(a: Tensor, b: Tensor, *_: Any, **__: Any) -> Iterator[tuple[str, Tensor]]:
+    functions = {"maximum": torch.maximum, "minimum": torch.minimum, "hypot": torch.hypot,
+                 "atan2": torch.atan2, "the mean of both": lambda a, b: (a + b) / 2}  # fmt: skip
+    for text, function in functions.items():
+        yield text, function(a, b)
+        if text == "atan2":
+            yield "atan2 of them exchanged", function(b, a)
+
+
+def _of_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, *, scale: float | None = None, **_: Any,
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    d = query.shape[-1]
+    attend: Callable[..., Tensor] = F.scaled_dot_product_attention
+    common = {"attn_mask": attn_mask, "is_causal": is_causal}
+    yield "the same without its attn_mask", attend(query, key, value, scale=scale)
+    for text, factor in {"1": 1.0, "1/d": 1 / d, "1/√d": d**-0.5}.items():
+        yield f"the same scaled by {text}", attend(query, key, value, scale=factor, **common)
+
+
+def _of_options(
+    func: Callable, args: tuple, kwargs: dict[str, Any]
+) -> Iterator[tuple[str, Tensor]]:
+    """The same function with one of its options left out."""
+    try:
+        given = inspect.signature(func).bind(*args, **kwargs)
+    except (TypeError, ValueError):  # a function that Python knows no signature of
+        return
+    for name, parameter in given.signature.parameters.items():
+        default = parameter.default
+        if name not in given.arguments or default is parameter.empty or name in CARRIED_OUT:
+            continue
+        if given.arguments[name] is not default and not isinstance(default, Tensor):
+            with suppress(*UNFIT, NotImplementedError):
+                left_out = {**given.arguments, name: default}
+                yield f"the same without its {name}", func(**left_out)
 
 
 def _of_layer_norm(
@@ -167,7 +325,15 @@ def _of_loss(x: Tensor, y: Tensor, *_: Any, **kwargs: Any) -> Iterator[tuple[str
             yield loss.__name__, loss(x, y, reduction=reduction)
 
 
+CARRIED_OUT = ("inplace", "_stacklevel", "dtype", "size_average", "reduce", "return_indices")
+
 SIBLINGS: dict[str, Callable[..., Iterator[tuple[str, Tensor]]]] = {
+    **{f"conv{d}d": _of_convolution for d in (1, 2, 3)}, "group_norm": _of_group_norm,
+    "interpolate": _of_interpolation, "pad": _of_padding, "cumsum": _of_accumulation,
+    "scaled_dot_product_attention": _of_attention,
+    **{name: _of_extreme for name in ("amax", "amin")},
+    **{name: _of_spread for name in ("var", "std")},
+    **{name: _of_pair for name in ("maximum", "minimum", "hypot", "atan2", "arctan2")},
     "softmax": _of_softmax, "log_softmax": _of_log_softmax, "layer_norm": _of_layer_norm,
     **{f"conv_transpose{d}d": _of_transposed_convolution for d in (1, 2, 3)},
     **{f"adaptive_avg_pool{d}d": _of_adaptive_pooling for d in (1, 2, 3)},
@@ -215,7 +381,7 @@ def _trials(m: Mismatch, forward: Forward) -> Iterator[tuple[str, str, TorchFunc
     for places, often in together + alone:
         name, texts = listing.found[places[0]]
         for n, text in enumerate(texts):
-            kind = "missing-factor" if text in LACKING else "wrong-operand"
+            kind = KINDS.get(text, "wrong-operand")
             said = f"has the derivative of {text} where that of {name} belongs{often}"
             yield kind, said, _InItsPlace(dict.fromkeys(places, n))
 
@@ -240,12 +406,14 @@ def _alternatives(
     if not isinstance(z, Tensor) or not z.requires_grad or not args:
         return []
     found: list[tuple[str, Tensor]] = []
-    with suppress(*UNFIT, KeyError):
-        if name in ACTIVATIONS:
-            found.append(("the identity", args[0]))
-            found += [(other, g(args[0])) for other, g in ACTIVATIONS.items()]
-        for sibling in SIBLINGS[name](*args, **kwargs) if name in SIBLINGS else ():
-            found.append(sibling)
+    if name in ACTIVATIONS:
+        found.append(("the identity", args[0]))
+        found += [(other, g(args[0])) for other, g in ACTIVATIONS.items()]
+    for siblings in (SIBLINGS[name](*args, **kwargs) if name in SIBLINGS else (),
+                     _of_options(func, args, kwargs)):  # fmt: skip
+        with suppress(*UNFIT, KeyError, NotImplementedError):
+            for sibling in siblings:
+                found.append(sibling)
     return [(text, g) for text, g in found if g.shape == z.shape and not torch.equal(g, z)]
 
 

@@ -528,6 +528,10 @@ def _masks(case: _Case) -> Iterator[_Guess]:
             detail, formula = f"{found} where {where}", "expected everywhere else"
             chance = max(0, 8 - view.numel()) if arbitrary else 0  # few entries: easily met
             yield _Guess("missing-factor", 3 + chance, detail, predicted, formula)
+            if view.shape == case.expected.shape:  # a mask that is not in the forward is a branch
+                bits = (2.5 if lost and not spared else 3.5) + chance
+                detail = f"is {'0' if lost else 'not 0'} where {where}, and right elsewhere"
+                yield _Guess("wrong-branch", bits, detail, predicted, formula)
 
 
 def _other_mask(case: _Case) -> Iterator[_Guess]:
@@ -546,6 +550,20 @@ def _other_mask(case: _Case) -> Iterator[_Guess]:
             detail = "is the upstream gradient times another mask than it should be"
             formula = f"{value:.4g} × upstream in other places than expected"
             yield _Guess("wrong-operand", 6, detail, value * driver * keep, formula)
+
+
+def _drawn_mask(case: _Case) -> Iterator[_Guess]:
+    """0 at some entries, which no condition tells apart, and one multiple at all others."""
+    ratio = case.actual / torch.where(case.expected == 0, TINY, case.expected)
+    live = case.expected.abs() > case.tolerance
+    kept = live & (case.actual.abs() > case.tolerance)
+    if min(int(kept.sum()), int((live & ~kept).sum())) < 3 or _surprise(live & ~kept, kept) < 12:
+        return
+    multiple = float(ratio[kept].median())
+    text = "a mask too many" + (f", of 0 and {multiple:.4g}" if abs(multiple - 1) > 1e-6 else "")
+    detail = f"has {text}, as of a dropout that is not in the forward"
+    predicted = multiple * case.expected * kept
+    yield _Guess("missing-factor", 24, detail, predicted, f"{multiple:.4g} × expected, or 0")
 
 
 def _regions(case: _Case) -> Iterator[tuple[str, Tensor, bool]]:
@@ -573,12 +591,13 @@ def _branches(case: _Case) -> Iterator[_Guess]:
             last, first = float(values[right].max()), float(values[wrong].min())
             if last < first and _surprise(wrong, right) >= 14:
                 turn = -1 if text.endswith("<") else 1
+                edge = turn * _roundest(last, first)
                 formula = f"expected everywhere else; it begins to be wrong at {turn * first:.4g}"
                 predicted = torch.where(wrong, case.actual, expected)
-                detail = f"is wrong only where {text} {turn * last:.4g}"
-                yield _Guess("wrong-branch", 9, detail, predicted, formula)
+                yield _Guess("wrong-branch", 9, f"is wrong only where {text} {edge:g}", predicted,
+                             formula)  # fmt: skip
                 if not expected[wrong].any():
-                    detail = f"lacks a mask: it is not 0 where {text} {turn * last:.4g}"
+                    detail = f"lacks a mask: it is not 0 where {text} {edge:g}"
                     yield _Guess("missing-factor", 9.5, detail, predicted, formula)
         above, below = view > 0, view <= 0
         if min(int(((wrong | right) & side).sum()) for side in (above, below)) >= 4:
@@ -1020,7 +1039,7 @@ OTHER_SHAPES: list[Callable[[_Case], Iterator[_Guess]]] = [_rearranged, _reducti
 FAMILIES: list[Callable[[_Case], Iterator[_Guess]]] = [
     *(_constants, _rearranged, _shifted, _channels, _factors, _masks, _branches, _terms),
     *(_invariants, _targets, _softmax, _responses, _mirrored_kernel, _subsets, _operands),
-    *(_scattered, _other_mask, _repeated, _precision),
+    *(_scattered, _other_mask, _drawn_mask, _repeated, _precision),
 ]
 
 
@@ -1110,6 +1129,12 @@ def _surprise(wrong: Tensor, right: Tensor) -> float:
     bad, good = int(wrong.sum()), int(right.sum())
     ways = math.lgamma(bad + good + 1) - math.lgamma(bad + 1) - math.lgamma(good + 1)
     return ways / math.log(2)
+
+
+def _roundest(low: float, high: float) -> float:
+    """The number of fewest decimals from low to high."""
+    digits = range(-3, 17)
+    return next((x for d in digits if low <= (x := round((low + high) / 2, d)) <= high), high)
 
 
 def _adds_up(tensor: Tensor, axis: int) -> bool:
