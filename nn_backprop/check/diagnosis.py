@@ -22,17 +22,16 @@ def diagnose(
 ) -> list[Cause]:
     """The causes of the wrong gradients, best first. One that explains several of them comes
     before one that explains a single one; `forward` is the plain forward, if there is one."""
+    found = [transforms.explain(m) for m in mismatches]
+    if forward is not None:
+        found = [known + mistakes.explain(m, forward)
+                 for m, known in zip(mismatches, found, strict=True)]  # fmt: skip
+        if not _convincing(found):
+            found = [known + siblings.explain(m, forward)
+                     for m, known in zip(mismatches, found, strict=True)]  # fmt: skip
     by_kind: dict[str, list[tuple[str, Hypothesis]]] = {}
-    for mismatch in mismatches:
-        found = transforms.explain(mismatch)
-        if forward is not None:
-            found = found + mistakes.explain(mismatch, forward)
-            if min((h.bits for h in found), default=math.inf) > siblings.BITS:
-                found = found + siblings.explain(mismatch, forward)
-        best: dict[str, Hypothesis] = {}
-        for hypothesis in sorted(found, key=lambda h: h.bits):
-            best.setdefault(hypothesis.cause.kind, hypothesis)
-        for kind, hypothesis in best.items():
+    for mismatch, hypotheses in zip(mismatches, found, strict=True):
+        for kind, hypothesis in _simplest(hypotheses).items():
             by_kind.setdefault(kind, []).append((mismatch.name, hypothesis))
     ranked = sorted(by_kind.values(), key=lambda hits: (-len(hits), min(h.bits for _, h in hits)))
     causes = []
@@ -45,6 +44,23 @@ def diagnose(
             cause = Cause(cause.kind, detail, cause.evidence, cause.residual)
         causes.append(cause)
     return causes or [_unknown(mismatches)]
+
+
+def _convincing(found: list[list[Hypothesis]]) -> bool:
+    """Whether the gradients are explained simply: each by few bits, or several by one kind."""
+    kinds = [_simplest(hypotheses) for hypotheses in found]
+    if len(kinds) > 1 and set.intersection(*map(set, kinds)):
+        return True
+    return all(min((h.bits for h in best.values()), default=math.inf) <= siblings.BITS
+               for best in kinds)  # fmt: skip
+
+
+def _simplest(hypotheses: list[Hypothesis]) -> dict[str, Hypothesis]:
+    """The simplest of each kind."""
+    best: dict[str, Hypothesis] = {}
+    for hypothesis in sorted(hypotheses, key=lambda h: h.bits):
+        best.setdefault(hypothesis.cause.kind, hypothesis)
+    return best
 
 
 def _unknown(mismatches: list[Mismatch]) -> Cause:

@@ -374,16 +374,16 @@ def _trials(m: Mismatch, forward: Forward) -> Iterator[tuple[str, str, TorchFunc
     text = "counts what a mask leaves out: it is not multiplied by the mask"
     yield "missing-factor", text, _Unmasked()
     alike: dict[str, list[int]] = {}  # the places of each function
-    for place, (name, _) in enumerate(listing.found):
+    for place, (name, _) in listing.found.items():
         alike.setdefault(name, []).append(place)
-    alone = [([place], "") for place in range(len(listing.found))]
+    alone = [([place], "") for place in listing.found]
     together = [(places, ", each time") for places in alike.values() if len(places) > 1]
     for places, often in together + alone:
         name, texts = listing.found[places[0]]
-        for n, text in enumerate(texts):
+        for text in texts:
             kind = KINDS.get(text, "wrong-operand")
             said = f"has the derivative of {text} where that of {name} belongs{often}"
-            yield kind, said, _InItsPlace(dict.fromkeys(places, n))
+            yield kind, said, _InItsPlace(places, text)
 
 
 def _gradient(m: Mismatch, forward: Forward, mode: TorchFunctionMode) -> Tensor:
@@ -399,52 +399,59 @@ def _gradient(m: Mismatch, forward: Forward, mode: TorchFunctionMode) -> Tensor:
 
 
 def _alternatives(
-    func: Callable, z: Any, args: tuple, kwargs: dict[str, Any]
-) -> list[tuple[str, Tensor]]:
-    """The siblings of a call, by name, with their outputs."""
+    func: Callable, z: Any, args: tuple, kwargs: dict[str, Any], only: str | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The siblings of a call, by name, with their outputs; or only the one of that name."""
     name = getattr(func, "__name__", "").strip("_")
     if not isinstance(z, Tensor) or not z.requires_grad or not args:
-        return []
-    found: list[tuple[str, Tensor]] = []
-    if name in ACTIVATIONS:
-        found.append(("the identity", args[0]))
-        found += [(other, g(args[0])) for other, g in ACTIVATIONS.items()]
-    for siblings in (SIBLINGS[name](*args, **kwargs) if name in SIBLINGS else (),
+        return
+
+    def activations() -> Iterator[tuple[str, Tensor]]:
+        yield "the identity", args[0]
+        for other, g in ACTIVATIONS.items():
+            text = f"{other} without its options" if other == name else other
+            if only in (None, text):
+                yield text, g(args[0])
+
+    for siblings in (activations() if name in ACTIVATIONS else (),
+                     SIBLINGS[name](*args, **kwargs) if name in SIBLINGS else (),
                      _of_options(func, args, kwargs)):  # fmt: skip
         with suppress(*UNFIT, KeyError, NotImplementedError):
-            for sibling in siblings:
-                found.append(sibling)
-    return [(text, g) for text, g in found if g.shape == z.shape and not torch.equal(g, z)]
+            for text, g in siblings:
+                if only in (None, text) and g.shape == z.shape and not torch.equal(g, z):
+                    yield text, g
 
 
 class _Listing(TorchFunctionMode):
-    """Notes the calls that have siblings."""
+    """Notes the calls that have siblings, by their number among all calls."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[str, list[str]]] = []
+        self.calls = 0
+        self.found: dict[int, tuple[str, list[str]]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         z = func(*args, **(kwargs or {}))
         if texts := [text for text, _ in _alternatives(func, z, args, kwargs or {})]:
-            self.found.append((func.__name__.strip("_"), texts))
+            self.found[self.calls] = func.__name__.strip("_"), texts
+        self.calls += 1
         return z
 
 
 class _InItsPlace(TorchFunctionMode):
-    """The calls at these places take the derivative of that sibling."""
+    """The calls of these numbers take the derivative of the sibling of that name."""
 
-    def __init__(self, chosen: dict[int, int]) -> None:
+    def __init__(self, places: list[int], text: str) -> None:
         super().__init__()
-        self.chosen, self.place = chosen, 0
+        self.places, self.text, self.calls = places, text, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         z = func(*args, **(kwargs or {}))
-        if siblings := _alternatives(func, z, args, kwargs or {}):
-            if (n := self.chosen.get(self.place)) is not None:
-                g = siblings[n][1]
+        if self.calls in self.places:
+            for _, g in _alternatives(func, z, args, kwargs or {}, self.text):
                 z = g + (z - g).detach()
-            self.place += 1
+                break
+        self.calls += 1
         return z
 
 
