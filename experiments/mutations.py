@@ -3,11 +3,11 @@
     python experiments/mutations.py --workers 2    # the catalogue and 10,000 right gradients
     python experiments/mutations.py --smoke        # a few of each, a minute
 
-First, every mistake of `nn_backprop.check.catalogue`: what `check_gradients` says of it, held
-against the kinds of cause that were written down beforehand as right names, and what
-`torch.autograd.gradcheck` (which names nothing) says, in its slow and its fast mode, with its
-default tolerances and the same data in float64. Names count on the half of the catalogue that the
-hypotheses were not written with. Then right gradients: the catalogue's equivalents, and random
+First, every mistake of `catalogue`, `unseen_dense` and `unseen_spatial` in `nn_backprop.check`:
+what `check_gradients` says of it, held against the kinds of cause that were written down beforehand
+as right names, and what `torch.autograd.gradcheck` (which names nothing) says, in its slow and its
+fast mode, with its default tolerances and the same data in float64. Names count on the mistakes
+unseen: no hypothesis was written with them. Then right gradients: the equivalents, and random
 configurations of this project's rules, of torch's functions and modules and of NumPy pairs, of
 which none may be called wrong. Configuration i is drawn from the seed i alone.
 """
@@ -40,14 +40,23 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from nn_backprop import as_function, figures, rules
-from nn_backprop.check import Report, catalogue, check_gradients
+from nn_backprop.check import Report, catalogue, check_gradients, unseen_dense, unseen_spatial
 from nn_backprop.check.target import Target, seeded
 from nn_backprop.evidence import Claim, markdown_table, write_results
 from nn_backprop.tracking import default_run_dir, machine
 
 Row = dict[str, Any]
 
-# What this project promises: shares of the catalogue, of its held-out half, of right gradients.
+UNSEEN = (*unseen_dense.MUTANTS, *unseen_spatial.MUTANTS)
+MUTANTS = (*catalogue.MUTANTS, *UNSEEN)
+# The mistakes by what their names are evidence of, with the words for them in tables.
+PARTS = {
+    "unseen": "of the mistakes unseen",
+    "read": "of the half that was held out until its misses were read",
+    "fit": "of the half the hypotheses were written with",
+}
+
+# What this project promises: shares of all mistakes, of the unseen ones, of right gradients.
 CAUGHT, NAMED, NAMED_AMONG_THREE, FALSE_ALARMS = 1.0, 0.80, 0.95, 0.0
 
 
@@ -76,8 +85,8 @@ def main(options: Options) -> int:
     torch.set_num_threads(1)
     folder = default_run_dir("mutations", "smoke" if options.smoke else "full")
     folder.mkdir(parents=True)
-    names = ["mutant"] * len(catalogue.MUTANTS) + ["equivalent"] * len(catalogue.EQUIVALENTS)
-    numbers = [*range(len(catalogue.MUTANTS)), *range(len(catalogue.EQUIVALENTS))]
+    names = ["mutant"] * len(MUTANTS) + ["equivalent"] * len(catalogue.EQUIVALENTS)
+    numbers = [*range(len(MUTANTS)), *range(len(catalogue.EQUIVALENTS))]
     in_catalogue = [*zip(names, numbers, strict=True)][:: 10 if options.smoke else 1]
     last = options.first + (40 if options.smoke else options.configurations)
     tasks: list[Task] = [*in_catalogue] if options.catalogue else []
@@ -150,7 +159,7 @@ def _carry_out(task: Task) -> tuple[Task, Row]:
         warnings.simplefilter("ignore")
         if kind == "configuration":
             return task, _check_configuration(number)
-        of = catalogue.MUTANTS if kind == "mutant" else catalogue.EQUIVALENTS
+        of = MUTANTS if kind == "mutant" else catalogue.EQUIVALENTS
         return task, {"number": number} | _check_mutant(of[number])
 
 
@@ -164,7 +173,7 @@ def _check_mutant(mutant: catalogue.Mutant) -> Row:
     row: Row = {
         "name": mutant.name,
         "family": mutant.family,
-        "half": "held out" if mutant in catalogue.held_out() else "fit",
+        "part": _part(mutant),
         "right kinds": mutant.kinds,
         "verdict": report.verdict,
         "causes": kinds,
@@ -181,6 +190,12 @@ def _check_mutant(mutant: catalogue.Mutant) -> Row:
         for mode in ("slow", "fast"):
             row[f"hidden {mode}"] = _gradcheck(*mutant.hides(), mode == "fast", False)
     return row
+
+
+def _part(mutant: catalogue.Mutant) -> str:
+    if mutant in UNSEEN:
+        return "unseen"
+    return "fit" if mutant in catalogue.fit() else "read"
 
 
 Outcome = Literal["caught", "passed", "not run"]
@@ -298,11 +313,9 @@ def _summary(mutants: list[Row], equivalents: list[Row], right: list[Row]) -> li
         name: str(sum(row[key] in ("not run", "inconclusive") for row in mutants))
         for name, key in CHECKERS.items()
     })  # fmt: skip
-    halves = {"held out": "held out", "fit": "the hypotheses were written with"}
-    for half, words in halves.items():
-        part = [row for row in mutants if row["half"] == half]
+    for key, which in PARTS.items():
+        part = [row for row in mutants if row["part"] == key]
         if part:
-            which = f"of the half {words}" if half == "fit" else "of the half held out"
             add_names(f"{which}: the first cause is right", part, ["first cause right"])
             add_names(
                 f"{which}: one of the first three is",
@@ -339,11 +352,10 @@ def _by_family(mutants: list[Row]) -> list[Row]:
         row: Row = {"family": family, "mistakes": len(members)}
         for name, key in CHECKERS.items():
             row[f"caught by {name}"] = sum(_is_caught(m[key]) for m in members)
-        for half, words in (("held out", "held out"), ("fit", "written with")):
-            part = [m for m in members if m["half"] == half]
-            places = [m["place"] for m in part]
-            row[f"{words}: first right"] = f"{places.count(1)} of {len(part)}"
-            row[f"{words}: of three"] = f"{len(places) - places.count(None)} of {len(part)}"
+        for key in PARTS:
+            places = [m["place"] for m in members if m["part"] == key]
+            row[f"{key}: first right"] = f"{places.count(1)} of {len(places)}"
+            row[f"{key}: of three"] = f"{len(places) - places.count(None)} of {len(places)}"
         row["median s"] = f"{statistics.median(m['seconds'] for m in members):.3f}"
         rows.append(row)
     return rows
@@ -373,7 +385,7 @@ def _shown(row: Row) -> Row:
     right = {1: "first", 2: "second", 3: "third"}.get(row["place"], "no")
     return {
         "name": row["name"].replace("|", "\\|"),
-        "half": row["half"] if row["right kinds"] else "–",
+        "part": row["part"] if row["right kinds"] else "–",
         "right names": ", ".join(row["right kinds"]) or "–",
         "verdict": row["verdict"],
         "first cause": row["causes"][0] if row["causes"] else "–",
@@ -412,17 +424,17 @@ def _exact_interval(count: int, total: int, confidence: float = 0.95) -> tuple[f
 def _claims(
     mutants: list[Row], equivalents: list[Row], right: list[Row], options: Options
 ) -> list[Claim]:
-    """What the project promises of the whole catalogue; a part of it says nothing about that."""
+    """What the project promises of all mistakes; a part of them says nothing about that."""
     if options.smoke:
         return []
-    held_out = _named(row for row in mutants if row["half"] == "held out")
-    first = held_out.count("first cause right")
-    among_three = first + held_out.count("second or third right")
+    names = _named(row for row in mutants if row["part"] == "unseen")
+    first = names.count("first cause right")
+    among_three = first + names.count("second or third right")
     alarms = sum(row["verdict"] == "fail" for row in (*equivalents, *right))
     counts = [
         ("mistakes caught", CAUGHT, sum(_is_caught(m["verdict"]) for m in mutants), len(mutants)),
-        ("mistakes held out: first cause right", NAMED, first, len(held_out)),
-        ("mistakes held out: one of three right", NAMED_AMONG_THREE, among_three, len(held_out)),
+        ("mistakes unseen: first cause right", NAMED, first, len(names)),
+        ("mistakes unseen: one of three right", NAMED_AMONG_THREE, among_three, len(names)),
         ("right gradients called right", 1 - FALSE_ALARMS, len(right) + len(equivalents) - alarms,
          len(right) + len(equivalents)),
     ]  # fmt: skip
@@ -451,10 +463,10 @@ def _figure(mutants: list[Row]) -> Any:
     }
     parts = ("first cause right", "second or third right", "unknown", "wrong", "not caught")
     named = {}
-    for half, title in (("held out", "names, half held out"), ("fit", "names, other half")):
+    for keys, title in ((("unseen",), "names, unseen"), (("read", "fit"), "names, the others")):
         named[title] = {
             f"{family} ({len(members)})": collections.Counter(
-                _named(m for m in members if m["half"] == half)
+                _named(m for m in members if m["part"] in keys)
             )
             for family, members in families.items()
         }
