@@ -200,15 +200,20 @@ def check(command: Check) -> int:
     if command.gallery:
         return _gallery(command.json)
     assert command.target is not None
+    _refuse_seed(command.seed)
     with redirect_stdout(sys.stderr), seeded(command.seed):  # stdout is for the report
-        target, inputs, reference = _made_by(command.target)
         try:
+            target, inputs, reference = _made_by(command.target)
             report = check_gradients(
                 target, *inputs, reference=reference, seed=command.seed,
                 second_order=command.second_order,
             )  # fmt: skip
+        except UsageError:
+            raise
         except ValueError as error:
             raise UsageError(str(error)) from None
+        except SystemExit as stop:
+            raise UsageError(f"{command.target} left Python, with code {stop.code}") from None
         except Exception as error:  # never 1, which says that the gradient is wrong
             raise UsageError(f"{command.target} cannot be checked: {_described(error)}") from None
     if report.error is not None and report.verdict == "inconclusive":
@@ -236,6 +241,7 @@ def export(command: Export) -> int:
     from nn_backprop.export import example, write
 
     (rule,) = _rules(command.rule).values()
+    _refuse_seed(command.seed)
     arrays = example(rule, command.seed)
     try:
         write(command.out, arrays)
@@ -319,6 +325,11 @@ def data(command: Data) -> int:
         for name, state in found.items():
             print(f"    {name:<26} {state}")
     return 0 if set(found.values()) == {"ok"} else 1
+
+
+def _refuse_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed is {seed}; it has to be from 0 to 2³² − 1")
 
 
 def _rules(name: str | None) -> dict[str, Any]:

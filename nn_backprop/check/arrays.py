@@ -98,6 +98,8 @@ def load(path: str | Path) -> dict[str, Any]:
                 f"{path} holds Python objects under {name!r}, which are not read: save numbers only"
             ) from None
         reason = str(error).partition("\n")[0] or type(error).__name__
+        if "allow_pickle" in reason or "pickled" in reason:  # what NumPy says of any other file
+            reason = "it is not an archive of arrays"
         raise ValueError(f"{path} cannot be read as {path.suffix}: {reason}") from None
     if not arrays:
         raise ValueError(f"{path} holds no arrays")
@@ -118,7 +120,7 @@ class _Comparison:
         self.scale = max((_largest(t) for t in self.theirs.values() if t is not None), default=0.0)
         self.report = Report("the given gradients", "pass")
         self.mismatches: list[Mismatch] = []
-        self.not_finite: list[Cause] = []
+        self.plain_causes: list[Cause] = []
         shared = [n for n in self.theirs if n in self.ours]
         missing = [n for n in self.theirs if n not in self.ours]
         surplus = [n for n in self.ours if n not in self.theirs]
@@ -168,6 +170,13 @@ class _Comparison:
             entry.verdict = "fail"
             entry.note = "" if grad is not None else "given as None"
             self._mismatch(name, actual, expected, tolerance)
+        elif factor := _common_factor(actual, expected, eps):
+            entry.verdict = "fail"
+            detail = f"grad_{name} is about {factor:.3g} times what it should be"
+            evidence = (
+                f"{factor:.5g} × expected fits best; rounding would leave no factor in common"
+            )
+            self.plain_causes.append(Cause("scale", detail, evidence))
         elif size == 0:
             entry.note = "expected to be 0 throughout: only a zero could be checked"
         elif tolerance > POWER * size:
@@ -216,7 +225,7 @@ class _Comparison:
             bad = (~actual.isfinite()).nonzero()
             where = f", first at {tuple(bad[0].tolist())}" if actual.dim() else ""
             evidence = f"{len(bad)} of {actual.numel()} entries{where}; expected is finite"
-            self.not_finite.append(
+            self.plain_causes.append(
                 Cause("unknown", f"grad_{name} is not finite: it holds NaN or Inf", evidence, 1.0)
             )
             return
@@ -263,7 +272,7 @@ class _Comparison:
             by = f", by up to {worst:.3g} of the largest entry" if math.isfinite(worst) else ""
             reasons.append(f"{_grads([e.name for e in wrong])} wrong{by}")
             report.causes += diagnose(self.mismatches) if self.mismatches else []
-            report.causes += self.not_finite
+            report.causes += self.plain_causes
         if surplus:
             reasons.append(f"{_grads(surplus)} given, but not expected")
             detail = f"{_grads(surplus)} given, but nobody expected it"
@@ -338,6 +347,10 @@ def _array(value: Any, what: str) -> Tensor | None:
             raise ValueError(f"{what} is not an array: its rows differ in length") from None
         named = getattr(torch, array.dtype.name, None)  # such as JAX's bfloat16, not of NumPy
         if array.dtype.kind in "iu":
+            if array.size and array.max() > np.iinfo(np.int64).max:
+                raise ValueError(
+                    f"{what} holds whole numbers beyond 2⁶³ − 1, which are no gradient"
+                )
             value = torch.from_numpy(array.astype(np.int64, order="C"))
         elif array.dtype.kind == "b":
             value = torch.from_numpy(array.astype(bool, order="C"))
@@ -375,7 +388,8 @@ def _precisions(arrays: dict[str, Tensor | None]) -> dict[str, float]:
         found[name] = _eps(array)
         for dtype, least in PRECISIONS.items():
             eps = torch.finfo(dtype).eps
-            if eps > found[name] and bits > least and all(_fits(v, dtype) for v in (some, values)):
+            fits = bits > least and _last_bits(some, eps) and _fits(some, dtype)
+            if eps > found[name] and fits and _fits(values, dtype):
                 found[name] = eps
                 break
     return found
@@ -383,6 +397,24 @@ def _precisions(arrays: dict[str, Tensor | None]) -> dict[str, float]:
 
 def _fits(values: Tensor, dtype: torch.dtype) -> bool:
     return torch.equal(values.to(dtype).double().nan_to_num(), values.nan_to_num())
+
+
+def _common_factor(actual: Tensor, expected: Tensor, eps: float) -> float:
+    """The factor by which numbers too coarse for the bound on each are all off, or 0: rounding
+    errors differ in sign, and cancel in what is common to them."""
+    if eps <= FLOAT32 or actual.numel() < FEW:
+        return 0.0
+    factor = float((actual * expected).sum() / expected.square().sum().clamp(min=1e-300))
+    rest = float((actual - factor * expected).norm() / expected.norm().clamp(min=1e-300))
+    return factor if abs(factor - 1) > 4 * eps + 4 * rest else 0.0
+
+
+def _last_bits(values: Tensor, eps: float) -> bool:
+    """Whether these numbers of that precision use its last bit, as about half of any do, but not
+    powers of two."""
+    values = values[values.isfinite() & (values != 0)]
+    last = (torch.frexp(values).mantissa * 2 / eps).long() & 1
+    return last.double().sum().item() > len(values) / 8
 
 
 def _bits(values: Tensor) -> float:

@@ -16,7 +16,7 @@ from nn_backprop.check.plain import recorded_calls, returned_gradients, submodul
 from nn_backprop.check.report import Cause, Entry, GradientMismatch, Probe, Report, Verdict, said
 from nn_backprop.check.rounding import SAFETY
 from nn_backprop.check.second import second_derivative
-from nn_backprop.check.target import Gradients, Target, Unsuitable
+from nn_backprop.check.target import ForwardRaised, Gradients, Target, Unsuitable
 
 # The inputs times these: branches that only large, small or negative inputs take.
 RANGES = (2.0**-7, 2.0**5, 2.0**10, -1.0)
@@ -28,6 +28,7 @@ FEW = 30
 
 def check_gradients(
     target: Any,
+    /,
     *inputs: Any,
     reference: Any = None,
     loss: Callable | None = None,
@@ -53,12 +54,13 @@ def check_gradients(
     the inputs or outputs, complex or sparse tensors. A target that raises gives an inconclusive
     report, or a failed one if it was the backward; `error` is what it raised.
     """
-    subject = Target(target, inputs, kwargs, loss, seed)
-    return _Check(subject, target, reference, second_order).run()
+    with torch.inference_mode(False), torch.enable_grad():
+        subject = Target(target, inputs, kwargs, loss, seed)
+        return _Check(subject, target, reference, second_order).run()
 
 
 def assert_gradients(
-    target: Any, *inputs: Any, allow_inconclusive: bool = False, **kwargs: Any
+    target: Any, /, *inputs: Any, allow_inconclusive: bool = False, **kwargs: Any
 ) -> Report:
     """`check_gradients`, for a test: raises GradientMismatch unless the gradients are right."""
     report = check_gradients(target, *inputs, **kwargs)
@@ -110,11 +112,9 @@ class _Check:
             try:
                 _, handed = self.subject.leaves_of()
                 runs.append([z.detach().clone() for z in self.subject.forward(handed)])
-            except Unsuitable:
-                raise
-            except Exception as error:
-                self.report.error = error
-                self._stop("inconclusive", f"the target could not be run: {said(error)}")
+            except ForwardRaised as raised:
+                self.report.error = raised.error
+                self._stop("inconclusive", f"the target could not be run: {raised}")
         for name, z, *others in zip(self.subject.output_names, *runs, strict=True):
             if not z.isfinite().all():
                 what = "NaN" if z.isnan().any() else "Inf"
@@ -164,10 +164,8 @@ class _Check:
         ours = self.wide.forward(self.wide.leaves_of()[1])
         try:
             theirs = source.forward(source.leaves_of()[1])
-        except Unsuitable:
-            raise
-        except Exception as error:
-            raise Unsuitable(f"the reference could not be run: {said(error)}") from error
+        except ForwardRaised as raised:
+            raise Unsuitable(f"the reference could not be run: {raised}") from raised.error
         how = ""
         shapes = [[tuple(z.shape) for z in outputs] for outputs in (ours, theirs)]
         if shapes[0] != shapes[1]:
@@ -192,8 +190,14 @@ class _Check:
             else:
                 with returned_gradients(function) as returned:
                     self.actual = self.subject.gradients([u.clone() for u in self.upstream])
+        except Unsuitable:
+            raise
         except Exception as error:
             self.report.error = error
+            if "incompatible with .grad()" in str(error):  # a reentrant checkpoint
+                self._stop(
+                    "inconclusive", f"torch refuses to run this backward here: {said(error)}"
+                )
             causes = self._refused(returned, error) if self.deep else []
             self._stop("fail", f"the backward raised {said(error)}", *causes)
         for name, expected in self.expected.items():
@@ -263,6 +267,8 @@ class _Check:
         right = self.report.verdict != "fail" and steady
         calls = self._functions_inside()
         self._elsewhere("float32", "wrong-precision", self._in_float32, right)
+        if right:
+            self._in_float64()
         if self.subject.module is not None:
             other = not self.subject.module.training
             mode = "training" if other else "evaluation"
@@ -322,6 +328,22 @@ class _Check:
         here = self._size(entry.name)
         vanished = torch.finfo(self.oracle.dtype).eps ** 0.6 * here
         return entry.relative_error <= TRIFLE or entry.error <= vanished
+
+    def _in_float64(self) -> None:
+        """What half precision would hide: the same backward in float64, where an error larger than
+        its numbers are coarse is no rounding."""
+        coarse = 4 * torch.finfo(self.subject.dtype).eps
+        if torch.finfo(self.subject.dtype).bits >= 32 or self.wide is self.subject:
+            return
+        report = _Check(self.wide, self.original, self.reference, deep=False).run()
+        probe = Probe("float64", "pass")
+        if report.error is not None:
+            probe = Probe("float64", "skipped", report.reason)
+        elif any(e.verdict == "fail" and e.relative_error > coarse for e in report.tensors):
+            report = _Check(self.wide, self.original, self.reference, localise=False).run()
+            probe = Probe("float64", "fail", f"in float64, {report.reason}")
+            self.probe_causes += report.causes
+        self.report.probes.append(probe)
 
     def _in_float32(self) -> list[tuple[str, Target]]:
         if self.subject.dtype != torch.float64:

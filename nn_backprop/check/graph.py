@@ -10,6 +10,7 @@ norm, a softmax, a loss) is taken apart, and broadcasting is an operation of its
 steps that a hand-written backward is about become visible.
 """
 
+import inspect
 import linecache
 import math
 import os
@@ -23,7 +24,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+)
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 Forward = Callable[[dict[str, Tensor]], list[Tensor]]
@@ -118,6 +124,24 @@ def _group_norm(x: Tensor, w: Any, b: Any, n: int, c: int, hw: int, groups: int,
     y = y if w is None else y * w.view(shape)
     y = y if b is None else y + b.view(shape)
     return y, mean.flatten(1), inverse.flatten(1)
+
+
+class _InstanceNorm(TorchFunctionMode):
+    """Inside, instance norm is taken apart: torch folds the batch into the channels for it, where
+    nobody would find the axis again."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.nn.functional.instance_norm:
+            return func(*args, **(kwargs or {}))
+        given = inspect.signature(func).bind(*args, **(kwargs or {}))
+        given.apply_defaults()
+        x, mean, _, w, b, _, _, eps = given.args
+        if mean is not None:
+            return func(*args, **(kwargs or {}))
+        y, *_ = _normalise(x, list(range(2, x.dim())), eps)
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        y = y if w is None else y * w.view(shape)
+        return y if b is None else y + b.view(shape)
 
 
 def _log_softmax(x: Tensor, dim: int, _: bool = False) -> Tensor:
@@ -263,7 +287,11 @@ class _Recorder(TorchDispatchMode):
     def mutate(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation in place becomes one that makes a new value, also of every tensor that
         shares the memory: the name stays, the value behind it is another one."""
-        target = args[0]
+        names = [a.name for a in func._schema.arguments if a.is_out]
+        name = func.overloadpacket.__name__
+        if len(names) > 1 or not (names or name.endswith("_")):
+            raise RuntimeError(f"{name} writes into tensors in a way of its own")
+        target = kwargs[names[0]] if names else args[0]
         storage = target.untyped_storage()
         sharing = [
             t
@@ -274,8 +302,12 @@ class _Recorder(TorchDispatchMode):
             if t.untyped_storage().data_ptr() == storage.data_ptr():
                 self.values[i] = t.clone()
         olds = [self.values[self.index[id(t)]] for t in sharing]
-        packet = getattr(aten, func.overloadpacket.__name__.removesuffix("_"), None)
-        if packet is None or func._overloadname not in packet.overloads():  # say, bernoulli_
+        packet: Any = getattr(aten, name.removesuffix("_"), None)
+        if names:
+            with self:
+                out = packet(*args, **{k: v for k, v in kwargs.items() if k != names[0]})
+            target.resize_(out.shape).copy_(out)
+        elif packet is None or func._overloadname not in packet.overloads():  # say, bernoulli_
             func(*args, **kwargs)
             out = target.clone()
         else:
@@ -334,11 +366,14 @@ def record(forward: Forward, inputs: dict[str, Tensor]) -> "Graph":
     aliases = {name: recorder.alias(t) for name, t in leaves.items()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    modes = len(_get_current_dispatch_mode_stack())
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _InstanceNorm(), recorder:
             outputs = list(forward(aliases))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        while len(_get_current_dispatch_mode_stack()) > modes:  # an exit too deep in recursion
+            _pop_mode()
     if any(id(t) not in recorder.index for t in outputs):
         raise RuntimeError("an output that nothing made")
     ends = [recorder.index[id(recorder.alias(t))] for t in outputs]

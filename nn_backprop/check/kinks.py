@@ -128,10 +128,9 @@ def _one_sided(
     value = target.values[name]
 
     def outputs(step: float) -> Tensor:
-        with torch.no_grad():
-            handed: Tensors = {n: v.clone() for n, v in target.values.items()}
-            handed[name] = value + step * direction.reshape(value.shape).to(value)
-            return torch.cat([z.double().flatten() for z in target.forward(handed)])
+        handed: Tensors = {n: v.clone() for n, v in target.values.items()}
+        handed[name] = value + step * direction.reshape(value.shape).to(value)
+        return torch.cat([z.detach().double().flatten() for z in target.outputs(handed)])
 
     u = torch.cat([grad_z.double().flatten() for grad_z in upstream])
     zero = outputs(0.0)

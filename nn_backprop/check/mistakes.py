@@ -113,6 +113,8 @@ class _Search:
             self.fan_out()
             self.siblings()
             self.reduced()
+            self.rearranged()
+            self.constants()
             self.everywhere(self.simple, MAX_STEPS // 2)
             self.statistics()
             self.other_forwards()
@@ -359,6 +361,9 @@ class _Search:
             for k in self.live(i):
                 groups[(*self.place[i], k)].append((i, k))
                 groups[(self.place[i][0], None, k)].append((i, k))
+        for (*_, when, k), members in list(groups.items()):
+            if when is None and len(members) >= 4:
+                self.truncated(k, members)
         for key, members in groups.items():
             alone = key[-2] is not None
             i, k = members[-1]
@@ -389,6 +394,20 @@ class _Search:
                 scaled = {v: (s - 1) * d for v, d in deltas.items()}
                 self.propose(bits + more, kind, text + much, scaled)
 
+    def truncated(self, k: int, members: list[tuple[int, int]]) -> None:
+        """What a loop carries is cut at every second or third step."""
+        for every in (2, 3):
+            for first in range(every):
+                cut = [i for i, _ in members if self.place[i][1] % every == first]
+                if len(cut) < 2 or not self.serial(
+                    cut, {self.g.nodes[i].flat[k].value for i in cut}
+                ):
+                    continue
+                rules = {i: self.edge(i, k, torch.zeros_like) for i in cut}
+                what = self.out(cut[-1])
+                text = f"lacks the term that flows through {what} at every {every}. repetition"
+                self.resweep(self.sites + 4, "missing-term", text, rules)
+
     def scaled(self, i: int, k: int, s: float, whole: bool) -> tuple[str, str, float]:
         """Kind, text and bits of an edge's gradient being multiplied by s."""
         term = self.out(i)
@@ -402,6 +421,8 @@ class _Search:
         if self.g.nodes[i].op == "expand" and abs(s * uses - 1) < 1e-7:
             text = f"averages over the {uses:.0f} uses of {term} instead of summing"
             return "wrong-reduction", text, 2
+        if self.g.nodes[i].op == "mean" and not whole and abs(s * uses - 1) < 1e-7:
+            return "wrong-reduction", f"sums where the forward averages: {term}", 2
         if s == 2 and not whole:
             return "extra-term", f"counts the term through {term} twice", 3
         times, bits = f"{s:.6g}", 11.0 if self.m.expected.numel() > 2 else 23.0
@@ -848,6 +869,11 @@ class _Search:
                 which = "last" if n == 0 else "first" if n == len(parts) - 1 else f"{n + 1}th last"
                 text = f"keeps only the contribution of the {which} of the {len(parts)} uses of "
                 self.propose(bits, "overwritten", text + self.name(v), {v: part - total})
+            for part in parts if len(parts) < 7 else ():
+                if (part == 0).any():
+                    text = f"is set, not added to, where one use of {self.name(v)} takes an entry"
+                    there = torch.where(part != 0, part - total, 0.0)
+                    self.propose(bits + 1, "overwritten", text, {v: there})
             if len(parts) > 2:
                 text = f"averages over the {len(parts)} uses of {self.name(v)} instead of summing"
                 mean = {v: total / len(parts) - total}
@@ -879,6 +905,72 @@ class _Search:
                     delta = delta - self.edges[i][0] - self.edges[j][0]
                     text = f"exchanges the slices {self.out(i)} and {self.out(j)}"
                     self.propose(self.sites + 4, "permuted", text, {v: delta})
+
+    def rearranged(self) -> None:
+        """A row of operations that only move entries, such as the split into heads, is undone by
+        the wrong reshape, or by itself."""
+        g = self.g
+        for start in self.edges:
+            chain, i = [], start
+            while True:
+                node, live = g.nodes[i], self.live(i)
+                x = (
+                    g.values[node.flat[0].value]
+                    if node.flat and isinstance(node.flat[0], Ref)
+                    else None
+                )
+                if node.op not in {*TURNS, *SILENT, "reshape"} or list(live) != [0] or x is None:
+                    break
+                if x.numel() != g.values[node.outs[0]].numel():
+                    break
+                chain.append(i)
+                after = g.uses.get(node.outs[0], [])
+                if len(after) != 1 or after[0] not in self.edges:
+                    break
+                i = after[0]
+            turns = [j for j in chain if g.nodes[j].op in TURNS]
+            if not turns or len(chain) < 2:
+                continue
+            v = g.nodes[start].flat[0].value
+            right = self.edges[start][0]
+            for end in range(chain.index(turns[0]) + 1, len(chain) + 1):
+                u = self.upstream[chain[end - 1]][0]
+                if u is None:
+                    continue
+                what = self.out(chain[end - 1])
+                text = f"is reshaped where {what} has to be put back in order"
+                self.propose(self.sites + 3, "permuted", text, {v: u.reshape(right.shape) - right})
+                if u.shape == right.shape:
+                    for j in chain[:end]:
+                        u = g.call(j, {0: u})[0]
+                    text = f"goes through the rearrangement {what} once more, not back"
+                    self.propose(self.sites + 3, "permuted", text, {v: u - right})
+
+    def constants(self) -> None:
+        """A constant is taken with the other sign, turned, or moved in every derivative."""
+        g = self.g
+        equal: dict[int, list[int]] = defaultdict(list)  # as where one is broadcast twice
+        for v in g.uses:
+            if v not in g.active and v in self.same:
+                equal[self.same[v]].append(v)
+        for first, members in equal.items():
+            v, t = members[0], g.values[first]
+            name = self.name(v)
+            others = [("wrong-operand", f"−{name}", -t)]
+            for a, b in itertools.combinations(range(t.dim()), 2):
+                if t.shape[a] == t.shape[b] > 1:
+                    others.append(("wrong-operand", f"{name} transposed", t.transpose(a, b)))
+            others += [("flipped", f"{name} mirrored", t.flip(d)) for d in range(t.dim())]
+            others += [("shifted", f"{name} {text}", move(t)) for _, text, move in _moves(t)]
+            for kind, text, other in others:
+                total: dict[int, Tensor] = {}
+                with suppress(RuntimeError):
+                    for i in {i for w in members for i in g.uses[w]}:
+                        for j, w in g.nodes[i].operands():
+                            if w in members and i in self.edges:
+                                _add(total, self.deltas(i, self.swapped(i, j, other)))
+                    bits = self.sites + 2 + math.log2(len(others))
+                    self.propose(bits, kind, f"uses {text} where {name} belongs", total)
 
     def whole_values(self) -> None:
         """The gradient of another value; or one output sends nothing back."""
@@ -1001,6 +1093,8 @@ class _Search:
                 and node.op in ("add", "sub", "mul", "div")
             ):
                 kind, text, value = "wrong-operand", f"leaves out {number:.4g} in {self.out(i)}", x
+            elif x.shape == y.shape and node.op == "where" and self.decided(node):
+                kind, text, value = "wrong-branch", "takes one branch of where everywhere", x
             elif (x.shape == y.shape and node.op == "where") or (
                 node.op == "add" and any(self.g.values[w].isinf().any() for _, w in node.operands())
             ):
@@ -1016,6 +1110,18 @@ class _Search:
                     swept = self.altered(i, k, value, alias).sweep(self.seeds)[0]
                     text += self.at(i) * (not alias)
                     self.compare(self.sites + 4 + alias, kind, text, g.total(swept, self.leaf))
+
+    def decided(self, node: Any) -> bool:
+        """Whether the condition of a `where` depends on the inputs; else it is a mask."""
+        waiting, seen = [node.flat[0].value], set()
+        while waiting:
+            v = waiting.pop()
+            if v in self.g.active:
+                return True
+            if v in self.g.maker and v not in seen:
+                seen.add(v)
+                waiting += [w for _, w in self.g.nodes[self.g.maker[v]].operands()]
+        return False
 
     def altered(self, i: int, k: int, value: Tensor, alias: bool) -> Graph:
         """The graph with the values that follow when node i makes another one."""

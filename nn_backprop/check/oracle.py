@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from nn_backprop.check.rounding import Rounding
-from nn_backprop.check.target import Gradients, Target, Tensors, Upstream
+from nn_backprop.check.target import ForwardRaised, Gradients, Target, Tensors, Unsuitable, Upstream
 
 # More elements than these are checked along random directions instead, at first.
 ELEMENTWISE = 3000
@@ -54,6 +54,8 @@ class Expected:
     directions: list[Tensor] = field(default_factory=list)
     products: list[tuple[float, float]] = field(default_factory=list)
     """⟨direction, gradient⟩ and its own error."""
+    unknown: str = ""
+    """Why there is no expected gradient, if there is none."""
 
 
 class Oracle:
@@ -85,6 +87,8 @@ class Oracle:
         try:
             if self.given or not self.target.is_numpy:
                 plain = _zero_for_none(self.source.plain_gradients(upstream, called), self.source)
+        except Unsuitable:
+            raise
         except Exception:  # what torch cannot differentiate has to be differenced
             plain = {}
         # Where autograd plays other formulas than the target's own backward, or plays none.
@@ -101,12 +105,19 @@ class Oracle:
                 result[name] = Expected(kind, self.noise[name], plain[name])
             else:
                 rest.append(name)
+        if rest and plain and not forward_mode:  # the plain forward is not what is differentiated
+            own = self._noise({}, upstream, others)
+            self.noise |= {n: max(self.noise[n], own[n]) for n in rest}
         elementwise = sum(self.target.values[n].numel() for n in rest) <= self.most
         for name in rest:
             expected = None
             if name in trusted:
                 expected = self.by_forward_mode(name, upstream, elementwise)
-            result[name] = expected or self.by_differences(name, upstream, elementwise)
+            try:
+                result[name] = expected or self.by_differences(name, upstream, elementwise)
+            except ForwardRaised as raised:
+                why = f"cannot be differenced: beside the given values the forward raises {raised}"
+                result[name] = Expected("none", 0.0, unknown=why)
         return {name: result[name] for name in names}
 
     def at(self, upstream: Upstream) -> dict[str, Tensor]:
@@ -156,8 +167,11 @@ class Oracle:
                 moved = source.with_values({n: mode.moved(v) for n, v in source.values.items()})
                 moved_upstream = [mode.moved(u) for u in upstream]
                 # Attention in its separate operations, since only these can be moved.
-                with sdpa_kernel(SDPBackend.MATH), mode:
-                    grads = gradients(moved, moved_upstream)
+                try:
+                    with sdpa_kernel(SDPBackend.MATH), mode:
+                        grads = gradients(moved, moved_upstream)
+                except ForwardRaised:  # outside the function's domain, as just above 1
+                    continue
                 self.terms = max(self.terms, mode.terms)
                 for name, grad in _zero_for_none(grads, source).items():
                     if name in base and grad.numel():
@@ -186,8 +200,7 @@ class Oracle:
         # Another backward may work with the rounded outputs: y(1 − y) is 0 where a sigmoid has come
         # within rounding of 1. So what changes ⟨u, z⟩ by less than the rounding of a z up to 1,
         # over the range of the smallest x, or of 1, the scale of exp and its kin, is not seen.
-        with torch.no_grad():
-            outputs = source.forward({n: v.clone() for n, v in source.values.items()})
+        outputs = source.outputs({n: v.clone() for n, v in source.values.items()})
         pairs = zip(outputs, upstream, strict=True)
         size_of_z = math.sqrt(sum((z.clamp(-1, 1) * u).square().sum().item() for z, u in pairs))
         size_of_z *= others
@@ -213,13 +226,9 @@ class Oracle:
         Seen from a point nearby, where the function has its kinks only by bad luck: what is
         in question is whether a dependence is hidden, not what the derivative is here.
         """
-        draws = torch.Generator().manual_seed(5)
-        nearby = {}
-        for name, value in self.source.values.items():
-            move = torch.randn(value.shape, generator=draws, dtype=torch.float64).to(value)
-            nearby[name] = value + 2.0**-6 * move * torch.where(
-                value == 0, _typical(value), value.abs()
-            )
+        nearby = self._nearby()
+        if nearby is None:
+            return set(self.target.values)
         source = self.source.with_values(nearby)
         there = Oracle(self.target.with_values(nearby), source, self.dtype, self.given)
         there.noise = self.noise
@@ -241,9 +250,29 @@ class Oracle:
             except Exception:  # no forward-mode formula
                 names.discard(name)
                 continue
-            if math.isfinite(product) and there._contradicted(name, direction, product, upstream):
-                names.discard(name)
+            with suppress(ForwardRaised):  # outside the function's domain
+                if math.isfinite(product) and there._contradicted(
+                    name, direction, product, upstream
+                ):
+                    names.discard(name)
         return names
+
+    def _nearby(self) -> Tensors | None:
+        """A point nearby; nearer to 0 if the function is not defined on all sides; or None."""
+        draws = torch.Generator().manual_seed(5)
+        for inwards in (False, True):
+            nearby = {}
+            for name, value in self.source.values.items():
+                move = torch.randn(value.shape, generator=draws, dtype=torch.float64).to(value)
+                size = torch.where(value == 0, _typical(value), value.abs())
+                nearby[name] = value + 2.0**-6 * move * size
+                if inwards:
+                    nearby[name] = value * (1 - 2.0**-6 * move.abs())
+            with suppress(ForwardRaised):
+                copies = {n: v.clone() for n, v in nearby.items()}
+                self.source.with_values(nearby).outputs(copies)
+                return nearby
+        return None
 
     def _contradicted(
         self, name: str, direction: Tensor, product: float, upstream: list[Tensor]
@@ -252,6 +281,7 @@ class Oracle:
         kink lies between; a large network has many."""
         eps = torch.finfo(self.target.values[name].dtype).eps
         noise = 20 * self.noise[name] * direction.abs().sum().item()
+        noise *= eps / torch.finfo(self.dtype).eps  # as here is computed, not in the target's own
         outputs, scales = self.along(name, direction)
         pairs = zip(self.forward_noise(), upstream, strict=True)
         size = sum((noise_of_z * u).abs().sum().item() for noise_of_z, u in pairs)
@@ -345,14 +375,16 @@ class Oracle:
         if self.noise_of_z is None:
             values = self.target.values
             dtype = max((v.dtype for v in values.values()), key=lambda d: torch.finfo(d).eps)
-            with torch.no_grad():
-                zero = self.target.forward({n: v.clone() for n, v in values.items()})
-                eps = [max(torch.finfo(d).eps for d in (dtype, z.dtype)) for z in zero]
-                zero = [z.double().clone() for z in zero]
-                noise = [z.abs() * e for z, e in zip(zero, eps, strict=True)]
-                for run in range(2):
-                    mode = Rounding(dtype, seed=1 + run, keep_ties=False)
-                    moved = self.target.forward({n: mode.moved(v) for n, v in values.items()})
+            zero = self.target.outputs({n: v.clone() for n, v in values.items()})
+            eps = [max(torch.finfo(d).eps for d in (dtype, z.dtype)) for z in zero]
+            zero = [z.double().clone() for z in zero]
+            noise = [z.abs() * e for z, e in zip(zero, eps, strict=True)]
+            for run in range(2):
+                mode = Rounding(dtype, seed=1 + run, keep_ties=False)
+                with suppress(ForwardRaised):  # outside the function's domain
+                    moved = self.target.outputs(
+                        {n: mode.moved(v).clone() for n, v in values.items()}
+                    )
                     for i, z in enumerate(moved):
                         noise[i] = torch.maximum(noise[i], (z.double() - zero[i]).abs())
             self.noise_of_z = noise
@@ -367,10 +399,10 @@ class Oracle:
         along = direction.to(value)
 
         def outputs(step: float) -> list[Tensor]:
-            with torch.no_grad():
-                handed = {n: v.clone() for n, v in self.target.values.items()}
-                handed[name] = value + step * along
-                return [z.detach().double().clone() for z in self._forward(handed)]
+            handed = {n: v.clone() for n, v in self.target.values.items()}
+            handed[name] = value + step * along
+            with _PaddingStays(handed, self.target.values):
+                return [z.detach().double().clone() for z in self.target.outputs(handed)]
 
         unit = along.abs().max().item() or 1.0
         scales = {_typical(value[along != 0]): None, _typical(value): None, 1.0: None}

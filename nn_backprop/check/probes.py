@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nn_backprop.check.plain import returned_gradients
 from nn_backprop.check.report import Cause, Probe, said
-from nn_backprop.check.target import Gradients, Target, Upstream, backward, seeded
+from nn_backprop.check.target import ForwardRaised, Gradients, Target, Upstream, backward, seeded
 
 
 class Skipped(Exception):
@@ -68,8 +68,9 @@ def run(probing: Probing) -> Iterator[tuple[Probe, Cause | None]]:
             if not steady and probe is not _unchanged:
                 raise Skipped("two equal calls differ already")
             found = probe(probing)
-        except Skipped as why:
-            yield Probe(name, "skipped", str(why)), None
+        except (Skipped, ForwardRaised) as why:
+            reason = f"the forward raises {why}" if isinstance(why, ForwardRaised) else str(why)
+            yield Probe(name, "skipped", reason), None
             continue
         except Exception as error:
             found = KIND_IF_RAISED.get(name, "unknown"), f"the target raised {said(error)}"

@@ -64,6 +64,8 @@ class Rounding(TorchDispatchMode):
     def moved(self, t: Any) -> Any:
         if not _floating(t) or t.dtype not in (torch.float64, torch.float32):
             return t
+        if t._is_zerotensor():  # without memory, of jvp: torch crashes in its `view`
+            return t
         if self.keep_ties:
             self.salt += 1
             bits = t.to(torch.float64).view(torch.int64) + self.salt

@@ -120,6 +120,10 @@ def _of_max_pooling(
                 within = _within(at, x.shape[-1], kernel_size, stride, padding)
                 z = x.flatten(-2).gather(-1, within.flatten(-2)).view(at.shape)
                 yield "taking the entry whose place in the plane is that within the window", z
+                turned = at // x.shape[-1] * x.shape[-2] + at % x.shape[-1]
+                turned = turned.clamp(max=x.shape[-1] * x.shape[-2] - 1)
+                z = x.flatten(-2).gather(-1, turned.flatten(-2)).view(at.shape)
+                yield "taking the entry at row · H + column instead of row · W + column", z
             pads = [p for p in reversed(_each(padding, dims)) for _ in range(2)]
             z = largest(F.pad(x, pads), kernel_size, stride, 0, dilation, ceil_mode)
             yield "pooling with zeros around", z
@@ -316,6 +320,34 @@ def _of_layer_norm(
     yield "layer_norm without ε", F.layer_norm(x, shape, weight, bias, 0.0)
 
 
+def _of_batch_norm(
+    x: Tensor, mean: Any, variance: Any, weight: Tensor | None = None, bias: Tensor | None = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    yield "batch_norm in training", F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
+    if mean is not None:
+        yield (
+            "batch_norm in evaluation",
+            F.batch_norm(x, mean, variance, weight, bias, False, 0, eps),
+        )
+    if training:
+        yield "batch_norm without ε", F.batch_norm(x, None, None, weight, bias, True, momentum, 0.0)
+    if x.dim() > 2:
+        yield "instance_norm", F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+
+
+def _of_instance_norm(
+    x: Tensor, running_mean: Any = None, running_var: Any = None, weight: Tensor | None = None,
+    bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    yield "batch_norm", F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
+    z = F.layer_norm(x, x.shape[1:], eps=eps)
+    if weight is None and bias is None:
+        yield "layer_norm", z
+    yield "instance_norm without ε", F.instance_norm(x, weight=weight, bias=bias, eps=0.0)
+
+
 def _of_loss(x: Tensor, y: Tensor, *_: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
     reduction = kwargs.get("reduction", "mean")
     for loss in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.soft_margin_loss,
@@ -329,6 +361,7 @@ CARRIED_OUT = ("inplace", "_stacklevel", "dtype", "size_average", "reduce", "ret
 
 SIBLINGS: dict[str, Callable[..., Iterator[tuple[str, Tensor]]]] = {
     **{f"conv{d}d": _of_convolution for d in (1, 2, 3)}, "group_norm": _of_group_norm,
+    "batch_norm": _of_batch_norm, "instance_norm": _of_instance_norm,
     "interpolate": _of_interpolation, "pad": _of_padding, "cumsum": _of_accumulation,
     "scaled_dot_product_attention": _of_attention,
     **{name: _of_extreme for name in ("amax", "amin")},
@@ -364,6 +397,39 @@ def explain(m: Mismatch, forward: Forward) -> list[Hypothesis]:
     return list(found.values())
 
 
+class _At(TorchFunctionMode):
+    """Changes nothing: the derivative is taken at other inputs."""
+
+    def __init__(self, inputs: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def _operands(m: Mismatch) -> Iterator[tuple[str, str, TorchFunctionMode]]:
+    """The derivative taken where one operand is another one, or is turned, mirrored or moved."""
+    for name, t in m.inputs.items():
+        others = [("wrong-operand", f"−{name}", -t)]
+        for a, b in itertools.combinations(range(t.dim()), 2):
+            if t.shape[a] == t.shape[b] > 1:
+                text = f"{name} with the axes {a} and {b} exchanged"
+                others.append(("wrong-operand", text, t.transpose(a, b)))
+        for d, n in enumerate(t.shape):
+            if n > 1:
+                others.append(("flipped", f"{name} mirrored along axis {d}", t.flip(d)))
+            for by in (1, -1) if n > 2 else ():
+                others.append(("shifted", f"{name} rolled by {by} along axis {d}", t.roll(by, d)))
+        known = {**m.inputs, **{f"output {k}": z for k, z in enumerate(m.outputs)}}
+        for other, value in known.items():
+            if other != name and value.shape == t.shape:
+                others.append(("wrong-operand", other, value))
+        for kind, text, value in others:
+            said = f"has the derivative at {text}, where {name} belongs"
+            yield kind, said, _At({**m.inputs, name: value})
+
+
 def _trials(m: Mismatch, forward: Forward) -> Iterator[tuple[str, str, TorchFunctionMode]]:
     """Kind, sentence, and the mode in which autograd would give that gradient."""
     listing = _Listing()
@@ -373,6 +439,7 @@ def _trials(m: Mismatch, forward: Forward) -> Iterator[tuple[str, str, TorchFunc
         return
     text = "counts what a mask leaves out: it is not multiplied by the mask"
     yield "missing-factor", text, _Unmasked()
+    yield from _operands(m)
     alike: dict[str, list[int]] = {}  # the places of each function
     for place, (name, _) in listing.found.items():
         alike.setdefault(name, []).append(place)
@@ -388,7 +455,8 @@ def _trials(m: Mismatch, forward: Forward) -> Iterator[tuple[str, str, TorchFunc
 
 def _gradient(m: Mismatch, forward: Forward, mode: TorchFunctionMode) -> Tensor:
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        leaves = {n: v.clone().requires_grad_(n == m.name) for n, v in m.inputs.items()}
+        at = mode.inputs if isinstance(mode, _At) else m.inputs
+        leaves = {n: v.clone().requires_grad_(n == m.name) for n, v in at.items()}
         with mode:
             outputs = forward(leaves)
         pairs = [(z, u) for z, u in zip(outputs, m.upstream, strict=True) if z.requires_grad]
@@ -402,7 +470,8 @@ def _alternatives(
     func: Callable, z: Any, args: tuple, kwargs: dict[str, Any], only: str | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """The siblings of a call, by name, with their outputs; or only the one of that name."""
-    name = getattr(func, "__name__", "").strip("_")
+    name = getattr(func, "__name__", "").strip("_").removesuffix("_with_indices")
+    z = z[0] if isinstance(z, tuple) and z else z
     if not isinstance(z, Tensor) or not z.requires_grad or not args:
         return
 
@@ -449,7 +518,10 @@ class _InItsPlace(TorchFunctionMode):
         z = func(*args, **(kwargs or {}))
         if self.calls in self.places:
             for _, g in _alternatives(func, z, args, kwargs or {}, self.text):
-                z = g + (z - g).detach()
+                if isinstance(z, tuple):  # and the places of the maxima
+                    z = (g + (z[0] - g).detach(), *z[1:])
+                else:
+                    z = g + (z - g).detach()
                 break
         self.calls += 1
         return z

@@ -5,7 +5,9 @@ import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_unflatten
 
 from nn_backprop.check.plain import differentiated_forwards, forward_of, has_ctx
+from nn_backprop.check.report import said
 
 Tensors = dict[str, Tensor]
 Gradients = Mapping[str, Tensor | None]
@@ -25,6 +28,14 @@ Layout = Callable[[Tensor], Tensor]
 
 class Unsuitable(ValueError):
     """What was handed over cannot be checked; the message says what to hand over instead."""
+
+
+class ForwardRaised(Exception):
+    """The target's forward raised; `error` is what."""
+
+    def __init__(self, error: Exception):
+        super().__init__(said(error))
+        self.error = error
 
 
 class Target:
@@ -47,6 +58,8 @@ class Target:
     ):
         """`constant` are the places of inputs whose gradient is not asked for."""
         self.seed, self.loss = seed, loss
+        self.asks_for_gradients = False  # the forward itself
+        self.places: WeakKeyDictionary[nn.Module, dict[str, list]] = WeakKeyDictionary()
         self.native: torch.dtype | None = None  # what it was cast from
         self.module: nn.Module | None = None
         self.pristine: nn.Module | None = None
@@ -54,6 +67,10 @@ class Target:
         bound = getattr(target, "__self__", None)
         if _is_function(bound) and getattr(target, "__name__", "") == "apply":
             target = bound
+        if loss is not None and not callable(loss):
+            raise Unsuitable(f"loss is {_described(loss)}; it has to be a callable on the output")
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise Unsuitable(f"seed is {seed!r}; it has to be a whole number from 0 to 2³² − 1")
         if isinstance(target, nn.Module):
             self.pristine = target
             self.module = _copied(target)
@@ -71,7 +88,8 @@ class Target:
                 "autograd.Function, a (forward, backward) pair of NumPy functions or a callable"
             )
         self.is_numpy = isinstance(target, tuple)
-        self.label = getattr(target, "__name__", type(target).__name__)
+        named = target[0] if self.is_numpy else target
+        self.label = getattr(named, "__name__", type(named).__name__)
         skip = _is_function(target) and has_ctx(target)
         self.constant = constant
         self._arrange(inputs, kwargs, _argument_names(signature_of, skip, inputs, kwargs))
@@ -82,15 +100,20 @@ class Target:
         self.values: Tensors = {}
         self.leaves: list[Any] = []  # of the arguments; a value is represented by its name
         for path, leaf in leaves:
-            if isinstance(leaf, np.ndarray):
-                leaf = torch.from_numpy(leaf.copy())
             name = _name(path, names)
+            if isinstance(leaf, np.ndarray):
+                leaf = _tensor(name, leaf)
             if isinstance(leaf, Tensor):
                 _refuse(name, leaf)
                 leaf = leaf.detach().clone(memory_format=torch.preserve_format)
                 group, place = path[:2]
                 constant = group.idx == 0 and place.idx in self.constant  # type: ignore[attr-defined]
                 if leaf.is_floating_point() and not constant:
+                    if self.is_numpy and len(path) > 2:
+                        raise Unsuitable(
+                            f"{name} is inside a list or dict, where the arrays of a pair of NumPy "
+                            "functions are not found: hand them over one by one"
+                        )
                     self.values[name] = leaf
                     leaf = _Named(name)
             self.leaves.append(leaf)
@@ -187,14 +210,21 @@ class Target:
         with nullcontext() if fresh else seeded(self.seed), defaults:
             leaves = [values[x.name] if isinstance(x, _Named) else x for x in self.leaves]
             args, kwargs = tree_unflatten(leaves, self.spec)
-            if self.module is None:
-                output = self.call(*args, **kwargs)  # type: ignore[misc]
-            else:
+            function = self.module or self.call
+            if self.module is not None:
                 state = {key: values[name] for name, key in self.keys.items()}
                 state |= {name: b.clone() for name, b in self.buffers.items()}
-                output = functional_call(self.module, state, args, kwargs)
-            if self.loss is not None:
-                output = self.loss(output)
+                if isinstance(self.module, _Beside):  # holds the caller's own, to be put back
+                    function = partial(functional_call, self.module, state)
+                    args, kwargs = (args, kwargs), {}
+                else:
+                    self._place(state)
+            try:
+                output = function(*args, **kwargs)  # type: ignore[misc]
+                if self.loss is not None:
+                    output = self.loss(output)
+            except Exception as error:
+                raise ForwardRaised(error) from error
         found = tree_flatten_with_path(output)[0]
         tensors = [torch.from_numpy(z) if isinstance(z, np.ndarray) else z for _, z in found]
         self.output_names = [f"output{keystr(path)}" for path, _ in found]
@@ -209,6 +239,39 @@ class Target:
         if not kept:
             raise Unsuitable("there is nothing to differentiate: no output is a floating tensor")
         return [z for _, z in kept]
+
+    def _place(self, state: Tensors) -> None:
+        """Gives the module these parameters and buffers, until the next call: a backward that runs
+        parts of the forward again, as of a checkpoint, has to find them."""
+        assert self.module is not None
+        if self.module not in self.places:
+            tied: dict[int, list[tuple[dict[str, Any], str]]] = {}
+            for part in self.module.modules():
+                for held in (part._parameters, part._buffers):
+                    for name, tensor in held.items():
+                        if tensor is not None:
+                            tied.setdefault(id(tensor), []).append((held, name))
+            named = (*self.module.named_parameters(), *self.module.named_buffers())
+            self.places[self.module] = {key: tied[id(tensor)] for key, tensor in named}
+        for key, tensor in state.items():
+            for held, name in self.places[self.module].get(key, ()):
+                held[name] = tensor
+
+    def outputs(self, values: Tensors) -> list[Tensor]:
+        """The forward's outputs as numbers without a graph; `values` are new tensors, which it may
+        work in. Where it asks for gradients itself, it is run under autograd."""
+        if not self.asks_for_gradients:
+            try:
+                with torch.no_grad():
+                    return self.forward(values)
+            except ForwardRaised as raised:
+                if "require grad" not in str(raised):
+                    raise
+        self.asks_for_gradients = True
+        with torch.enable_grad():
+            for value in values.values():
+                value.requires_grad_()
+            return [z.detach() for z in self.forward(values)]
 
     def draws(self) -> bool:
         """Whether the forward draws from torch's generator."""
@@ -287,6 +350,12 @@ def backward(
         create_graph=create_graph,
         retain_graph=retain_graph,
     )
+    for name, grad in zip(names, grads, strict=True):
+        if grad is not None and grad.layout != torch.strided:
+            raise Unsuitable(
+                f"the gradient of {name} is a sparse tensor, which the checker does not support: "
+                "ask for a dense one, as with sparse=False"
+            )
     return dict(zip(names, grads, strict=True))
 
 
@@ -396,10 +465,16 @@ def _copied(module: nn.Module) -> nn.Module:
     kept = {
         id(value): value.detach().clone()
         for part in module.modules()
-        for value in vars(part).values()
+        for held in vars(part).values()
+        for value in tree_leaves(held)
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    return copy.deepcopy(module, kept)
+    try:
+        return copy.deepcopy(module, kept)
+    except Exception as error:
+        raise Unsuitable(
+            f"the module cannot be copied, which a check does to leave it as it is: {said(error)}"
+        ) from error
 
 
 def _argument_names(function: Any, skip_first: bool, inputs: tuple, kwargs: dict) -> list[str]:
@@ -419,7 +494,22 @@ def _name(path: tuple, names: list[str]) -> str:
     return first + keystr(tuple(rest))
 
 
+def _tensor(name: str, array: np.ndarray) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
+    except TypeError:
+        raise Unsuitable(
+            f"{name} is an array of {array.dtype}, of which there is no tensor: hand over numbers "
+            "of 64 bits or fewer"
+        ) from None
+
+
 def _refuse(name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.UninitializedParameter):
+        raise Unsuitable(f"{name} has no values yet: call the lazy module once before the check")
+    if tensor.is_nested or (tensor.is_floating_point() and tensor.itemsize < 2):
+        what = "nested" if tensor.is_nested else str(tensor.dtype).removeprefix("torch.")
+        raise Unsuitable(f"{name} is a tensor of kind {what}, which the checker does not support")
     if tensor.is_complex():
         raise Unsuitable(
             f"{name} is complex, which the checker does not support: hand its real and imaginary "

@@ -323,6 +323,15 @@ def _statistic(case: _Case, ratios: Tensor, kept: Axes) -> str:
     for name, view in case.views:
         if all(view.shape[axis] == 1 or axis in kept for axis in range(view.ndim)):
             partners += [(f" × {name}", ratios / view), (f" / {name}", ratios * view)]
+    counted = {n: t.double() for n, t in case.labels.items() if t.dtype != torch.bool}
+    for name, tensor in {**case.known, **counted}.items():
+        for view in _alignments(tensor, case.expected.shape):
+            if tuple(view.shape) != tuple(ratios.shape) or not (view != 0).all():
+                continue
+            for text, quotient in ((f"{name}", ratios / view), (f"1/{name}", ratios * view)):
+                number = float(quotient.mean())
+                if float((quotient - number).abs().max()) <= 1e-6 * abs(number):
+                    return text if abs(number - 1) < 1e-6 else f"{number:.4g} × {text}"
     shape = [case.expected.shape[axis] for axis in kept]
     for name, tensor in case.known.items():
         for group in itertools.combinations(range(tensor.ndim), len(kept)):
@@ -670,6 +679,32 @@ def _invariants(case: _Case) -> Iterator[_Guess]:
             bits += 3 + 0.2 * math.log2(slices + 1)
             formula = "expected + such a term; expected is orthogonal to it, the gradient is not"
             yield _Guess("missing-term", bits, f"lacks the {text} {over}", predicted, formula)
+
+
+def _own_statistics(case: _Case) -> Iterator[_Guess]:
+    """The terms of a normalisation too many: multiples of 1 and of x, another one in each slice."""
+    rest = case.actual - case.expected
+    same = {name: t for name, t in case.known.items() if t.shape == rest.shape}
+    for shape, axes in _normalised_axes(rest.shape):
+        slices = rest.numel() // math.prod(shape[axis] for axis in axes)
+        if rest.numel() < 4 * slices + 3:
+            continue
+        seen = rest.reshape(shape)
+        mean = seen.mean(axes, keepdim=True)
+        for name, tensor in same.items():
+            if name in case.drivers:
+                continue
+            values = tensor.reshape(shape)
+            centred = values - values.mean(axes, keepdim=True)
+            energy = centred.square().sum(axes, keepdim=True).clamp(min=TINY)
+            fitted = mean + (seen * centred).sum(axes, keepdim=True) / energy * centred
+            detail = (
+                f"has the terms of a normalisation over {_axes(axes)} too many: it is "
+                f"orthogonal there to 1 and to {name}, or nearly so"
+            )
+            predicted = case.expected + fitted.reshape(rest.shape)
+            formula = f"expected plus multiples of 1 and of {name} over {_axes(axes)}"
+            yield _Guess("extra-term", 9 + 0.2 * math.log2(slices + 1), detail, predicted, formula)
 
 
 def _targets(case: _Case) -> Iterator[_Guess]:
@@ -1038,7 +1073,16 @@ def _precision(case: _Case) -> Iterator[_Guess]:
 OTHER_SHAPES: list[Callable[[_Case], Iterator[_Guess]]] = [_rearranged, _reductions]
 FAMILIES: list[Callable[[_Case], Iterator[_Guess]]] = [
     *(_constants, _rearranged, _shifted, _channels, _factors, _masks, _branches, _terms),
-    *(_invariants, _targets, _softmax, _responses, _mirrored_kernel, _subsets, _operands),
+    *(
+        _invariants,
+        _own_statistics,
+        _targets,
+        _softmax,
+        _responses,
+        _mirrored_kernel,
+        _subsets,
+        _operands,
+    ),
     *(_scattered, _other_mask, _drawn_mask, _repeated, _precision),
 ]
 
