@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from nn_backprop.check import kinks
-from nn_backprop.check.oracle import Expected, Oracle
+from nn_backprop.check.oracle import ELEMENTWISE, Expected, Oracle
 from nn_backprop.check.report import Entry
 from nn_backprop.check.rounding import SAFETY
 
 # Where rounding may account for more than this share of the largest entry, nothing can be said.
 POWER = 0.5
 # A wrong gradient of up to this many entries, known along random directions only, is then found
-# element by element.
+# element by element; of fewer by differences, each of which takes dozens of forwards.
 RESOLVED = 12_000
 
 
@@ -121,9 +121,10 @@ def _judge_products(name: str, actual: Tensor, expected: Expected) -> Entry:
 
 def _resolve(oracle: Oracle, name: str, expected: Expected, upstream: list[Tensor]) -> bool:
     """Fills in the elements of a gradient known along random directions only, if few enough."""
-    if oracle.target.values[name].numel() > RESOLVED:
+    dual = expected.oracle == "forward-mode products"
+    if oracle.target.values[name].numel() > (RESOLVED if dual else ELEMENTWISE):
         return False
-    if expected.oracle == "forward-mode products":
+    if dual:
         full = oracle.by_forward_mode(name, upstream, elementwise=True)
     else:
         full = oracle.by_differences(name, upstream, elementwise=True)

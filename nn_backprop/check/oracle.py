@@ -214,6 +214,7 @@ class Oracle:
         noise = {}
         for name, size in sizes.items():
             smallest = source.values[name].abs().min().item() if size else 1.0
+            smallest = 1.0 if source.is_numpy else smallest  # whose operations are not seen
             least = eps * size_of_z / max(1.0, smallest)
             move = max(largest_move[name], eps * size, lost * size)
             noise[name] = max(growth * move, least, underflow)

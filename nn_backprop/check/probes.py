@@ -91,7 +91,7 @@ def _sentence(name: str, kind: str) -> str:
 
 SENTENCES = {
     "assumes-contiguous": "the backward is right only if what it is handed is contiguous in memory",
-    "mutates-input": "the backward changes what it is handed",
+    "mutates-input": "a call changes what it is handed",
     "stale-state": "the backward uses what another call has left behind",
     "needs-input-grad": "a gradient depends on which other inputs need one",
     "extra-term": "the gradient holds something that does not come from the upstream gradient",
@@ -156,11 +156,13 @@ def _unchanged(p: Probing) -> Found:
     with seeded(p.target.seed):
         outputs = p.target.forward(handed, fresh=True)
         after_forward = {n: t._version for n, t in handed.items()}
+        seen = {n: t.detach().clone() for n, t in handed.items()}
         backward(outputs, leaves, list(upstream))
     for name, tensor in handed.items():
         in_place_forward = after_forward[name] != versions[name]  # which torch knows of
         if not in_place_forward and not _equal(tensor.detach(), before[name]):
-            return "mutates-input", f"{name} is not what it was before the call"
+            who = "forward" if not _equal(seen[name], before[name]) else "backward"
+            return "mutates-input", f"the {who} has changed {name}"
     for u, original in zip(upstream, p.upstream, strict=True):
         if not _equal(u, original):
             return "mutates-input", "the upstream gradient is not what it was before the call"

@@ -5,6 +5,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -134,6 +135,7 @@ class Target:
             raise Unsuitable(
                 "there is nothing to differentiate: none of the inputs is a floating-point tensor"
                 + (", and no parameter requires grad" if self.module is not None else "")
+                + _unseen_inside([leaf for _, leaf in leaves])
             )
 
     @property
@@ -237,7 +239,10 @@ class Target:
         for name, z in kept:
             _refuse(name, z)
         if not kept:
-            raise Unsuitable("there is nothing to differentiate: no output is a floating tensor")
+            raise Unsuitable(
+                "there is nothing to differentiate: no output is a floating tensor"
+                + _unseen_inside([z for _, z in found])
+            )
         return [z for _, z in kept]
 
     def _place(self, state: Tensors) -> None:
@@ -521,5 +526,16 @@ def _refuse(name: str, tensor: Tensor) -> None:
         )
 
 
+def _unseen_inside(leaves: list[Any]) -> str:
+    """A hint at objects that tensors may be in, which are not looked into."""
+    kinds = {type(x).__name__ for x in leaves if is_dataclass(x)}
+    return (
+        f"; tensors inside a {kinds.pop()} are not seen: hand over a dict or tuple" if kinds else ""
+    )
+
+
 def _described(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
