@@ -53,6 +53,7 @@ TURNS = {"t": "transposed", "transpose": "transposed", "permute": "transposed", 
 ORDERS = dict.fromkeys(("flip", "index", "gather", "index_select"), "permuted")
 MOVES = SILENT | {*TURNS, *ORDERS, "select", "slice", "split", "split_with_sizes", "unsafe_split"}
 MOVES |= {"unbind", "cat", "stack", "embedding", "im2col", "unfold", "repeat", "diagonal"}
+MOVES |= {f"{how}_pad{d}d" for how in ("replication", "reflection") for d in (1, 2, 3)}
 LINEAR = MOVES | {"add", "sub", "neg", "sum", "mean"}
 REDUCTIONS = {"sum", "mean", "logsumexp", "amax", "amin", "prod"}
 PRODUCTS = {"mm", "bmm", "convolution", "embedding"}
@@ -115,6 +116,8 @@ class _Search:
             self.reduced()
             self.rearranged()
             self.constants()
+            self.exchanged()
+            self.delayed()
             self.everywhere(self.simple, MAX_STEPS // 2)
             self.statistics()
             self.other_forwards()
@@ -490,6 +493,8 @@ class _Search:
             yield _Mistake(("branch",), "wrong-branch", text, 2, self.swapped(i, 0, other))
         if node.op == "convolution":
             yield from self.convolved(i)
+        if node.op == "constant_pad_nd":
+            yield from self.uncropped(i, next(iter(live)))
         k = next(iter(live))
         if len(names) == 1 and (node.op in ("cumsum", *TURNS, *ORDERS)):
             kind = {"roll": "shifted", "cumsum": "wrong-reduction"}.get(node.op, "permuted")
@@ -507,6 +512,25 @@ class _Search:
             text = f"goes to every entry, not only where {node.op} took it from"
             yield _Mistake(("spread",), "missing-factor", text, 2, spread)
         yield from self.options(i)
+        yield from self.indexed(i)
+
+    def uncropped(self, i: int, k: int) -> Iterator[_Mistake]:
+        """Padding is cut off at the wrong end, or the same at both."""
+        x, z = (self.g.values[v] for v in (self.g.nodes[i].flat[k].value, self.g.nodes[i].outs[0]))
+        for d in range(x.dim()):
+            for start in {0, z.shape[d] - x.shape[d], (z.shape[d] - x.shape[d]) // 2}:
+                if z.shape[d] == x.shape[d]:
+                    continue
+
+                def cut(us: Upstream, sweep: Sweep, d: int = d, start: int = start) -> Edges:
+                    u = us[0].narrow(d, start, x.shape[d])
+                    others = [e for e in range(x.dim()) if e != d and z.shape[e] != x.shape[e]]
+                    for e in others:
+                        u = u.narrow(e, (z.shape[e] - x.shape[e]) // 2, x.shape[e])
+                    return {k: u}
+
+                text = f"is cut from {self.out(i)} at place {start} of axis {d}"
+                yield _Mistake(("cut", d, start), "shifted", text, 3, cut)
 
     def skipped(self, i: int, k: int, names: dict[int, str]) -> tuple[str, str, float]:
         """Kind, text and bits of a local derivative being left out."""
@@ -799,15 +823,38 @@ class _Search:
         for kind, text, other in own:
             rule = self.swapped(i, j, other)
             yield _Mistake(("at", j, text), kind, f"uses {text}", 2, rule)
-        pool = [w for w in self.near(x.shape, i) if w != v]
-        for w in pool:
+        found = [(w, g.values[w]) for w in self.near(x.shape, i) if w != v]
+        root, chain = self.unmoved(v)
+        with suppress(RuntimeError):
+            for w in self.near(g.values[root].shape, i) if chain else ():
+                t = g.values[w]
+                for step, at in chain:
+                    t = g.call(step, {at: t})[0]
+                found += [(w, t)] if w != root and t.shape == x.shape else []
+        for d in range(x.dim()) if x.dim() > 1 else ():  # what is the same along an axis
+            shape = x.shape[:d] + x.shape[d + 1 :]
+            few = [w for w in self.near(torch.Size(shape), i)[:8] if x.shape[d] > 1]
+            found += [(w, g.values[w].unsqueeze(d).expand(x.shape)) for w in few]
+        for w, t in found:
             what = self.name(w)
             what = f"another step's {name}" if what == name else what
             text = f"uses {what} where {name} belongs in the derivative of {node.op}"
             for role in self.roles(w, i):
-                bits = 2 + math.log2(1 + len(pool)) + (len(role) > 2 and abs(role[-1]) > 1)
-                rule = self.swapped(i, j, g.values[w])
+                bits = 2 + math.log2(1 + len(found)) + (len(role) > 2 and abs(role[-1]) > 1)
+                rule = self.swapped(i, j, t)
                 yield _Mistake(("at", j, role), "wrong-operand", text, bits, rule)
+
+    def unmoved(self, v: int) -> tuple[int, list[tuple[int, int]]]:
+        """The value that v is a rearrangement of, and the nodes from there, each with the place of
+        what it moves."""
+        chain: list[tuple[int, int]] = []
+        while (i := self.g.maker.get(v)) is not None and self.g.nodes[i].op in MOVES:
+            operands = list(self.g.nodes[i].operands())
+            if len(operands) != 1 or len(self.g.nodes[i].outs) != 1:
+                break
+            (at, v) = operands[0]
+            chain.insert(0, (i, at))
+        return v, chain
 
     def near(self, shape: torch.Size, i: int) -> list[int]:
         """The known tensors of a shape: the leaves, and those made near node i."""
@@ -897,7 +944,8 @@ class _Search:
         """The gradients of two slices of one tensor are exchanged."""
         for v, users in self.g.uses.items():
             cuts = [i for i in dict.fromkeys(users) if self.g.nodes[i].op in ("select", "slice")]
-            cuts = [i for i in cuts if self.live(i)] if v in self.tangents else []
+            cuts = [i for i in cuts if i in self.edges and self.live(i)]
+            cuts = cuts if v in self.tangents else []
             for i, j in itertools.combinations(cuts, 2) if len(cuts) <= 8 else ():
                 first, second = self.upstream[i], self.upstream[j]
                 if first[0].shape == second[0].shape:
@@ -910,17 +958,15 @@ class _Search:
         """A row of operations that only move entries, such as the split into heads, is undone by
         the wrong reshape, or by itself."""
         g = self.g
+        for i in self.edges:
+            self.repeated(i)
         for start in self.edges:
             chain, i = [], start
             while True:
-                node, live = g.nodes[i], self.live(i)
-                x = (
-                    g.values[node.flat[0].value]
-                    if node.flat and isinstance(node.flat[0], Ref)
-                    else None
-                )
-                if node.op not in {*TURNS, *SILENT, "reshape"} or list(live) != [0] or x is None:
+                node = g.nodes[i]
+                if node.op not in {*TURNS, *SILENT, "reshape"} or list(self.live(i)) != [0]:
                     break
+                x = g.values[node.flat[0].value]
                 if x.numel() != g.values[node.outs[0]].numel():
                     break
                 chain.append(i)
@@ -946,12 +992,39 @@ class _Search:
                     text = f"goes through the rearrangement {what} once more, not back"
                     self.propose(self.sites + 3, "permuted", text, {v: u - right})
 
+    def repeated(self, start: int) -> None:
+        """Groups that share a row are taken for others: 0 1 2 0 1 2 for 0 0 1 1 2 2, or back."""
+        g, i = self.g, start
+        right = self.edges[start].get(0)
+        if right is None or g.nodes[start].flat[0].value not in self.tangents:
+            return
+        v = g.nodes[start].flat[0].value
+        for _ in range(4):
+            node, u = g.nodes[i], self.upstream[i][0]
+            if node.op not in MOVES | {"index"} or u is None or len(node.outs) > 1:
+                return
+            grown = [d for d in range(right.dim()) if u.dim() == right.dim()
+                     and u.shape[d] != right.shape[d] > 1]  # fmt: skip
+            if len(grown) == 1 and u.shape[grown[0]] % right.shape[grown[0]] == 0:
+                d = grown[0]
+                n, often = right.shape[d], u.shape[d] // right.shape[d]
+                text = f"adds up other entries of axis {d} than those that share one"
+                for sizes, over in (((often, n), d), ((n, often), d + 1)):
+                    other = u.unflatten(d, sizes).sum(over)
+                    if other.shape == right.shape:
+                        self.propose(self.sites + 3, "permuted", text, {v: other - right})
+            after = g.uses.get(node.outs[0], [])
+            if len(after) != 1 or after[0] not in self.edges:
+                return
+            i = after[0]
+
     def constants(self) -> None:
-        """A constant is taken with the other sign, turned, or moved in every derivative."""
+        """What the leaf has no part in is taken with the other sign, turned, or moved, in every
+        derivative."""
         g = self.g
         equal: dict[int, list[int]] = defaultdict(list)  # as where one is broadcast twice
         for v in g.uses:
-            if v not in g.active and v in self.same:
+            if v not in self.tangents and v in self.same:
                 equal[self.same[v]].append(v)
         for first, members in equal.items():
             v, t = members[0], g.values[first]
@@ -971,6 +1044,72 @@ class _Search:
                                 _add(total, self.deltas(i, self.swapped(i, j, other)))
                     bits = self.sites + 2 + math.log2(len(others))
                     self.propose(bits, kind, f"uses {text} where {name} belongs", total)
+
+    def exchanged(self) -> None:
+        """Two such values of one shape, as two weights of an interpolation, for each other."""
+        g = self.g
+        fixed = [v for v in g.uses if v not in self.tangents and v in self.same]
+        for v, w in itertools.islice(itertools.combinations(fixed, 2), 200):
+            if g.values[v].shape != g.values[w].shape or self.same[v] == self.same[w]:
+                continue
+            total: dict[int, Tensor] = {}
+            with suppress(RuntimeError):
+                for mine, other in ((v, w), (w, v)):
+                    for i in g.uses[mine]:
+                        for j, x in g.nodes[i].operands():
+                            if x == mine and i in self.edges:
+                                _add(total, self.deltas(i, self.swapped(i, j, g.values[other])))
+                text = f"has {self.name(v)} and {self.name(w)} exchanged"
+                self.propose(self.sites + 4, "wrong-operand", text, total)
+
+    def delayed(self) -> None:
+        """A factor is taken at the end of the way back, where it belongs before what lies between:
+        sums over other entries, say, have gone without it."""
+        g = self.g
+        for i in self.edges:
+            node = g.nodes[i]
+            pair = list(node.operands())
+            if node.op != "mul" or len(pair) != 2:
+                continue
+            for (k, v), (_, w) in (pair, pair[::-1]):
+                factor, right, u = g.values[w], self.edges[i].get(k), self.upstream[i][0]
+                if v not in self.tangents or v == self.leaf or u is None or right is None:
+                    continue
+                if factor.shape != self.wrong.shape or u.shape != right.shape:
+                    continue
+                text = f"is multiplied by {self.name(w)} at the end, not where the forward is"
+                self.compare(
+                    self.sites + 4, "wrong-operand", text, factor * self.pulled({v: u - right})
+                )
+
+    def indexed(self, i: int) -> Iterator[_Mistake]:
+        """Entries are taken at other places than they were taken from."""
+        node, g = self.g.nodes[i], self.g
+        if node.op not in ("index", "gather", "index_select", "embedding"):
+            return
+        integers = {v: t for v, t in enumerate(g.values) if t.dtype == torch.int64}
+        for j, v in node.operands():
+            index = g.values[v]
+            if index.dtype != torch.int64 or not index.numel():
+                continue
+            size = int(index.max()) + 1
+            for k in self.live(i):
+                size = max(size, *g.values[node.flat[k].value].shape)
+            others = [(f"{self.name(v)} {text}", "shifted", index.add(by).clamp(0, size - 1))
+                      for by, text in ((1, "+ 1"), (-1, "− 1"))]  # fmt: skip
+            for text, place in (("the last place", size - 1), ("the first place", 0)):
+                others.append((text, "wrong-operand", torch.full_like(index, place)))
+            others += [(self.name(w), "wrong-operand", t) for w, t in integers.items()
+                       if w != v and t.shape == index.shape][:8]  # fmt: skip
+            for text, kind, other in others:
+                said = f"belongs to {self.name(v)}, but is put at {text}"
+                with suppress(RuntimeError, IndexError):
+                    self.vjp_fits(i, {j: other})
+                    yield _Mistake(("index", j, text), kind, said, 3, self.swapped(i, j, other))
+
+    def vjp_fits(self, i: int, swap: dict[int, Any]) -> None:
+        """Raises IndexError or RuntimeError if node i does not take these operands."""
+        self.g.vjp(i, self.upstream[i], swap)
 
     def whole_values(self) -> None:
         """The gradient of another value; or one output sends nothing back."""

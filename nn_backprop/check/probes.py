@@ -288,6 +288,9 @@ def _twice(p: Probing) -> Found:
     calls = [p.base, p.gradients(), p.gradients(), p.gradients()]
     difference = p.difference(calls[1], p.base)
     if not difference:
+        p.gradients([u.flip(tuple(range(u.dim()))) * 0.5 - 0.25 for u in p.upstream])
+        if difference := p.difference(p.gradients(), p.base):
+            return "stale-state", f"after a call with another upstream gradient, {difference}"
         return None
     steps = [
         {n: _zero_if_none(after[n], v) - _zero_if_none(before[n], v)
