@@ -15,6 +15,7 @@ from nn_backprop.check.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
 
 MOST = 5  # causes in a report
+MOST_SEARCHED = 3  # gradients, the largest ones, that the forward is searched for the mistake in
 
 
 def diagnose(
@@ -24,11 +25,14 @@ def diagnose(
     before one that explains a single one; `forward` is the plain forward, if there is one."""
     found = [transforms.explain(m) for m in mismatches]
     if forward is not None:
-        found = [known + mistakes.explain(m, forward)
-                 for m, known in zip(mismatches, found, strict=True)]  # fmt: skip
-        if not _convincing(found):
-            found = [known + siblings.explain(m, forward)
-                     for m, known in zip(mismatches, found, strict=True)]  # fmt: skip
+        sizes = [-m.actual.numel() for m in mismatches]
+        known = [k for k, m in enumerate(mismatches) if not m.products]
+        searched = sorted(known, key=sizes.__getitem__)[:MOST_SEARCHED]
+        for k in searched:
+            found[k] = found[k] + mistakes.explain(mismatches[k], forward)
+        if not _convincing([found[k] for k in searched]):
+            for k in searched:
+                found[k] = found[k] + siblings.explain(mismatches[k], forward)
     by_kind: dict[str, list[tuple[str, Hypothesis]]] = {}
     for mismatch, hypotheses in zip(mismatches, found, strict=True):
         for kind, hypothesis in _simplest(hypotheses).items():
@@ -49,7 +53,7 @@ def diagnose(
 def _convincing(found: list[list[Hypothesis]]) -> bool:
     """Whether the gradients are explained simply: each by few bits, or several by one kind."""
     kinds = [_simplest(hypotheses) for hypotheses in found]
-    if len(kinds) > 1 and set.intersection(*map(set, kinds)):
+    if not kinds or (len(kinds) > 1 and set.intersection(*map(set, kinds))):
         return True
     return all(min((h.bits for h in best.values()), default=math.inf) <= siblings.BITS
                for best in kinds)  # fmt: skip
@@ -69,6 +73,11 @@ def _unknown(mismatches: list[Mismatch]) -> Cause:
         if m.actual.shape != m.expected.shape:
             facts.append(
                 f"grad_{m.name} has shape {tuple(m.actual.shape)} for {tuple(m.expected.shape)}"
+            )
+            continue
+        if m.products:
+            facts.append(
+                f"grad_{m.name} has too many entries to be known one by one: check smaller ones"
             )
             continue
         wrong = int((~((m.actual - m.expected).abs() <= m.tolerance)).sum())

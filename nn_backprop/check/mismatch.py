@@ -29,6 +29,9 @@ class Mismatch:
     """Every integer or boolean tensor among the inputs, such as class indices."""
     cut_off: frozenset[int] = frozenset()
     """The outputs, by number, that do not require grad."""
+    products: bool = False
+    """Whether `actual` and `expected` are products with random directions, of a gradient with too
+    many entries to be known one by one."""
     gradient: Callable[[list[Tensor]], Tensor] | None = None
     """The expected gradient for another upstream gradient, where that can be computed."""
 

@@ -202,6 +202,7 @@ class _Search:
             for a in node.flat
             if isinstance(a, (Ref, float)) or (node.op in SIGNS and type(a) is int)
         ]
+        words = words if len(words) < 5 else [*words[:3], "…"]
         if node.op in SIGNS and len(words) == 2:
             return f"({words[0]} {SIGNS[node.op]} {words[1]})"
         if node.op in ("t", "transpose"):
@@ -394,6 +395,8 @@ class _Search:
                 s = round(s) if abs(s - round(s)) < 1e-7 else s
                 whole = self.is_whole(change)
                 kind, text, more = self.scaled(i, k, s, whole)
+                if more > 10 and self.m.expected.numel() < 3:
+                    continue  # a number without a name fits anything
                 scaled = {v: (s - 1) * d for v, d in deltas.items()}
                 self.propose(bits + more, kind, text + much, scaled)
 

@@ -34,6 +34,7 @@ from nn_backprop.check.target import ForwardRaised, Gradients, Target, Tensors, 
 # More elements than these are checked along random directions instead, at first.
 ELEMENTWISE = 3000
 DIRECTIONS = 8
+FEW_DIRECTIONS = 2  # in one of several checks
 ROUNDING_RUNS = 2
 # Of the noise in half precision, whose sums are accumulated in a higher one: SAFETY times the full
 # spacing at every operation would leave nothing of eight bits.
@@ -71,6 +72,7 @@ class Oracle:
     ):  # fmt: skip
         self.target, self.source, self.dtype, self.given = target, source, dtype, given
         self.most = most  # elements found one by one
+        self.directions = DIRECTIONS if most == ELEMENTWISE else FEW_DIRECTIONS
         self.plain: set[str] = set()
         """Names whose gradient the plain forward is trusted with."""
         self.terms = 1.0
@@ -317,13 +319,14 @@ class Oracle:
             entries = [self._product(name, e, upstream) for e in _units(value)]
             gradient = torch.tensor(entries, dtype=torch.float64).reshape(value.shape)
             return Expected("forward mode", noise, gradient)
-        directions = [_signs(value, seed) for seed in range(DIRECTIONS)]
+        directions = [_signs(value, seed) for seed in range(self.directions)]
         products = [(self._product(name, v, upstream), 0.0) for v in directions]
         return Expected("forward-mode products", noise, None, directions, products)
 
     def _product(self, name: str, direction: Tensor, upstream: list[Tensor]) -> float:
         """⟨J v, u⟩ by dual numbers."""
-        with warnings.catch_warnings(), forward_ad.dual_level():
+        math_only = sdpa_kernel(SDPBackend.MATH)  # which has a forward-mode formula
+        with warnings.catch_warnings(), forward_ad.dual_level(), math_only:
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, on first use
             value = self.target.values[name]
             handed = {n: v.clone() for n, v in self.target.values.items()}
@@ -339,7 +342,7 @@ class Oracle:
     def by_differences(self, name: str, upstream: list[Tensor], elementwise: bool) -> Expected:
         value = self.target.values[name]
         if not elementwise:
-            directions = [_signs(value, seed) for seed in range(DIRECTIONS)]
+            directions = [_signs(value, seed) for seed in range(self.directions)]
             products = self._slopes(name, directions, upstream)
             return Expected("difference products", self.noise[name], None, directions, products)
         pairs = self._slopes(name, list(_units(value)), upstream)

@@ -72,7 +72,7 @@ def recorded_calls(module: torch.nn.Module | None = None) -> Iterator[list[Call]
 
         def recorded(*args):
             operands = args[1:] if has_ctx(function) else args
-            if not inside:
+            if not inside and not any(map(_is_wrapped, operands)):
                 kept = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in operands)
                 needs = tuple(isinstance(a, Tensor) and a.requires_grad for a in operands)
                 calls.append(Call(function, kept, needs, stack[-1]))
@@ -123,6 +123,23 @@ def submodule_calls(
 
 
 @contextmanager
+def marked_outputs() -> Iterator[list[Tensor]]:
+    """Inside, the tensors that Functions declare as not differentiable are noted."""
+    marked: list[Tensor] = []
+    mark = FunctionCtx.mark_non_differentiable
+
+    def noted(ctx: Any, *tensors: Tensor) -> None:
+        marked.extend(tensors)
+        mark(ctx, *tensors)
+
+    FunctionCtx.mark_non_differentiable = noted  # type: ignore[assignment, method-assign]
+    try:
+        yield marked
+    finally:
+        FunctionCtx.mark_non_differentiable = mark  # type: ignore[method-assign]
+
+
+@contextmanager
 def returned_gradients(function: type[Function]) -> Iterator[list[tuple]]:
     """Inside, what the backward of this Function returns is noted as it is: autograd's engine sums
     and casts it in silence, or refuses it."""
@@ -137,6 +154,13 @@ def returned_gradients(function: type[Function]) -> Iterator[list[tuple]]:
 
     with _changed({function: {name: staticmethod(noted)}}):
         yield returned
+
+
+def _is_wrapped(operand: Any) -> bool:
+    """Whether it is one of vmap's or jvp's tensors, which mean nothing outside."""
+    if not isinstance(operand, Tensor):
+        return False
+    return torch._C._functorch.is_functorch_wrapped_tensor(operand)
 
 
 def _plain(function: type[Function], called: set[type[Function]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_unflatten
 
-from nn_backprop.check.plain import differentiated_forwards, forward_of, has_ctx
+from nn_backprop.check.plain import differentiated_forwards, forward_of, has_ctx, marked_outputs
 from nn_backprop.check.report import said
 
 Tensors = dict[str, Tensor]
@@ -60,6 +60,8 @@ class Target:
         """`constant` are the places of inputs whose gradient is not asked for."""
         self.seed, self.loss = seed, loss
         self.asks_for_gradients = False  # the forward itself
+        self.declared: frozenset[str] | None = None
+        """The outputs that a Function declares as not differentiable, once they are known."""
         self.places: WeakKeyDictionary[nn.Module, dict[str, list]] = WeakKeyDictionary()
         self.native: torch.dtype | None = None  # what it was cast from
         self.module: nn.Module | None = None
@@ -212,7 +214,7 @@ class Target:
         with nullcontext() if fresh else seeded(self.seed), defaults:
             leaves = [values[x.name] if isinstance(x, _Named) else x for x in self.leaves]
             args, kwargs = tree_unflatten(leaves, self.spec)
-            function = self.module or self.call
+            function = self.call if self.module is None else self.module
             if self.module is not None:
                 state = {key: values[name] for name, key in self.keys.items()}
                 state |= {name: b.clone() for name, b in self.buffers.items()}
@@ -233,7 +235,9 @@ class Target:
         kept = [
             (name, z)
             for name, z in zip(self.output_names, tensors, strict=True)
-            if isinstance(z, Tensor) and (z.is_floating_point() or z.is_complex())
+            if isinstance(z, Tensor)
+            and (z.is_floating_point() or z.is_complex())
+            and name not in (self.declared or ())
         ]
         self.output_names = [name for name, _ in kept]
         for name, z in kept:
@@ -244,6 +248,16 @@ class Target:
                 + _unseen_inside([z for _, z in found])
             )
         return [z for _, z in kept]
+
+    def look_for_declared(self) -> None:
+        """Finds the outputs that are marked as not differentiable, to leave them out."""
+        if self.declared is not None:
+            return
+        with marked_outputs() as marked:
+            outputs = self.forward(self.leaves_of()[1])
+        ids = {id(t) for t in marked}
+        pairs = zip(self.output_names, outputs, strict=True)
+        self.declared = frozenset(name for name, z in pairs if id(z) in ids)
 
     def _place(self, state: Tensors) -> None:
         """Gives the module these parameters and buffers, until the next call: a backward that runs
@@ -512,6 +526,8 @@ def _tensor(name: str, array: np.ndarray) -> Tensor:
 def _refuse(name: str, tensor: Tensor) -> None:
     if isinstance(tensor, nn.UninitializedParameter):
         raise Unsuitable(f"{name} has no values yet: call the lazy module once before the check")
+    if tensor.is_meta:
+        raise Unsuitable(f"{name} is a meta tensor, without numbers: hand over one on a device")
     if tensor.is_nested or (tensor.is_floating_point() and tensor.itemsize < 2):
         what = "nested" if tensor.is_nested else str(tensor.dtype).removeprefix("torch.")
         raise Unsuitable(f"{name} is a tensor of kind {what}, which the checker does not support")

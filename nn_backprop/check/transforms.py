@@ -229,7 +229,10 @@ def explain(mismatch: Mismatch) -> list[Hypothesis]:
     if not case.error or (case.same_shape and not case.wrong.any()):
         return []
     best: dict[str, Hypothesis] = {}
-    for family in FAMILIES if case.same_shape else OTHER_SHAPES:
+    families = FAMILIES if case.same_shape else OTHER_SHAPES
+    if mismatch.products or float(case.actual.abs().max()) <= case.tolerance:
+        families = [_constants]  # products have no axes, and a zero fits many a thing
+    for family in families:
         case.calls = case.budget
         try:
             for guess in family(case):
@@ -277,7 +280,8 @@ def _constants(case: _Case) -> Iterator[_Guess]:
         return
     if names:
         sign, number = "−" if ratio < 0 else "", math.copysign(names[0][0], ratio)
-        text = ", or ".join(name + meaning for _, name, meaning in names[:2])
+        said = [(f"({name})" if sign and " − " in name else name) + more for _, name, more in names]
+        text = ", or ".join(said[:2])
         formula = f"{number:.4f} × expected; {abs(number):.4g} = {names[0][1]}"
         yield _Guess("scale", 2, f"is multiplied by {sign}{text}", number * expected, formula)
     if expected.numel() >= 3:
@@ -300,7 +304,9 @@ def _channels(case: _Case) -> Iterator[_Guess]:
         entries = (expected.abs() > case.tolerance).sum(others, keepdim=True)[changed]
         if expected.numel() < 2 * count + 3 or bool((entries < 3).any()):
             continue
-        if float(ratios.max() - ratios.min()) <= 1e-6 or bool((ratios[changed].abs() < 1e-9).all()):
+        if float(ratios.max() - ratios.min()) <= 1e-5 * float(ratios.abs().max()) or bool(
+            (ratios[changed].abs() < 1e-9).all()
+        ):
             continue  # one multiple for all, or a subset
         if text := _statistic(case, ratios, kept):
             detail, formula = f"is multiplied by {text}", f"{text} × expected"
@@ -456,7 +462,7 @@ def _factors(case: _Case) -> Iterator[_Guess]:
     actual, expected = case.actual, case.expected
     if expected.numel() < 3:
         return
-    for name, view in case.views:
+    for name, view in case.views if expected.any() else ():
         some = _sample(view, expected)
         for k, (label, function) in enumerate(FACTORS.items()):
             text, values = label.format(name, name), function(some)
@@ -498,6 +504,8 @@ def _products(case: _Case, driver: str, base: Tensor) -> Iterator[_Guess]:
             detail = "is the upstream gradient itself" + (
                 f" where {whole} belongs" if whole else ""
             )
+            if not case.expected.any():
+                detail += ", where the derivative is 0 throughout: a straight-through estimator?"
             yield _Guess("missing-factor", 2 if whole else 6, detail, predicted, driver)
         elif any(label == other for other, _ in right):
             detail = f"has {text} where {instead} belongs"
@@ -1017,7 +1025,7 @@ def _repeated(case: _Case) -> Iterator[_Guess]:
 def _reductions(case: _Case) -> Iterator[_Guess]:
     """Of another shape: not summed, summed too far, an axis of size 1 left over, not cropped."""
     actual, expected, shape = case.actual, case.expected, tuple(case.actual.shape)
-    if _large_axes(actual) == _large_axes(expected):
+    if _large_axes(actual) == _large_axes(expected) or actual.numel() == expected.numel():
         detail = f"has the shape {shape} instead of {tuple(expected.shape)}"
         formula = f"{case.name} in the right shape = expected"
         observed = actual.reshape(expected.shape)
