@@ -5,7 +5,7 @@ import torch
 from suspects import double, elementwise, function
 
 from nn_backprop import GradientMismatch, assert_gradients, check_gradients
-from nn_backprop.check import catalogue
+from nn_backprop.check import catalogue, unseen_dense, unseen_spatial
 
 OPERANDS = (double(5, 7), double(3, 7), double(3))
 
@@ -126,9 +126,17 @@ def test_what_vanishes_far_out_is_not_called_a_wrong_branch(forward):
     assert check_gradients(elementwise(forward, derivative), double(5)).ok
 
 
+# In float32, an error that moving the inputs by their own rounding explains as well.
+NOT_CAUGHT = {"protocol/distance recomputed with cancellation"}
+MUTANTS = [
+    pytest.param(m, id=m.name, marks=[pytest.mark.xfail(strict=True)] * (m.name in NOT_CAUGHT))
+    for m in (*catalogue.MUTANTS, *unseen_dense.MUTANTS, *unseen_spatial.MUTANTS)
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", catalogue.MUTANTS, ids=lambda mutant: mutant.name)
-def test_every_mutant_of_the_catalogue_is_detected(mutant):
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_every_mutant_is_detected(mutant):
     target, inputs = mutant.make()
     report = check_gradients(target, *inputs, second_order=mutant.second_order)
     assert report.verdict == "fail" and report.causes
