@@ -439,7 +439,6 @@ def _trials(m: Mismatch, forward: Forward) -> Iterator[tuple[str, str, TorchFunc
         return
     text = "counts what a mask leaves out: it is not multiplied by the mask"
     yield "missing-factor", text, _Unmasked()
-    yield from _operands(m)
     alike: dict[str, list[int]] = {}  # the places of each function
     for place, (name, _) in listing.found.items():
         alike.setdefault(name, []).append(place)
@@ -451,6 +450,7 @@ def _trials(m: Mismatch, forward: Forward) -> Iterator[tuple[str, str, TorchFunc
             kind = KINDS.get(text, "wrong-operand")
             said = f"has the derivative of {text} where that of {name} belongs{often}"
             yield kind, said, _InItsPlace(places, text)
+    yield from _operands(m)
 
 
 def _gradient(m: Mismatch, forward: Forward, mode: TorchFunctionMode) -> Tensor:
