@@ -532,3 +532,41 @@ class Graph:
             for (v, _), column in zip(made, zip(*columns, strict=True), strict=True):
                 found[v] = torch.stack([t.flatten() for t in column])
         return found
+
+
+# What sorts of operations there are, by name, and small tools
+
+SILENT = {"alias", "view", "expand", "unsqueeze", "squeeze", "clone", "write", "to_copy"}
+TURNS = {"t": "transposed", "transpose": "transposed", "permute": "transposed", "roll": "shifted"}
+ORDERS = dict.fromkeys(("flip", "index", "gather", "index_select"), "permuted")
+MOVES = SILENT | {*TURNS, *ORDERS, "select", "slice", "split", "split_with_sizes", "unsafe_split"}
+MOVES |= {"unbind", "cat", "stack", "embedding", "im2col", "unfold", "repeat", "diagonal"}
+MOVES |= {f"{how}_pad{d}d" for how in ("replication", "reflection") for d in (1, 2, 3)}
+REDUCTIONS = {"sum", "mean", "logsumexp", "amax", "amin", "prod"}
+PRODUCTS = {"mm", "bmm", "convolution", "embedding"}
+
+
+def add_to(total: dict[int, Tensor], deltas: dict[int, Tensor]) -> None:
+    for v, d in deltas.items():
+        total[v] = total[v] + d if v in total else d
+
+
+def only_range(t: Tensor, dim: int, start: int, end: int) -> Tensor:
+    """Zero but for a range of an axis."""
+    kept = torch.zeros_like(t)
+    kept.narrow(dim, start, end - start).copy_(t.narrow(dim, start, end - start))
+    return kept
+
+
+def offsets(t: Tensor) -> Iterator[tuple[tuple, str, Callable[[Tensor], Tensor]]]:
+    """Off by one along an axis: going round, or with a zero coming in."""
+    for d, n in enumerate(t.shape):
+        for by in (1, -1) if n > 2 else ():
+            start, end = (1, n) if by > 0 else (0, n - 1)
+            text = f"off by one along axis {d}"
+            yield ("roll", d, by), text, lambda t, d=d, by=by: t.roll(by, d)  # type: ignore[misc]
+            yield (
+                ("shift", d, by),
+                text,
+                lambda t, d=d, by=by, a=start, b=end: only_range(t.roll(by, d), d, a, b),  # type: ignore[misc]
+            )

@@ -30,14 +30,31 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 
-from nn_backprop.check.graph import Edges, Forward, Graph, Ref, Rule, Sweep, Upstream, aten, record
+from nn_backprop.check import mistakes_wide
+from nn_backprop.check.graph import (
+    MOVES,
+    ORDERS,
+    REDUCTIONS,
+    SILENT,
+    TURNS,
+    Edges,
+    Forward,
+    Graph,
+    Ref,
+    Rule,
+    Sweep,
+    Upstream,
+    add_to,
+    offsets,
+    only_range,
+    record,
+)
 from nn_backprop.check.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
 
@@ -45,18 +62,9 @@ EXACT = 1e-6  # the residual below which a mistake explains a gradient
 PROBES = 4  # random directions that a mistake must pass before it is swept
 MAX_TRIALS = 15_000  # mistakes tried by a dot product
 MAX_STEPS = 40_000  # steps of sweeps for mistakes repeated in series
-MAX_POOL = 32  # tensors tried in the place of another
 MAX_ANSWERS = 5
 
-SILENT = {"alias", "view", "expand", "unsqueeze", "squeeze", "clone", "write", "to_copy"}
-TURNS = {"t": "transposed", "transpose": "transposed", "permute": "transposed", "roll": "shifted"}
-ORDERS = dict.fromkeys(("flip", "index", "gather", "index_select"), "permuted")
-MOVES = SILENT | {*TURNS, *ORDERS, "select", "slice", "split", "split_with_sizes", "unsafe_split"}
-MOVES |= {"unbind", "cat", "stack", "embedding", "im2col", "unfold", "repeat", "diagonal"}
-MOVES |= {f"{how}_pad{d}d" for how in ("replication", "reflection") for d in (1, 2, 3)}
 LINEAR = MOVES | {"add", "sub", "neg", "sum", "mean"}
-REDUCTIONS = {"sum", "mean", "logsumexp", "amax", "amin", "prod"}
-PRODUCTS = {"mm", "bmm", "convolution", "embedding"}
 SIGNS = {"mul": "·", "div": "/", "add": "+", "sub": "−", "mm": "@", "bmm": "@"}
 
 
@@ -78,7 +86,7 @@ class _Answer(NamedTuple):
     pull: Callable[[], Tensor]  # the counterfactual gradient
 
 
-class _Search:
+class Search:
     """The mistakes of one graph, tried on one wrong gradient."""
 
     def __init__(self, graph: Graph, m: Mismatch) -> None:
@@ -107,22 +115,17 @@ class _Search:
         self.prepare()
         self.scales()
         if actual.any():  # else it is zero, and any cut explains it
-            self.whole_values()
-            self.g.order = [
-                i for i in self.g.order if any(v in self.tangents for v in self.g.nodes[i].outs)
-            ]
-            self.fan_out()
-            self.siblings()
-            self.reduced()
-            self.rearranged()
-            self.constants()
-            self.exchanged()
-            self.delayed()
-            self.everywhere(self.simple, MAX_STEPS // 2)
-            self.statistics()
-            self.other_forwards()
+            for family in mistakes_wide.FAMILIES:
+                with suppress(Exception):  # what one cannot bear costs the others nothing
+                    family(self)
+            with suppress(Exception):
+                self.everywhere(self.simple, MAX_STEPS // 2)
+            for family in mistakes_wide.SLOW_FAMILIES:
+                with suppress(Exception):
+                    family(self)
             if self.simplest() > self.sites + 2:
-                self.everywhere(self.substitutions, MAX_STEPS)
+                with suppress(Exception):
+                    self.everywhere(self.substitutions, MAX_STEPS)
         return self.best()
 
     def prepare(self) -> None:
@@ -287,7 +290,7 @@ class _Search:
         for k, g in rule(self.upstream[i], self.upstream).items():
             v = self.g.nodes[i].flat[k].value
             if k in right and v in self.tangents and g.shape == right[k].shape:
-                _add(found, {v: g - right[k]})
+                add_to(found, {v: g - right[k]})
         return found
 
     def serial(self, members: list[int], vs: set[int]) -> bool:
@@ -325,7 +328,7 @@ class _Search:
                     elif self.fits(torch.stack([change for *_, change in found]).sum(0)):
                         total: dict[int, Tensor] = {}
                         for *_, deltas, _ in found:
-                            _add(total, deltas)
+                            add_to(total, deltas)
                         self.propose(self.sites + bits, kind, said, total)
         for mistake in sorted(serial, key=operator.itemgetter(0)):
             if self.steps < budget and mistake[0] < self.simplest() + 4:
@@ -381,7 +384,7 @@ class _Search:
             bits += 1.5 if op in SILENT else 0.5 if op not in REDUCTIONS else 0
             deltas: dict[int, Tensor] = {}
             for i, k in members:
-                _add(deltas, {self.g.nodes[i].flat[k].value: self.edges[i][k]})
+                add_to(deltas, {self.g.nodes[i].flat[k].value: self.edges[i][k]})
             if not alone and self.serial([i for i, _ in members], set(deltas)):
                 for s in (0.0, -1.0, 2.0) if self.m.actual.any() else ():
                     rules = {i: self.edge(i, k, lambda e, s=s: s * e) for i, k in members}  # type: ignore[misc]
@@ -596,7 +599,7 @@ class _Search:
                     kind, text = "wrong-reduction", f"sums {what} over the wrong axis"
                 turn = self.edge(i, k, lambda e, a=a, b=b: e.transpose(a, b))  # type: ignore[misc]
                 yield _Mistake(("turn", k, a, b), kind, text, 4, turn)
-        for label, text, change in _moves(e):
+        for label, text, change in offsets(e):
             rule = self.edge(i, k, change)
             yield _Mistake((*label, k), "shifted", f"has {what} {text}", 5, rule)
         if node.op == "convolution":
@@ -629,7 +632,7 @@ class _Search:
             for (a, b), text in kept.items() if n > 1 else ():
                 halves.append(((d, a, b), f"counts only the {text} of axis {d} of {what}"))
         for (d, a, b), text in halves:
-            rule = self.above(i, ks, lambda u, d=d, a=a, b=b: _keep(u, d, a, b))  # type: ignore[misc]
+            rule = self.above(i, ks, lambda u, d=d, a=a, b=b: only_range(u, d, a, b))  # type: ignore[misc]
             yield _Mistake(("keep", ks, text), "subset", text, 4 + more, rule)
         if node.op == "expand" and u.dim() > 2:  # one place of several axes
             for d, c in itertools.combinations(range(u.dim()), 2):
@@ -637,11 +640,11 @@ class _Search:
 
                     def one(u: Tensor, d: int = d, c: int = c, where: int = where) -> Tensor:
                         a, b = where % u.shape[d], where % u.shape[c]
-                        return _keep(_keep(u, d, a, a + 1), c, b, b + 1)
+                        return only_range(only_range(u, d, a, a + 1), c, b, b + 1)
 
                     text = f"counts only one position of the axes {d} and {c} of {what}"
                     yield _Mistake(("one", d, c, where), "subset", text, 4, self.above(i, ks, one))
-        for label, text, change in _moves(u):
+        for label, text, change in offsets(u):
             rule = self.above(i, ks, change)
             yield _Mistake((*label, ks, 0), "shifted", f"has {what} {text}", 5 + more, rule)
         for d in range(u.dim()):
@@ -863,7 +866,7 @@ class _Search:
         """The known tensors of a shape: the leaves, and those made near node i."""
         pool = self.pool.get(shape, [])
         far = {v: 0 if v in self.g.leaves else abs(self.g.maker.get(v, -1) - i) for v in pool}
-        return sorted(pool, key=far.__getitem__)[:MAX_POOL]
+        return sorted(pool, key=far.__getitem__)[: mistakes_wide.MAX_POOL]
 
     def derivatives(self, i: int, k: int) -> Iterator[_Mistake]:
         """Another function's derivative, or this one's written down wrongly."""
@@ -901,190 +904,6 @@ class _Search:
             rule = lambda us, _: {k: us[0] * (us[0] > 0)}  # noqa: E731
             yield _Mistake(("mask",), "wrong-operand", said, 4, rule)
 
-    def fan_out(self) -> None:
-        """A value is used several times, and the last gradient written wins."""
-        alike: dict[Any, list[int]] = defaultdict(list)
-        for v, parts in self.parts.items():
-            total = self.g.total(self.parts, v)
-            if v not in self.tangents or len(parts) < 2 or total is None:
-                continue
-            i = self.g.maker.get(v)
-            alike[v if i is None else self.place[i][0]].append(v)
-            bits = self.sites + 3 + math.log2(len(parts)) / 2
-            if i is not None and self.g.nodes[i].flat[0] == (self.leaf,) and self.multiplies(v):
-                bits = self.sites - 1  # a weight used twice: likelier than a path forgotten
-            for n, part in enumerate(parts):
-                if n not in (0, len(parts) - 1) and len(parts) > 6:
-                    continue
-                which = "last" if n == 0 else "first" if n == len(parts) - 1 else f"{n + 1}th last"
-                text = f"keeps only the contribution of the {which} of the {len(parts)} uses of "
-                self.propose(bits, "overwritten", text + self.name(v), {v: part - total})
-            for part in parts if len(parts) < 7 else ():
-                if (part == 0).any():
-                    text = f"is set, not added to, where one use of {self.name(v)} takes an entry"
-                    there = torch.where(part != 0, part - total, 0.0)
-                    self.propose(bits + 1, "overwritten", text, {v: there})
-            if len(parts) > 2:
-                text = f"averages over the {len(parts)} uses of {self.name(v)} instead of summing"
-                mean = {v: total / len(parts) - total}
-                self.propose(self.sites + 4, "wrong-reduction", text, mean)
-        for vs in alike.values():
-            for n, which in ((0, "last"), (-1, "first")) if len(vs) > 1 else ():
-                merges = dict.fromkeys(vs, operator.itemgetter(n))
-                text = f"keeps only the contribution of the {which} use of {self.name(vs[-1])}"
-                self.resweep(self.sites + 4, "overwritten", text + " each time", {}, merges)
-
-    def multiplies(self, v: int) -> bool:
-        """Whether a value is a weight: each of its uses is a product."""
-        for i in self.g.uses[v]:
-            node = self.g.nodes[i]
-            through = node.op in SILENT or node.op in TURNS
-            if node.op not in PRODUCTS and not (through and self.multiplies(node.outs[0])):
-                return False
-        return v in self.g.uses
-
-    def siblings(self) -> None:
-        """The gradients of two slices of one tensor are exchanged."""
-        for v, users in self.g.uses.items():
-            cuts = [i for i in dict.fromkeys(users) if self.g.nodes[i].op in ("select", "slice")]
-            cuts = [i for i in cuts if i in self.edges and self.live(i)]
-            cuts = cuts if v in self.tangents else []
-            for i, j in itertools.combinations(cuts, 2) if len(cuts) <= 8 else ():
-                first, second = self.upstream[i], self.upstream[j]
-                if first[0].shape == second[0].shape:
-                    delta = self.g.vjp(i, second)[0] + self.g.vjp(j, first)[0]
-                    delta = delta - self.edges[i][0] - self.edges[j][0]
-                    text = f"exchanges the slices {self.out(i)} and {self.out(j)}"
-                    self.propose(self.sites + 4, "permuted", text, {v: delta})
-
-    def rearranged(self) -> None:
-        """A row of operations that only move entries, such as the split into heads, is undone by
-        the wrong reshape, or by itself."""
-        g = self.g
-        for i in self.edges:
-            self.repeated(i)
-        for start in self.edges:
-            chain, i = [], start
-            while True:
-                node = g.nodes[i]
-                if node.op not in {*TURNS, *SILENT, "reshape"} or list(self.live(i)) != [0]:
-                    break
-                x = g.values[node.flat[0].value]
-                if x.numel() != g.values[node.outs[0]].numel():
-                    break
-                chain.append(i)
-                after = g.uses.get(node.outs[0], [])
-                if len(after) != 1 or after[0] not in self.edges:
-                    break
-                i = after[0]
-            turns = [j for j in chain if g.nodes[j].op in TURNS]
-            if not turns or len(chain) < 2:
-                continue
-            v = g.nodes[start].flat[0].value
-            right = self.edges[start][0]
-            for end in range(chain.index(turns[0]) + 1, len(chain) + 1):
-                u = self.upstream[chain[end - 1]][0]
-                if u is None:
-                    continue
-                what = self.out(chain[end - 1])
-                text = f"is reshaped where {what} has to be put back in order"
-                self.propose(self.sites + 3, "permuted", text, {v: u.reshape(right.shape) - right})
-                if u.shape == right.shape:
-                    for j in chain[:end]:
-                        u = g.call(j, {0: u})[0]
-                    text = f"goes through the rearrangement {what} once more, not back"
-                    self.propose(self.sites + 3, "permuted", text, {v: u - right})
-
-    def repeated(self, start: int) -> None:
-        """Groups that share a row are taken for others: 0 1 2 0 1 2 for 0 0 1 1 2 2, or back."""
-        g, i = self.g, start
-        right = self.edges[start].get(0)
-        if right is None or g.nodes[start].flat[0].value not in self.tangents:
-            return
-        v = g.nodes[start].flat[0].value
-        for _ in range(4):
-            node, u = g.nodes[i], self.upstream[i][0]
-            if node.op not in MOVES | {"index"} or u is None or len(node.outs) > 1:
-                return
-            grown = [d for d in range(right.dim()) if u.dim() == right.dim()
-                     and u.shape[d] != right.shape[d] > 1]  # fmt: skip
-            if len(grown) == 1 and u.shape[grown[0]] % right.shape[grown[0]] == 0:
-                d = grown[0]
-                n, often = right.shape[d], u.shape[d] // right.shape[d]
-                text = f"adds up other entries of axis {d} than those that share one"
-                for sizes, over in (((often, n), d), ((n, often), d + 1)):
-                    other = u.unflatten(d, sizes).sum(over)
-                    if other.shape == right.shape:
-                        self.propose(self.sites + 3, "permuted", text, {v: other - right})
-            after = g.uses.get(node.outs[0], [])
-            if len(after) != 1 or after[0] not in self.edges:
-                return
-            i = after[0]
-
-    def constants(self) -> None:
-        """What the leaf has no part in is taken with the other sign, turned, or moved, in every
-        derivative."""
-        g = self.g
-        equal: dict[int, list[int]] = defaultdict(list)  # as where one is broadcast twice
-        for v in g.uses:
-            if v not in self.tangents and v in self.same:
-                equal[self.same[v]].append(v)
-        for first, members in equal.items():
-            v, t = members[0], g.values[first]
-            name = self.name(v)
-            others = [("wrong-operand", f"−{name}", -t)]
-            for a, b in itertools.combinations(range(t.dim()), 2):
-                if t.shape[a] == t.shape[b] > 1:
-                    others.append(("wrong-operand", f"{name} transposed", t.transpose(a, b)))
-            others += [("flipped", f"{name} mirrored", t.flip(d)) for d in range(t.dim())]
-            others += [("shifted", f"{name} {text}", move(t)) for _, text, move in _moves(t)]
-            for kind, text, other in others:
-                total: dict[int, Tensor] = {}
-                with suppress(RuntimeError):
-                    for i in {i for w in members for i in g.uses[w]}:
-                        for j, w in g.nodes[i].operands():
-                            if w in members and i in self.edges:
-                                _add(total, self.deltas(i, self.swapped(i, j, other)))
-                    bits = self.sites + 2 + math.log2(len(others))
-                    self.propose(bits, kind, f"uses {text} where {name} belongs", total)
-
-    def exchanged(self) -> None:
-        """Two such values of one shape, as two weights of an interpolation, for each other."""
-        g = self.g
-        fixed = [v for v in g.uses if v not in self.tangents and v in self.same]
-        for v, w in itertools.islice(itertools.combinations(fixed, 2), 200):
-            if g.values[v].shape != g.values[w].shape or self.same[v] == self.same[w]:
-                continue
-            total: dict[int, Tensor] = {}
-            with suppress(RuntimeError):
-                for mine, other in ((v, w), (w, v)):
-                    for i in g.uses[mine]:
-                        for j, x in g.nodes[i].operands():
-                            if x == mine and i in self.edges:
-                                _add(total, self.deltas(i, self.swapped(i, j, g.values[other])))
-                text = f"has {self.name(v)} and {self.name(w)} exchanged"
-                self.propose(self.sites + 4, "wrong-operand", text, total)
-
-    def delayed(self) -> None:
-        """A factor is taken at the end of the way back, where it belongs before what lies between:
-        sums over other entries, say, have gone without it."""
-        g = self.g
-        for i in self.edges:
-            node = g.nodes[i]
-            pair = list(node.operands())
-            if node.op != "mul" or len(pair) != 2:
-                continue
-            for (k, v), (_, w) in (pair, pair[::-1]):
-                factor, right, u = g.values[w], self.edges[i].get(k), self.upstream[i][0]
-                if v not in self.tangents or v == self.leaf or u is None or right is None:
-                    continue
-                if factor.shape != self.wrong.shape or u.shape != right.shape:
-                    continue
-                text = f"is multiplied by {self.name(w)} at the end, not where the forward is"
-                self.compare(
-                    self.sites + 4, "wrong-operand", text, factor * self.pulled({v: u - right})
-                )
-
     def indexed(self, i: int) -> Iterator[_Mistake]:
         """Entries are taken at other places than they were taken from."""
         node, g = self.g.nodes[i], self.g
@@ -1113,174 +932,6 @@ class _Search:
     def vjp_fits(self, i: int, swap: dict[int, Any]) -> None:
         """Raises IndexError or RuntimeError if node i does not take these operands."""
         self.g.vjp(i, self.upstream[i], swap)
-
-    def whole_values(self) -> None:
-        """The gradient of another value; or one output sends nothing back."""
-        for v in self.parts:
-            total = self.g.total(self.parts, v)
-            if v == self.leaf or total is None or total.shape != self.wrong.shape:
-                continue
-            if v in self.g.leaves:
-                self.compare(3, "permuted", f"is the gradient of {self.g.leaves[v]}", total)
-            else:
-                text = f"is the gradient of {self.name(v)}, not yet brought back to {self.m.name}"
-                bits = 6 + math.log2(len(self.parts))
-                self.compare(bits, "missing-factor", text, total)
-                for w in self.pool.get(total.shape, [])[:MAX_POOL]:
-                    text = f"is the gradient of {self.name(v)} times {self.name(w)}"
-                    self.compare(bits + 5, "wrong-operand", text, total * self.g.values[w])
-        for v, u in self.seeds.items() if len(self.seeds) > 1 else ():
-            number = self.g.ends.index(v)
-            kind, text = "missing-term", f"lacks what flows back from output {number}"
-            if number in self.m.cut_off:
-                kind, text = "detached", text + ", which does not require grad"
-            self.propose(math.log2(len(self.seeds)) + 1, kind, text, {v: -u})
-
-    def reduced(self) -> None:
-        """A statistic that is broadcast back: its gradient summed over the wrong axes, or not.
-
-        Back through a statistic s of x goes ∂s/∂x · Σ ū, or w ∂s/∂x · Σ ū/w if the factor w that
-        the sum does not touch is taken out of it; only over the right axes is that the same."""
-        g = self.g
-        seen: dict[tuple, list[tuple[int, str, dict[int, Tensor], Tensor]]] = defaultdict(list)
-        for i in self.upstream:
-            node, u = g.nodes[i], self.upstream[i][0]
-            chain: list[int] = []
-            x = node.flat[0].value if node.op == "expand" and self.live(i) else -1
-            while x in g.maker and len(chain) < 8:
-                chain.append(g.maker[x])
-                active = {v for _, v in g.nodes[chain[-1]].operands() if v in self.tangents}
-                if len(active) != 1:
-                    break
-                x = active.pop()
-                if g.nodes[chain[-1]].op in REDUCTIONS and g.values[x].shape == u.shape:
-                    break
-            if not chain or g.nodes[chain[-1]].op not in REDUCTIONS:
-                continue
-            mean, square = g.nodes[chain[-1]].op == "mean", g.maker.get(x, -1)
-            base = {v for _, v in g.nodes[square].operands()} if square >= 0 else set()
-            if len(base) == 1 and g.nodes[square].op in ("mul", "pow"):
-                chain.append(square)
-                x = base.pop()
-            places = {x}  # where the wrong term goes: past the subtraction of a mean as well
-            if x in g.maker and g.nodes[g.maker[x]].op == "sub":
-                places.add(g.nodes[g.maker[x]].flat[0].value)
-            slope, got = torch.ones_like(self.edges[i][0]), self.edges[i][0]
-            for j in chain:
-                ks = self.live(j)
-                slope = torch.stack([g.vjp(j, [slope])[k] for k in ks]).sum(0)
-                got = torch.stack([g.vjp(j, [got])[k] for k in ks]).sum(0)
-            if slope.shape != u.shape:
-                continue
-            name = self.out(i)
-            alone = {x: slope * u - got}
-            text = f"lacks the terms between different entries: only the diagonal of {name}"
-            self.propose(self.sites + 2, "missing-term", text, alone)
-            text = f"does not sum the gradient of {name}"
-            self.propose(self.sites + 3, "wrong-reduction", text, alone)
-            dims = [d for d in range(u.dim()) if u.shape[d] > 1]
-            few = self.edges[i][0].shape
-            few = torch.Size([1] * (u.dim() - len(few))) + few
-            n = u.numel() // few.numel()
-            factors = [torch.ones_like(u)]
-            for w in self.near(u.shape, i)[:12]:
-                if g.values[w].abs().min() > 1e-12:
-                    factors += [g.values[w], 1 / g.values[w]]
-            for size in range(1, len(dims) + 1):
-                for over in itertools.combinations(dims, size):
-                    if all((few[d] == 1) == (d in over) for d in dims):
-                        continue  # the right ones
-                    fair = n / math.prod(u.shape[d] for d in over)
-                    fair = fair if mean else 1.0
-                    text = f"sums the gradient of {name} over axes {list(over)}"
-                    for by, place in itertools.product(factors, places):
-                        delta = {x: -got}
-                        _add(delta, {place: fair * slope * by * (u / by).sum(over, keepdim=True)})
-                        self.propose(self.sites + 3, "wrong-reduction", text, delta)
-                        seen[over].append((i, name, delta, self.dot(delta)))
-        for over, rows in seen.items():
-            rows = rows[:500]
-            changes = torch.stack([change for *_, change in rows])
-            left = (changes[:, None] + changes - self.seen).abs() <= self.slack
-            for a, b in left.all(-1).nonzero().tolist():
-                one, two = rows[a], rows[b]
-                if one[0] < two[0]:
-                    both = dict(one[2])
-                    _add(both, two[2])
-                    text = f"sums the gradients of {one[1]} and {two[1]} over axes {list(over)}"
-                    self.propose(self.sites + 5, "wrong-reduction", text, both)
-
-    def statistics(self) -> None:
-        """Several statistics taken for constants."""
-        found = [i for i in self.upstream if self.g.nodes[i].op in REDUCTIONS and self.live(i)]
-        found = [i for i in found if self.g.values[self.g.nodes[i].outs[0]].numel() > 1]
-        pairs = itertools.combinations(found[:8], 2)
-        for members in {tuple(found): 0} | dict.fromkeys(pairs, 0) if len(found) > 1 else ():
-            rules: dict[int, Rule] = {i: self.cut(i) for i in members}
-            names = " and ".join(dict.fromkeys(map(self.out, members)))
-            text = f"lacks the terms that flow through {names}: they are taken for constants"
-            self.resweep(self.sites + 3, "missing-term", text, rules)
-
-    def other_forwards(self) -> None:
-        """The local derivatives are those of a forward that is different at one place."""
-        g, tried = self.g, 0
-        for i in g.order:
-            node = g.nodes[i]
-            k, v = next((k, v) for k, v in node.operands() if v in g.active)
-            x, y = g.values[v], g.values[node.outs[0]]
-            number = next((a for a in node.flat if isinstance(a, float)), None)
-            if (
-                x.shape == y.shape
-                and number is not None
-                and node.op in ("add", "sub", "mul", "div")
-            ):
-                kind, text, value = "wrong-operand", f"leaves out {number:.4g} in {self.out(i)}", x
-            elif x.shape == y.shape and node.op == "where" and self.decided(node):
-                kind, text, value = "wrong-branch", "takes one branch of where everywhere", x
-            elif (x.shape == y.shape and node.op == "where") or (
-                node.op == "add" and any(self.g.values[w].isinf().any() for _, w in node.operands())
-            ):
-                kind, text, value = "missing-factor", "recomputes the values without the mask", x
-            elif node.op == "mean" and (n := x.numel() // y.numel()) > 1:
-                kind, value = "wrong-operand", y * (n / (n - 1))
-                text = f"divides by {n - 1} instead of {n} in {self.out(i)}"
-            else:
-                continue
-            for alias in (False, True) if value is x and tried < 60 else (False,):
-                tried += 1
-                with suppress(RuntimeError):
-                    swept = self.altered(i, k, value, alias).sweep(self.seeds)[0]
-                    text += self.at(i) * (not alias)
-                    self.compare(self.sites + 4 + alias, kind, text, g.total(swept, self.leaf))
-
-    def decided(self, node: Any) -> bool:
-        """Whether the condition of a `where` depends on the inputs; else it is a mask."""
-        waiting, seen = [node.flat[0].value], set()
-        while waiting:
-            v = waiting.pop()
-            if v in self.g.active:
-                return True
-            if v in self.g.maker and v not in seen:
-                seen.add(v)
-                waiting += [w for _, w in self.g.nodes[self.g.maker[v]].operands()]
-        return False
-
-    def altered(self, i: int, k: int, value: Tensor, alias: bool) -> Graph:
-        """The graph with the values that follow when node i makes another one."""
-        nodes, values = list(self.g.nodes), list(self.g.values)
-        if alias:  # node i does nothing in the backward either
-            _, spec = tree_flatten(((0,), {}))
-            node = replace(nodes[i], func=aten.alias.default, flat=[nodes[i].flat[k]], spec=spec)
-            nodes[i] = node
-        values[nodes[i].outs[0]] = value
-        other = Graph(values, nodes, self.g.leaves, self.g.ends)
-        moved = set(nodes[i].outs)
-        for j in self.g.order:
-            if j > i and any(v in moved for _, v in nodes[j].operands()):
-                moved.update(nodes[j].outs)
-                for v, t in zip(nodes[j].outs, other.call(j, {}), strict=True):
-                    values[v] = t
-        return other
 
     # -- the answer
 
@@ -1332,32 +983,6 @@ def _evidence(left: float) -> str:
     return f"the chain rule of the forward with this one mistake reproduces it to {left:.1g}"
 
 
-def _add(total: dict[int, Tensor], deltas: dict[int, Tensor]) -> None:
-    for v, d in deltas.items():
-        total[v] = total[v] + d if v in total else d
-
-
-def _keep(t: Tensor, dim: int, start: int, end: int) -> Tensor:
-    """Zero but for a range of an axis."""
-    kept = torch.zeros_like(t)
-    kept.narrow(dim, start, end - start).copy_(t.narrow(dim, start, end - start))
-    return kept
-
-
-def _moves(t: Tensor) -> Iterator[tuple[tuple, str, Callable[[Tensor], Tensor]]]:
-    """Off by one along an axis: going round, or with a zero coming in."""
-    for d, n in enumerate(t.shape):
-        for by in (1, -1) if n > 2 else ():
-            start, end = (1, n) if by > 0 else (0, n - 1)
-            text = f"off by one along axis {d}"
-            yield ("roll", d, by), text, lambda t, d=d, by=by: t.roll(by, d)  # type: ignore[misc]
-            yield (
-                ("shift", d, by),
-                text,
-                lambda t, d=d, by=by, a=start, b=end: _keep(t.roll(by, d), d, a, b),  # type: ignore[misc]
-            )
-
-
 def explain(mismatch: Mismatch, forward: Forward) -> list[Hypothesis]:
     """The mistakes in the chain rule of `forward` that give exactly the wrong gradient, best first.
 
@@ -1367,7 +992,7 @@ def explain(mismatch: Mismatch, forward: Forward) -> list[Hypothesis]:
     try:
         torch.set_num_threads(1)  # the tensors are small
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            return _Search(record(forward, mismatch.inputs), mismatch).run()
+            return Search(record(forward, mismatch.inputs), mismatch).run()
     except Exception:  # a diagnosis is a bonus, whatever a stranger's forward does
         return []
     finally:

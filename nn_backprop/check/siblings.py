@@ -6,7 +6,8 @@ such sibling g of one function f in it, with the value of f and the derivative o
 
     g(x) + stop(f(x) − g(x)),
 
-and where autograd then gives the wrong gradient, the sibling is the diagnosis.
+and where autograd then gives the wrong gradient, the sibling is the diagnosis. So is, last of all,
+an input that is turned, mirrored, moved, or another one in its place.
 """
 
 import inspect
