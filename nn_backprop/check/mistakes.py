@@ -926,14 +926,8 @@ class Search:
             for text, kind, other in others:
                 said = f"belongs to {self.name(v)}, but is put at {text}"
                 with suppress(RuntimeError, IndexError):
-                    self.vjp_fits(i, {j: other})
+                    self.g.vjp(i, self.upstream[i], {j: other})  # raises if it does not fit
                     yield _Mistake(("index", j, text), kind, said, 3, self.swapped(i, j, other))
-
-    def vjp_fits(self, i: int, swap: dict[int, Any]) -> None:
-        """Raises IndexError or RuntimeError if node i does not take these operands."""
-        self.g.vjp(i, self.upstream[i], swap)
-
-    # -- the answer
 
     def shapes(self) -> list[Hypothesis]:
         """A gradient of the wrong shape: one that was not summed, or kept a dimension."""

@@ -234,16 +234,15 @@ def _of_interpolation(
     for other, corners in itertools.product(smooth, (False, True)):
         z = F.interpolate(x, size, scale_factor, other, align_corners=corners)
         yield f"interpolation of mode {other} with align_corners={corners}", z
-    rows = F.interpolate(x, size, scale_factor, "nearest")
-    if scale_factor == int(scale_factor or 0.5):  # the copies one after another, as in a tiling
-        yield "tiling", x.repeat(1, 1, *[int(scale_factor)] * (x.dim() - 2)).view_as(rows)
+    if scale_factor in (2, 3, 4):  # the copies one after another
+        yield "tiling", x.repeat(1, 1, *[int(scale_factor)] * (x.dim() - 2))
 
 
 def _of_padding(
     x: Tensor, pad: Any, mode: str = "constant", value: Any = None
 ) -> Iterator[tuple[str, Tensor]]:
     for other in ("constant", "reflect", "replicate", "circular"):
-        with suppress(*UNFIT, NotImplementedError):
+        with suppress(*UNFIT):
             yield f"padding of mode {other}", F.pad(x, pad, other)
 
 
@@ -308,7 +307,7 @@ def _of_options(
         if name not in given.arguments or default is parameter.empty or name in CARRIED_OUT:
             continue
         if given.arguments[name] is not default and not isinstance(default, Tensor):
-            with suppress(*UNFIT, NotImplementedError):
+            with suppress(*UNFIT):
                 left_out = {**given.arguments, name: default}
                 yield f"the same without its {name}", func(**left_out)
 
@@ -486,7 +485,7 @@ def _alternatives(
     for siblings in (activations() if name in ACTIVATIONS else (),
                      SIBLINGS[name](*args, **kwargs) if name in SIBLINGS else (),
                      _of_options(func, args, kwargs)):  # fmt: skip
-        with suppress(*UNFIT, KeyError, NotImplementedError):
+        with suppress(*UNFIT, KeyError):
             for text, g in siblings:
                 if only in (None, text) and g.shape == z.shape and not torch.equal(g, z):
                     yield text, g

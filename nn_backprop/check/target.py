@@ -72,7 +72,7 @@ class Target:
             target = bound
         if loss is not None and not callable(loss):
             raise Unsuitable(f"loss is {_described(loss)}; it has to be a callable on the output")
-        if type(seed) is not int or not 0 <= seed < 2**32:
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
             raise Unsuitable(f"seed is {seed!r}; it has to be a whole number from 0 to 2³² − 1")
         if isinstance(target, nn.Module):
             self.pristine = target

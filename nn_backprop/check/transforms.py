@@ -707,8 +707,8 @@ def _own_statistics(case: _Case) -> Iterator[_Guess]:
             energy = centred.square().sum(axes, keepdim=True).clamp(min=TINY)
             fitted = mean + (seen * centred).sum(axes, keepdim=True) / energy * centred
             detail = (
-                f"has the terms of a normalisation over {_axes(axes)} too many: it is "
-                f"orthogonal there to 1 and to {name}, or nearly so"
+                f"has multiples of 1 and of {name} over {_axes(axes)} too many, as of a "
+                "normalisation by its own statistics"
             )
             predicted = case.expected + fitted.reshape(rest.shape)
             formula = f"expected plus multiples of 1 and of {name} over {_axes(axes)}"
@@ -1081,16 +1081,8 @@ def _precision(case: _Case) -> Iterator[_Guess]:
 OTHER_SHAPES: list[Callable[[_Case], Iterator[_Guess]]] = [_rearranged, _reductions]
 FAMILIES: list[Callable[[_Case], Iterator[_Guess]]] = [
     *(_constants, _rearranged, _shifted, _channels, _factors, _masks, _branches, _terms),
-    *(
-        _invariants,
-        _own_statistics,
-        _targets,
-        _softmax,
-        _responses,
-        _mirrored_kernel,
-        _subsets,
-        _operands,
-    ),
+    *(_invariants, _own_statistics, _targets, _softmax, _responses, _mirrored_kernel),
+    *(_subsets, _operands),
     *(_scattered, _other_mask, _drawn_mask, _repeated, _precision),
 ]
 
