@@ -7,12 +7,15 @@ gradient of every parameter in its ``.grad``. The model is one of `models`: it h
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nn_backprop import by_hand
+from nn_backprop.by_hand_fast import CNNBackprop, MLPBackprop
 from nn_backprop.models import CNN, MLP
+from nn_backprop.replay import NotReplayableError, Replay
 from nn_backprop.tape import backprop
 
 Engine = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -48,6 +51,47 @@ def written_out(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 ENGINES: dict[str, Engine] = {"autograd": autograd, "tape": tape, "by-hand": written_out}
 
 
+def for_training(name: str) -> Engine:
+    """The engine of this name, made fast for a loop: what it sets up at one step serves the next.
+
+    autograd is as it is. The tape records one pass and plays it again (`replay`); by hand, the
+    buffers stay (`by_hand_fast`). Both notice another model, shape, type or mode, and other
+    parameters; see `replay` for what a model must not do. Unlike those of `ENGINES`, the engine by
+    hand overwrites its gradients at the next call.
+    """
+    if name == "autograd":
+        return autograd
+    passes: list[Any] = []  # for the full batches and for the last, smaller one
+
+    def compute(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        for ready in passes:
+            if ready.fits(model, inputs, targets):
+                return ready(inputs, targets)
+        new = _prepared(name, model, inputs, targets)
+        if new is None:
+            return ENGINES[name](model, inputs, targets)
+        del passes[:-3]
+        passes.append(new)
+        return new(inputs, targets)
+
+    return compute
+
+
+def _prepared(name: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> Any:
+    """A pass that can be played again for batches like this one; None if there is none."""
+    if name == "tape":
+        try:
+            return Replay(model, model.loss, inputs, targets)  # type: ignore[arg-type]
+        except NotReplayableError:
+            return None
+    if any(not p.is_contiguous() or p.dtype != inputs.dtype for p in model.parameters()):
+        return None
+    for kind, backprop_of in ((MLP, MLPBackprop), (CNN, CNNBackprop)):
+        if isinstance(model, kind):
+            return backprop_of(model, inputs)
+    return None
+
+
 def in_precision(engine: Engine, dtype: torch.dtype) -> Engine:
     """The engine, computing in `dtype` for parameters of another.
 
@@ -55,21 +99,49 @@ def in_precision(engine: Engine, dtype: torch.dtype) -> Engine:
     smaller than about w/256, and training would stop. Each call copies them to a `dtype` model,
     lets that one compute, and copies its gradients back (Micikevicius et al. 2018, section 3.1).
     """
-    low: nn.Module | None = None  # buffers and mode are those of the model of the first call
+    low: nn.Module | None = None  # of the model of the first call
+    pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
 
     def compute(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         nonlocal low
         if low is None:
-            low = copy.deepcopy(model).to(dtype)
+            low = _lowered(model, dtype)
+            both = zip(low.parameters(), model.parameters(), strict=True)
+            pairs.extend((mine, theirs) for mine, theirs in both if mine is not theirs)
+        if low.training != model.training:
+            low.train(model.training)
         with torch.no_grad():
-            for mine, theirs in zip(low.parameters(), model.parameters(), strict=True):
+            for mine, theirs in pairs:
                 mine.copy_(theirs)
         loss = engine(low, inputs.to(dtype), targets)
-        for mine, theirs in zip(low.parameters(), model.parameters(), strict=True):
+        for mine, theirs in pairs:
             theirs.grad = None if mine.grad is None else mine.grad.to(theirs.dtype)
         return loss
 
     return compute
+
+
+def _lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the model in `dtype`, but for its batch norms, which are the model's own.
+
+    Means and variances are sums over many numbers; and what runs along with them during training
+    has to arrive in the model.
+    """
+    low = copy.deepcopy(model).to(dtype)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            owner, _, attribute = name.rpartition(".")
+            setattr(low.get_submodule(owner), attribute, module)
+    return low
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself, and does not just imitate it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
 def disagreement(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str, dict[str, float]]:
@@ -84,6 +156,8 @@ def disagreement(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str,
     exact, inputs = copy.deepcopy(model).double(), inputs.double()
     grads: dict[str, dict[str, Tensor]] = {}
     for name, engine in ENGINES.items():
+        if name == "by-hand" and not isinstance(exact, (MLP, CNN)):
+            continue
         exact.zero_grad()
         engine(exact, inputs, targets)
         grads[name] = {k: p.grad for k, p in exact.named_parameters() if p.grad is not None}

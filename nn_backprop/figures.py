@@ -20,7 +20,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 _DPI = 110
 _LINES = [
@@ -284,6 +284,108 @@ def rates_by_group(
         axes.margins(y=0.02)
     for axes in rest:
         axes.tick_params(left=False)
+    return figure
+
+
+def speed_ratios(
+    ratios: Mapping[str, Mapping[str, Sequence[float]]],
+    wanted: Mapping[tuple[str, str], float],
+    title: str,
+    label: str,
+) -> Figure:
+    """One row a case: every ratio of a contestant a pale dot, their median a bar, on a logarithmic
+    axis with `label`.
+
+    `ratios` are by case and contestant. `wanted` gives some (case, contestant) the ratio that is to
+    be reached, drawn as a triangle.
+    """
+    contestants = list(dict.fromkeys(name for by_name in ratios.values() for name in by_name))
+    step = 0.8 / max(1, len(contestants))
+    height = 1.7 + len(ratios) * (0.3 + 0.25 * len(contestants))
+    figure = Figure(figsize=(8.5, height), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(1, color="0.4", linestyle="--", zorder=0)
+    reached = None
+    for number, name in enumerate(contestants):
+        colour = _LINES[number % len(_LINES)]
+        axes.plot([], [], "o", color=colour, label=name)
+        for case, by_name in enumerate(ratios.values()):
+            if name not in by_name:
+                continue
+            row = case + step * (number - (len(contestants) - 1) / 2)
+            values = by_name[name]
+            median = float(np.median(values))
+            axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.3, markersize=5)
+            axes.plot([median], [row], "|", color=colour, markersize=13, markeredgewidth=2.5)
+            axes.annotate(f"{median:.3g}", (max(values), row), (7, 0), va="center", fontsize=8,
+                          textcoords="offset points")  # fmt: skip
+            bar = wanted.get((list(ratios)[case], name))
+            if bar is not None:
+                (reached,) = axes.plot([bar], [row], ">", color="black", markersize=5)
+    if reached is not None:
+        reached.set_label("to be reached")
+    axes.set(title=title, xscale="log", xlabel=f"{label} (logarithmic); bar: median")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(ratios)), list(ratios))
+    axes.set_ylim(len(ratios) - 0.5, -0.5)
+    low, high = axes.dataLim.intervalx
+    widened = max(1.4, 2 / math.sqrt(high / low))  # at least a factor of four in all
+    axes.set_xlim(low / widened, high * widened)
+    axes.grid(alpha=0.3, axis="x")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=5)
+    return figure
+
+
+def time_against_accuracy(
+    runs: Mapping[str, tuple[Sequence[float], Sequence[float]]], target: float, title: str
+) -> Figure:
+    """Each run's seconds of training, on a logarithmic axis, and its validation accuracy.
+
+    `runs` gives each contestant's seconds and accuracies (0 to 1), by seed. The large mark is the
+    median time and the mean accuracy; the dashed line is the `target`.
+    """
+    figure = Figure(figsize=(8.5, 5), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(target, color="0.4", linestyle="--", label=f"target, {100 * target:g} %")
+    for number, (name, (seconds, accuracies)) in enumerate(runs.items()):
+        colour, marker = _LINES[number % len(_LINES)], "os^Dv<>pP*"[number % 10]
+        axes.plot(seconds, accuracies, marker, color=colour, alpha=0.35, markersize=5)
+        middle = float(np.median(seconds)), float(np.mean(accuracies))
+        axes.plot(*middle, marker, color=colour, markersize=10, markeredgecolor="black", label=name)
+    axes.set(
+        title=title,
+        xscale="log",
+        xlabel="training, seconds (logarithmic); large: median time, mean accuracy",
+        ylabel="validation accuracy",
+    )
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1, symbol=" %"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    _legend(axes)
+    return figure
+
+
+def log_lines(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], label: str, title: str
+) -> Figure:
+    """One panel a quantity, both axes logarithmic: a line a contestant through its points (x, y).
+
+    The keys of `panels` are the names of their x axes, `label` is that of y.
+    """
+    figure = Figure(figsize=(4.6 * len(panels), 4.4), dpi=_DPI, layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0],
+                                   panels.items(), strict=True):  # fmt: skip
+        for number, (contestant, points) in enumerate(lines.items()):
+            axes.plot(*np.array(points).T, "o-", color=_LINES[number], label=contestant)
+        places = sorted({x for points in lines.values() for x, _ in points})
+        axes.set(xscale="log", yscale="log", xlabel=f"{name}, logarithmic", ylabel=label)
+        axes.set_xticks(places, [f"{x:g}" for x in places], rotation=45 if len(places) > 8 else 0)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        _legend(axes)
     return figure
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -156,6 +157,8 @@ class Monitor:
 
 
 def _first_layer(model: nn.Module) -> Tensor:
-    """The first layer's weights as images, (units, H, W)."""
+    """The first layer's weights as images, (units, H, W), in the pixels of the input."""
     weight = next(model.parameters()).detach()
-    return weight[:, 0] if weight.dim() == 4 else weight.view(-1, 28, 28)
+    if weight.dim() == 2:
+        return weight.view(-1, 28, 28)
+    return F.pixel_shuffle(weight, math.isqrt(weight.shape[1]))[:, 0]  # see NormCNN's blocks

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nn_backprop import engines
-from nn_backprop.engines import ENGINES, disagreement, in_precision
-from nn_backprop.models import MODELS
+from nn_backprop.by_hand_fast import flat_parameter
+from nn_backprop.engines import ENGINES, disagreement, for_training, has_bfloat16, in_precision
+from nn_backprop.models import MODELS, NormCNN
 
 N = 7
 
@@ -30,7 +31,9 @@ def name(request) -> str:
 
 
 @pytest.fixture(params=ENGINES)
-def engine(request) -> str:
+def engine(request, name) -> str:
+    if request.param == "by-hand" and isinstance(MODELS[name](), NormCNN):
+        pytest.skip("nobody has written it out")
     return request.param
 
 
@@ -78,6 +81,8 @@ def test_by_hand_refuses_a_network_that_nobody_has_written_out():
 
 def test_in_precision_keeps_the_parameters_and_computes_as_a_low_copy_does(name, engine):
     model, inputs, targets = made(name, torch.float32)
+    if isinstance(model, NormCNN):
+        pytest.skip("its norms stay in float32")
     compute = in_precision(ENGINES[engine], torch.bfloat16)
     for step in range(3):  # the parameters change in between
         low = copy.deepcopy(model).bfloat16()
@@ -113,7 +118,7 @@ def test_the_engines_agree_and_nothing_is_touched(name):
     state = copy.deepcopy(model.state_dict())
     grads = {key: grad.clone() for key, grad in gradients(model).items()}
     found = disagreement(model, inputs, targets)
-    assert found.keys() == {"tape", "by-hand"}
+    assert found.keys() == ({"tape"} if isinstance(model, NormCNN) else {"tape", "by-hand"})
     for distances in found.values():
         assert distances.keys() == grads.keys()
         assert max(distances.values()) < 1e-12  # in float64, though the model is in float32
@@ -172,3 +177,79 @@ def test_where_autograd_says_zero(monkeypatch):
     assert distances["layers.0.weight"] == distances["layers.0.bias"] == 0
     monkeypatch.setitem(ENGINES, "tape", spoilt("layers.0.bias", lambda grad: grad + 1e-9))
     assert disagreement(model, inputs, targets)["tape"]["layers.0.bias"] == math.inf
+
+
+@pytest.mark.parametrize("engine", ["autograd", "tape"])
+def test_in_precision_leaves_batch_norm_to_the_model_itself(engine):
+    """In float32, and with its running statistics where an evaluation will look for them."""
+    model, inputs, targets = made("fast-cnn", torch.float32)
+    twin = copy.deepcopy(model)
+    ENGINES[engine](twin, inputs, targets)
+    compute = in_precision(for_training(engine), torch.bfloat16)
+    loss = compute(model, inputs, targets)
+    assert abs(loss - twin.loss(twin(inputs), targets)) < 0.05
+    for (key, value), expected in zip(
+        model.named_parameters(), gradients(twin).values(), strict=True
+    ):
+        assert value.dtype == value.grad.dtype == torch.float32, key
+        error = (value.grad - expected).norm() / expected.norm()
+        assert error < 0.2, (key, error)  # 8 bits, over a few layers; a lost one would have 1
+    means = [norm.running_mean for norm in model.norms]
+    for mean in means:
+        assert mean.dtype == torch.float32 and mean.any()
+    model.eval()
+    before = [mean.clone() for mean in means]
+    compute(model, inputs, targets)
+    assert all(torch.equal(mean, was) for mean, was in zip(means, before, strict=True))
+
+
+def test_for_training_gives_what_the_engine_gives_whatever_changes_in_between(name, engine):
+    """Another batch size, the last smaller batch, new values, another place, another model."""
+    model, inputs, targets = made(name)
+    other = copy.deepcopy(model)
+    compute = for_training(engine)
+    for change in range(6):
+        if change == 2:
+            inputs, targets = inputs[:3], targets[:3]
+        if change == 3:
+            inputs = inputs * 2
+        if change == 4:
+            for parameter in model.parameters():  # as model.to(...) does
+                parameter.data = parameter.data.clone() * 1.5
+        if change == 5:
+            model = other
+        expected_loss = ENGINES[engine](copied := copy.deepcopy(model), inputs, targets)
+        loss = compute(model, inputs, targets)
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
+        for grad, want in zip(gradients(model).values(), gradients(copied).values(), strict=True):
+            largest = want.abs().max().item()
+            torch.testing.assert_close(grad, want, rtol=1e-10, atol=1e-10 * largest)
+        for (key, value), expected in zip(model.named_buffers(), copied.buffers(), strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12, msg=key)
+
+
+def test_for_training_by_hand_writes_into_one_flat_parameter():
+    model, inputs, targets = made("mlp")
+    twin = copy.deepcopy(model)
+    flat = flat_parameter(model)
+    assert flat.numel() == sum(p.numel() for p in model.parameters())
+    optimizers = [torch.optim.SGD(p, lr=0.1) for p in ([flat], list(twin.parameters()))]
+    compute = for_training("by-hand")
+    for _ in range(3):
+        compute(model, inputs, targets)
+        ENGINES["autograd"](twin, inputs, targets)
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_has_bfloat16_says_what_torch_says_of_the_processor(monkeypatch):
+    for capabilities, expected in (
+        ({"avx512_bf16": True}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"avx512_f": True, "avx512_bf16": False}, False),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c, raising=False)
+        assert has_bfloat16(torch.device("cpu")) is expected
+    assert not has_bfloat16(torch.device("mps"))

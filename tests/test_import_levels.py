@@ -15,7 +15,7 @@ EXPERIMENTS = PACKAGE.parent / "experiments"
 # Imports point downward only: to a unit (a file or folder of the package) of a lower level.
 LEVELS = {
     "rules": 0,
-    "tape": 1, "function": 1, "by_hand": 1, "by_hand_fast": 1,
+    "tape": 1, "function": 1, "by_hand": 1, "by_hand_fast": 1, "replay": 2,
     "layers": 2,
     "models": 3,
     "engines": 4, "export": 4,

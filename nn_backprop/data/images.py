@@ -23,7 +23,7 @@ class ImageData:
     def batch(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Normalised images (n, 1, 28, 28) of dtype and labels (n,) at indices, int64 (n,)."""
         images = self.images.index_select(0, indices)  # ten times as fast as images[indices]
-        return self.normalise(images, dtype), self.labels.index_select(0, indices)
+        return channels_last(self.normalise(images, dtype)), self.labels.index_select(0, indices)
 
     def normalise(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """(images / 255 - mean) / std, in dtype; images are uint8 of any shape."""
@@ -33,6 +33,15 @@ class ImageData:
         """The same data with all tensors on device."""
         fields = ("images", "labels", "train", "validation", "test")
         return replace(self, **{name: getattr(self, name).to(device) for name in fields})
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same images (n, C, H, W), with strides for which a CPU convolves faster.
+
+    With one channel nothing moves in memory, but torch, too, takes its strides for channels first.
+    """
+    n, C, H, W = images.shape
+    return images.permute(0, 2, 3, 1).contiguous().view(n, H, W, C).permute(0, 3, 1, 2)
 
 
 def mean_and_std(images: Tensor) -> tuple[float, float]:

@@ -32,40 +32,41 @@ class Window(NamedTuple):
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
 
-    def patches(self, x: Float[Tensor, "*n H W"], fill: float = 0.0) -> Float[Tensor, "*n h w P Q"]:
-        """patches[h,w,p,q] = x̃[s h + d p, s w + d q], where x̃ is x with a border of `fill`.
+    def patches(self, x: Float[Tensor, "*n H W c"], fill: float = 0.0) -> Float[Tensor, "..."]:
+        """patches[h,w,p,q,c] = x̃[s h + d p, s w + d q, c], where x̃ is x with a border of `fill`.
 
         A view of the padded image: `unfold` takes the windows, the slice drops what lies between
-        the taps of a dilated kernel.
+        the taps of a dilated kernel. The channels stand last, so that whoever lays the patches out
+        as an array of their own moves rows of them and not single numbers.
         """
         top, bottom, left, right = self.padding
-        padded = F.pad(x, (left, right, top, bottom), value=fill) if any(self.padding) else x
+        padded = F.pad(x, (0, 0, left, right, top, bottom), value=fill) if any(self.padding) else x
         (P, Q), (d, e) = self.kernel, self.dilation
-        windows = padded.unfold(-2, d * (P - 1) + 1, self.stride[0])
-        windows = windows.unfold(-2, e * (Q - 1) + 1, self.stride[1])
-        return windows[..., ::d, ::e]
+        windows = padded.unfold(-3, d * (P - 1) + 1, self.stride[0])
+        windows = windows.unfold(-3, e * (Q - 1) + 1, self.stride[1])  # h w c p q
+        return windows[..., ::d, ::e].movedim(-3, -1)
 
     def scatter(
-        self, grad_patches: Float[Tensor, "*n h w P Q"], size: tuple[int, int]
-    ) -> Float[Tensor, "*n H W"]:
+        self, grad_patches: Float[Tensor, "*n h w P Q c"], size: tuple[int, int]
+    ) -> Float[Tensor, "*n H W c"]:
         """The transpose of `patches`: every patch adds its gradient to the pixels that it read.
 
-        grad_x̃[s h + d p, s w + d q] += grad_patches[h,w,p,q]. A pixel that several patches read
-        gets several contributions; one that no patch reads, because of the stride, gets none.
+        grad_x̃[s h + d p, s w + d q, c] += grad_patches[h,w,p,q,c]. A pixel that several patches
+        read gets several contributions; one that no patch reads, because of the stride, gets none.
         For one offset (p, q) the pixels are a regular grid, so the sum takes one slice an offset.
         The border is cut off at the end: it was made of constants.
         """
-        *batch, h, w, P, Q = grad_patches.shape
+        *n, h, w, P, Q, C = grad_patches.shape
         top, bottom, left, right = self.padding
         H, W = size
         (s, t), (d, e) = self.stride, self.dilation
-        grad_padded = grad_patches.new_zeros(*batch, top + H + bottom, left + W + right)
+        grad_padded = grad_patches.new_zeros(*n, top + H + bottom, left + W + right, C)
         for p in range(P):
             for q in range(Q):
                 rows = slice(d * p, d * p + s * (h - 1) + 1, s)
                 columns = slice(e * q, e * q + t * (w - 1) + 1, t)
-                grad_padded[..., rows, columns] += grad_patches[..., p, q]
-        return grad_padded[..., top : top + H, left : left + W]
+                grad_padded[..., rows, columns, :] += grad_patches[..., p, q, :]
+        return grad_padded[..., top : top + H, left : left + W, :]
 
 
 def conv2d_forward(
@@ -134,18 +135,51 @@ def conv2d_forward(
 def conv2d_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tuple:
     x, weight, window, groups = saved
     grad_x = grad_weight = grad_bias = None
-    grad_z = grad_z.unflatten(-3, (groups, -1))  # n g o h w
     if needs[0]:
-        grad_patches = torch.einsum(
-            "...gohw,gocpq->...gchwpq", grad_z, weight.unflatten(0, (groups, -1))
-        )
-        grad_x = window.scatter(grad_patches, (x.shape[-2], x.shape[-1])).flatten(-4, -3)
+        grad_x = _image_gradient(grad_z, weight, window, groups, (x.shape[-2], x.shape[-1]))
+    grad_z = _channels_last(grad_z, groups).flatten(1, 3)  # g nhw o
     if needs[1]:
-        patches = window.patches(x.unflatten(-3, (groups, -1)))  # n g c h w p q
-        grad_weight = torch.einsum("...gohw,...gchwpq->gocpq", grad_z, patches).flatten(0, 1)
+        patches = window.patches(_channels_last(x, groups))  # g n h w p q c
+        patches = patches.permute(0, 4, 5, 1, 2, 3, 6).flatten(3, 5)  # g p q nhw c, laid out anew
+        grad_weight = torch.stack([a.mT @ b for a, b in zip(patches, grad_z, strict=True)])
+        grad_weight = grad_weight.permute(0, 4, 3, 1, 2).flatten(0, 1)  # gpqnhwc,gnhwo->gocpq
     if needs[2]:
-        grad_bias = torch.einsum("...gohw->go", grad_z).flatten()
+        grad_bias = grad_z.sum(1).flatten()  # gnhwo->go
     return grad_x, grad_weight, grad_bias
+
+
+def _image_gradient(
+    grad_z: Tensor, weight: Tensor, window: Window, groups: int, size: tuple[int, int]
+) -> Tensor:
+    """grad_x[i,j] = Σ_h,w,p,q [i = s h + d p] [j = s w + d q] Σ_o grad_z[o,h,w] weight[o,c,p,q].
+
+    A convolution, too: lay grad_z[h,w] at the pixel (s h, s w), with zeros between and a border of
+    d (P − 1) zeros, and let the kernel run over it backwards, with its taps d apart. At pixel i its
+    tap p then reads from s h = i − d p, which is the condition above.
+    """
+    (P, Q), (s, t), (d, e) = window[0], window[1], window[3]
+    top, bottom, left, right = window.padding
+    if (s, t) != (1, 1):
+        spread = grad_z.new_zeros(
+            *grad_z.shape[:-2], s * (grad_z.shape[-2] - 1) + 1, t * (grad_z.shape[-1] - 1) + 1
+        )
+        spread[..., ::s, ::t] = grad_z
+        grad_z = spread
+    mirrored = weight.flip(2, 3).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)  # gc o
+    border = (d * (P - 1), e * (Q - 1))
+    grad_padded = F.conv2d(grad_z, mirrored, None, 1, border, (d, e), groups)
+    # The stride may have left pixels unread, at the bottom and on the right: their gradient is 0.
+    H, W = size
+    missing = (top + H + bottom - grad_padded.shape[-2], left + W + right - grad_padded.shape[-1])
+    if any(missing):
+        grad_padded = F.pad(grad_padded, (0, missing[1], 0, missing[0]))
+    return grad_padded[..., top : top + H, left : left + W]
+
+
+def _channels_last(x: Tensor, groups: int) -> Tensor:
+    """(N, C, H, W) or (C, H, W) as (groups, N, H, W, C/groups), in that order in memory."""
+    x = x if x.dim() == 4 else x.unsqueeze(0)
+    return x.unflatten(1, (groups, -1)).permute(1, 0, 3, 4, 2).contiguous()
 
 
 def pair(size: Pair) -> tuple[int, int]:

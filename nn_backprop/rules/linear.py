@@ -7,6 +7,8 @@ For any quantity q, grad_q is ∂loss/∂q and has the shape of q. A backward is
 gradient of its result, and returns those of its operands.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -56,9 +58,15 @@ def linear_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tu
     if weight.dim() == 1:  # torch takes a weight (in_features,) for one output without an axis
         grads = linear_backward(grad_z.unsqueeze(-1), (x, weight.unsqueeze(0)), needs)
         return (grads[0], *(grad if grad is None else grad.squeeze(0) for grad in grads[1:]))
-    grad_x = torch.einsum("...o,oi->...i", grad_z, weight) if needs[0] else None
-    grad_weight = torch.einsum("...o,...i->oi", grad_z, x) if needs[1] else None
-    grad_bias = torch.einsum("...o->o", grad_z) if needs[2] else None
+    grad_x = grad_weight = grad_bias = None
+    if needs[0]:
+        grad_x = grad_z @ weight  # no,oi->ni
+    N, (out_features, in_features) = math.prod(x.shape[:-1]), weight.shape
+    grad_z = grad_z.reshape(N, out_features)
+    if needs[1]:
+        grad_weight = grad_z.T @ x.reshape(N, in_features)  # no,ni->oi
+    if needs[2]:
+        grad_bias = grad_z.sum(0)  # no->o
     return grad_x, grad_weight, grad_bias
 
 

@@ -89,20 +89,27 @@ def cross_entropy_backward(grad_loss: Tensor, saved: tuple, needs: tuple[bool, .
     axis = _class_axis(logits.shape)
     C = logits.shape[axis]
     wide_logits, weights = wide(logits), _along_classes(weight, logits.shape)
+    counted: Tensor | None = None  # where an example can be ignored: 1 where it is not
     if y.is_floating_point():
         shares = wide(y)
         grad_each = _grad_each(grad_loss, reduction, y.numel() // C, axis)
     else:
         hit = _one_hot(y, logits.shape, ignore_index)
+        counted = hit.any(axis, keepdim=True)
         shares = hit.to(wide_logits.dtype)
-        grad_each = _grad_each(grad_loss, reduction, (weights * shares).sum(), axis)
-        grad_each = torch.where(hit.any(axis, keepdim=True), grad_each, 0.0)  # 0 where ignored
-    shares = (1 - smoothing) * shares + smoothing / C
+        D = counted.sum() if weight is None else (weights * shares).sum()
+        grad_each = torch.where(counted, _grad_each(grad_loss, reduction, D, axis), 0.0)
+    if smoothing:
+        shares = (1 - smoothing) * shares + smoothing / C
 
     grad_logits = grad_y = grad_weight = None
     if needs[0]:
-        p, q = torch.softmax(wide_logits, axis), weights * shares
-        grad_logits = (grad_each * (p * q.sum(axis, keepdim=True) - q)).to(logits.dtype)
+        p = torch.softmax(wide_logits, axis)
+        if weight is None and counted is not None:  # Σ_k q[n,k] = 1, or grad_each[n] = 0
+            grad_logits = (grad_each * (p - shares)).to(logits.dtype)
+        else:
+            q = weights * shares
+            grad_logits = (grad_each * (p * q.sum(axis, keepdim=True) - q)).to(logits.dtype)
     if y.is_floating_point() and any(needs[1:]):
         grad_q = -grad_each * torch.log_softmax(wide_logits, axis)
         if needs[1]:

@@ -58,8 +58,12 @@ def max_pool2d_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -
     winner, (H, W) = saved
     if not needs[0]:
         return (None,)
-    grad_x = grad_z.new_zeros(*grad_z.shape[:-2], H * W)
-    grad_x = grad_x.scatter_add(-1, winner.flatten(-2), grad_z.flatten(-2))
+    if winner.dim() == 4 and not winner.is_contiguous():  # channels last in memory, as x was
+        N, C = winner.shape[:2]
+        grad_x = grad_z.new_zeros(N, H * W, C).transpose(1, 2)
+    else:
+        grad_x = grad_z.new_zeros(*grad_z.shape[:-2], H * W)
+    grad_x.scatter_add_(-1, winner.flatten(-2), grad_z.flatten(-2))
     return (grad_x.unflatten(-1, (H, W)),)
 
 
@@ -118,7 +122,7 @@ def avg_pool2d_forward(
             inner = Window((P, Q), (s, t), (0, below, 0, beside), (1, 1))
         else:
             inner = window
-        count = inner.patches(countable)[:h, :w].sum((-2, -1))
+        count = inner.patches(countable[..., None])[:h, :w].sum((-3, -2, -1))
     return z, (count, window, (H, W))
 
 
@@ -126,6 +130,6 @@ def avg_pool2d_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -
     count, window, size = saved
     if not needs[0]:
         return (None,)
-    P, Q = window.kernel
-    grad_patches = (grad_z / count)[..., None, None].expand(*grad_z.shape, P, Q)
-    return (window.scatter(grad_patches, size),)
+    grad_patches = (grad_z / count)[..., None, None, None]
+    grad_patches = grad_patches.expand(*grad_z.shape, *window.kernel, 1)
+    return (window.scatter(grad_patches, size).squeeze(-1),)

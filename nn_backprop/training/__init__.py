@@ -1,17 +1,23 @@
-"""Training: the loop, the learning rate over time, checkpoints, evaluation."""
+"""Training: the loop, many networks at once, learning rates, checkpoints, evaluation."""
 
+from nn_backprop.training.augment import distort
 from nn_backprop.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from nn_backprop.training.evaluation import Evaluation, evaluate
 from nn_backprop.training.loop import Diverged, Interruptible, Step, fit, steps_per_epoch
+from nn_backprop.training.many import ManyEvaluation, evaluate_many, fit_many
 from nn_backprop.training.optimizers import make_optimizer, make_schedule
 
 __all__ = [
     "Diverged",
     "Evaluation",
     "Interruptible",
+    "ManyEvaluation",
     "Step",
+    "distort",
     "evaluate",
+    "evaluate_many",
     "fit",
+    "fit_many",
     "load_checkpoint",
     "make_optimizer",
     "make_schedule",

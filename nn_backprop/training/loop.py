@@ -1,8 +1,9 @@
 """The training loop: batches in, steps out; what happens beside is up to the callbacks."""
 
+import itertools
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from nn_backprop.data import ImageData
+from nn_backprop.data import ImageData, channels_last
 
 CHECK_EVERY = 50  # steps; reading a loss waits for the device
+GATHERED = 2048  # examples: for a small network, a batch costs as much to gather as to learn
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ def fit(
     batch_size: int,
     seed: int,
     dtype: torch.dtype = torch.float32,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     done: int = 0,
     on_step: Callable[[Step], None] = lambda step: None,
     on_epoch: Callable[[int, int], None] = lambda steps, epochs: None,
@@ -88,23 +91,23 @@ def fit(
     and learning rate, if a loss or a weight was NaN or infinite: before `on_epoch` or the return, a
     loss at the latest CHECK_EVERY steps on.
 
-    The order of the data in an epoch depends on `seed` and the epoch alone, so a run that goes on
-    from a checkpoint sees the same batches as one that never stopped. The last batch of an epoch
-    may be smaller.
+    The order of the data in an epoch depends on `seed` and the epoch alone, and so do the random
+    numbers of ``augment(images, generator)``, which changes the images of several batches at once;
+    so a run that goes on from a checkpoint sees the same batches as one that never stopped. The
+    last batch of an epoch may be smaller.
     """
     n = len(data.train)
     per_epoch = steps_per_epoch(n, batch_size)
     while done < epochs * per_epoch and not stop():
         epoch, first = divmod(done, per_epoch)
         unchecked: list[Step] = []
-        for batch in _order(n, seed, epoch).to(data.train.device).split(batch_size)[first:]:
-            inputs, targets = data.batch(data.train[batch], dtype)
+        for inputs, targets in _batches(data, seed, epoch, batch_size, first, dtype, augment):
             lr = float(schedule.get_last_lr()[0])
             loss = compute_gradients(model, inputs, targets)
             optimizer.step()
             schedule.step()
             done += 1
-            step = Step(done, epoch, len(batch), loss, lr)
+            step = Step(done, epoch, len(targets), loss, lr)
             on_step(step)
             unchecked.append(step)
             if len(unchecked) == CHECK_EVERY:
@@ -117,6 +120,31 @@ def fit(
         if done % per_epoch == 0:
             on_epoch(done, epoch + 1)
     return done
+
+
+def _batches(
+    data: ImageData,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    first: int,
+    dtype: torch.dtype,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch from number `first` on, about GATHERED examples made at a time."""
+    order = data.train[_order(len(data.train), seed, epoch).to(data.train.device)]
+    batches = max(1, GATHERED // batch_size)
+    for number, part in enumerate(order.split(batches * batch_size)):
+        skipped = first - number * batches
+        if skipped >= batches:
+            continue
+        inputs, targets = data.batch(part, dtype)
+        if augment is not None:
+            generator = torch.Generator(inputs.device)
+            generator.manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + number)
+            inputs = channels_last(augment(inputs, generator))
+        split = zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
+        yield from itertools.islice(split, max(0, skipped), None)
 
 
 def _check(steps: list[Step]) -> None:

@@ -1,0 +1,312 @@
+"""Many networks at once: each is what it would have become alone."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from nn_backprop.data import ImageData
+from nn_backprop.engines import autograd
+from nn_backprop.models import CNN, MLP
+from nn_backprop.training import (
+    evaluate,
+    evaluate_many,
+    fit,
+    fit_many,
+    make_optimizer,
+    make_schedule,
+    many,
+    steps_per_epoch,
+)
+
+M, K, BATCH, EPOCHS = 5, 3, 7, 2
+SEEDS, RATES, DECAYS = [3, 1, 4, 1, 5], [0.01, 0.03, 0.02, 0.005, 0.04], [0.0, 0.1, 0.5, 0.0, 0.3]
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    n = 17 + 5 + 11  # batches of 7, 7 and 3
+    numbers = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (n, 1, 5, 5), generator=numbers, dtype=torch.uint8)
+    labels = torch.randint(K, (n,), generator=numbers)
+    splits = torch.randperm(n, generator=numbers).split([17, 5, 11])
+    return ImageData("made up", "for tests", images, labels, *splits, mean=0.4, std=0.3)
+
+
+@pytest.fixture(scope="module")
+def own_labels(data) -> torch.Tensor:
+    numbers = torch.Generator().manual_seed(2)
+    return torch.randint(K, (M, len(data.images)), generator=numbers)
+
+
+def networks(sizes=(25, 11, K), activation="relu", loss="cross_entropy", count=M):
+    torch.manual_seed(7)
+    return [MLP(sizes, activation, loss).double() for _ in range(count)]
+
+
+def relabelled(data, labels) -> ImageData:
+    return ImageData(**vars(data) | {"labels": labels})
+
+
+def alone(model, data, seed, lr, decay, optimizer, schedule, epochs=EPOCHS, batch_size=BATCH):
+    """The loop, and the mean loss over the examples of each epoch."""
+    steps = epochs * steps_per_epoch(len(data.train), batch_size)
+    adam = make_optimizer(optimizer, model.parameters(), lr, decay)
+    sums = [0.0] * epochs
+
+    def add(step):
+        sums[step.epoch] += step.loss.item() * step.examples
+
+    fit(
+        model, autograd, adam, make_schedule(schedule, adam, lr, steps), data, epochs=epochs,
+        batch_size=batch_size, seed=seed, dtype=next(model.parameters()).dtype, on_step=add,
+    )  # fmt: skip
+    return [total / len(data.train) for total in sums]
+
+
+def assert_same(models, expected, rtol=1e-10):
+    for model, other in zip(models, expected, strict=True):
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            largest = q.detach().abs().max().item()
+            torch.testing.assert_close(p, q, rtol=rtol, atol=rtol * largest)
+
+
+def both(
+    models, data, labels=None, seeds=SEEDS, rates=RATES, decays=DECAYS,
+    optimizer="adam", schedule="one-cycle", rtol=1e-10, **options,
+):  # fmt: skip
+    """Trains copies one after another and the models at once; they must agree, losses included."""
+    options = {"epochs": EPOCHS, "batch_size": BATCH} | options
+    before = copy.deepcopy(models)
+    expected = copy.deepcopy(models)
+    own = [data if labels is None else relabelled(data, row) for row in labels or models]
+    losses = [
+        alone(*one, optimizer, schedule, **options)
+        for one in zip(expected, own, seeds, rates, decays, strict=True)
+    ]
+    got = fit_many(
+        models, data, seeds=seeds, lrs=rates, weight_decays=decays,
+        labels=None if labels is None else torch.stack(labels),
+        optimizer=optimizer, schedule=schedule, **options,
+    )  # fmt: skip
+    assert_same(models, expected, rtol)
+    wanted = torch.tensor(losses, dtype=got.dtype)
+    torch.testing.assert_close(got, wanted, rtol=rtol, atol=0)
+    changed = [
+        not torch.equal(model.layers[0].weight, old.layers[0].weight)
+        for model, old in zip(models, before, strict=True)
+    ]
+    assert sum(changed) > M // 2 or len(models) == 1  # a ReLU output can be dead from the start
+
+
+@pytest.fixture(params=[1, 2, M], ids="groups of {}".format)
+def group(request, monkeypatch):
+    monkeypatch.setattr(many, "_group_size", lambda *_: request.param)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    "rates, decays",
+    [(RATES, DECAYS), (RATES, [0.0] * M), ([0.02] * M, DECAYS), ([0.02] * M, [0.3] * M)],
+    ids=["both differ", "no decay", "one rate", "both alike"],
+)
+def test_each_is_what_it_becomes_alone(data, group, optimizer, schedule, rates, decays):
+    both(networks(), data, optimizer=optimizer, schedule=schedule, rates=rates, decays=decays)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("sizes", [(25, K), (25, 11, K), (25, 11, 7, K)], ids=str)
+def test_every_shape_of_network(data, sizes, activation, loss):
+    both(networks(sizes, activation, loss), data)
+
+
+def test_labels_of_ones_own(data, own_labels, group):
+    both(networks(), data, list(own_labels))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_one_order_for_all(data, own_labels, labelled, group):
+    both(networks(), data, list(own_labels) if labelled else None, seeds=[3] * M)
+
+
+@pytest.mark.parametrize("batch_size", [1, 17, 100])
+def test_every_size_of_batch(data, batch_size):
+    both(networks(), data, batch_size=batch_size)
+
+
+def test_one_network(data):
+    both(networks(count=1), data, seeds=[3], rates=[0.02], decays=[0.1])
+
+
+def test_a_longer_training(data):
+    both(networks(activation="tanh"), data, epochs=100)
+
+
+def test_float32(data):
+    models = [model.float() for model in networks()]
+    both(models, data, rtol=1e-4)
+    assert models[0].layers[0].weight.dtype == torch.float32
+
+
+def test_one_number_holds_for_all(data):
+    one, other = networks(), networks()
+    options = {"seeds": SEEDS, "epochs": 1, "batch_size": BATCH}
+    fit_many(one, data, lrs=0.02, weight_decays=0.5, **options)
+    fit_many(other, data, lrs=[0.02] * M, weight_decays=[0.5] * M, **options)
+    assert_same(one, other, rtol=0)
+
+
+def test_after_each_epoch_the_parameters_are_up_to_date(data, monkeypatch):
+    monkeypatch.setattr(many, "_group_size", lambda *_: 2)
+    models, calls = networks(), []
+    reference = networks()
+    fit_many(reference, data, seeds=SEEDS, lrs=RATES, schedule="constant", epochs=1, batch_size=7)
+
+    def on_epoch(group, done):
+        calls.append((group, done))
+        if done == 1:
+            assert_same(models[group], reference[group], rtol=0)
+
+    fit_many(
+        models, data, seeds=SEEDS, lrs=RATES, schedule="constant", epochs=2, batch_size=7,
+        on_epoch=on_epoch,
+    )  # fmt: skip
+    groups = [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert calls == [(group, done) for group in groups for done in (1, 2)]
+
+
+def test_it_leaves_the_models_trainable_and_the_rest_alone(data):
+    models, before = networks(), copy.deepcopy(data)
+    labels = data.labels.expand(M, -1).clone()
+    state = torch.get_rng_state()
+    fit_many(models, data, seeds=SEEDS, lrs=RATES, labels=labels, epochs=1, batch_size=7)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(data.images, before.images) and torch.equal(labels[0], before.labels)
+    for p in models[0].parameters():
+        assert p.requires_grad and p.grad is None and p.is_leaf
+        assert p.untyped_storage().nbytes() == p.nbytes  # no view of the stack
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("rates", [RATES, 0.02])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_network_that_diverges_does_not_disturb_the_others(data, optimizer, value, rates):
+    models, good = networks(), networks()
+    options = {"seeds": SEEDS, "lrs": rates, "optimizer": optimizer, "epochs": 3, "batch_size": 7}
+    expected = fit_many(good, data, **options)
+    with torch.no_grad():
+        models[2].layers[1].bias[0] = value
+    losses = fit_many(models, data, **options)
+    others = [0, 1, 3, 4]
+    assert losses[2].isnan().all() and losses[others].isfinite().all()
+    assert torch.equal(losses[others], expected[others])
+    assert_same([models[m] for m in others], [good[m] for m in others], rtol=0)
+
+
+def test_the_loss_is_nan_from_the_epoch_of_the_divergence_on(data):
+    rates = [0.01, 1e200, 0.01, 0.01, 0.01]
+    losses = fit_many(
+        networks(), data, seeds=SEEDS, lrs=rates, optimizer="sgd", schedule="constant", epochs=3,
+        batch_size=100,
+    )  # fmt: skip
+    assert losses[1, 0].isfinite() and losses[1, 1:].isnan().all()
+    assert losses[[0, 2, 3, 4]].isfinite().all()
+
+
+def test_weights_lost_in_the_last_step_are_told(data):
+    models = networks()
+    losses = fit_many(
+        models, data, seeds=SEEDS, lrs=[0.01, 1e308, 0.01, 0.01, 0.01], weight_decays=1e5,
+        optimizer="sgd", schedule="constant", epochs=1, batch_size=100,
+    )  # fmt: skip
+    assert not models[1].layers[0].weight.isfinite().all()
+    assert losses.isnan()[:, 0].tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("batch_size", [4, 1000])
+def test_evaluation_of_many(data, own_labels, loss, labelled, batch_size, group):
+    models = networks(activation="tanh", loss=loss)
+    labels = own_labels if labelled else None
+    found = evaluate_many(models, data, data.test, labels, batch_size)
+    assert found.loss.shape == found.accuracy.shape == (M,)
+    for m, model in enumerate(models):
+        one = evaluate(model, relabelled(data, own_labels[m]) if labelled else data, data.test)
+        assert found.loss[m].item() == pytest.approx(one.loss, rel=1e-12)
+        assert found.accuracy[m].item() == pytest.approx(one.accuracy, rel=1e-12)
+    assert len(set(found.accuracy.tolist())) > 1
+
+
+def test_groups_are_small_where_networks_are_large():
+    def size(*sizes, N=32, M=64):
+        shape = many._Shape(sizes, "relu", "cross_entropy", torch.float32, torch.device("cpu"))
+        return many._group_size(shape, N, M)
+
+    assert size(784, 512, 256, 10) == 1
+    assert 1 < size(784, 128, 10) < size(784, 16, 10) < 64
+    assert size(784, 16, 10, N=256) < size(784, 16, 10)
+    assert size(2, 3, M=5) == 5
+    gpu = many._Shape((784, 512, 10), "relu", "cross_entropy", torch.float32, torch.device("cuda"))
+    assert many._group_size(gpu, 256, 64) == 64
+
+
+def odd(change):
+    models = networks()
+    change(models)
+    return models
+
+
+def freeze(models):
+    models[1].layers[0].bias.requires_grad_(False)
+
+
+def twice(models):
+    models[1] = models[0]
+
+
+@pytest.mark.parametrize(
+    "models, change, sentence",
+    [
+        ([], {}, "there are no networks"),
+        ([CNN()], {}, "only an MLP can be stacked, not CNN"),
+        (networks(count=4) + networks((25, 7, K), count=1), {}, "must be alike.*and 4 is"),
+        (networks(count=4) + networks(activation="tanh", count=1), {}, "must be alike"),
+        (networks(count=4) + networks(loss="squared_error", count=1), {}, "must be alike"),
+        ([*networks(count=4), MLP((25, 11, K))], {}, "must be alike"),
+        (odd(lambda models: models[0].layers[1].float()), {}, "differ in type or device"),
+        (odd(freeze), {}, "a parameter is frozen"),
+        (odd(twice), {}, "the same network is there twice"),
+        (networks((24, K)), {}, "the images have 25 pixels, the networks 24 inputs"),
+        (networks((25, 2)), {}, "labels must be in 0 to 1, not 0 to 2"),
+        (networks(), {"seeds": [1, 2]}, "there are 2 seeds for 5 networks"),
+        (networks(), {"lrs": [0.1] * 6}, "there are 6 lrs for 5 networks"),
+        (networks(), {"lrs": -0.1}, "lrs must be finite and not negative"),
+        (networks(), {"weight_decays": [0.1]}, "there are 1 weight_decays for 5 networks"),
+        (networks(), {"weight_decays": math.nan}, "weight_decays must be finite"),
+        (networks(), {"epochs": 0}, "epochs and batch_size must be positive, not 0 and 7"),
+        (networks(), {"batch_size": 0}, "epochs and batch_size must be positive, not 2 and 0"),
+        (networks(), {"optimizer": "lion"}, "optimizer must be sgd or adam, not 'lion'"),
+        (networks(), {"schedule": "step"}, "schedule must be constant or one-cycle, not 'step'"),
+        (networks(), {"labels": torch.zeros(M, 32).long()}, r"labels must be int64 \(5, 33\)"),
+        (networks(), {"labels": torch.zeros(M, 33)}, r"must be int64 \(5, 33\), not torch.f"),
+        (networks(), {"labels": torch.full((M, 33), -1)}, "labels must be in 0 to 2, not -1 to -1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused(data, models, change, sentence):
+    before = copy.deepcopy(models)
+    options = {"seeds": SEEDS, "lrs": RATES, "epochs": 2, "batch_size": 7} | change
+    with pytest.raises(ValueError, match=sentence):
+        fit_many(models, data, **options)
+    assert_same(models, before, rtol=0)
+
+
+def test_without_examples_there_is_nothing_to_do(data):
+    none = ImageData(**vars(data) | {"train": data.train[:0]})
+    with pytest.raises(ValueError, match="no training examples"):
+        fit_many(networks(), none, seeds=SEEDS, lrs=RATES, epochs=1, batch_size=7)
+    with pytest.raises(ValueError, match="must be positive"):
+        evaluate_many(networks(), data, data.test[:0])
