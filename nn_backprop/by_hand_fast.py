@@ -8,11 +8,12 @@ Read `by_hand` first. What is different here:
   and grad_z in the backward. Less memory is touched, and more of it is still in the cache.
 - Parameters and gradients may lie side by side in one buffer (`flat_parameter`), so that the
   optimizer updates one tensor instead of six.
-- A convolution is one matrix product with the patches, the examples innermost (see `CNNBackprop`).
+- Images have their channels last in memory; `_Stage` says how a convolution is taken back.
 
 Letters as in `by_hand`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,8 +51,8 @@ class _Backprop:
         ]
         self.shape, self.dtype = inputs.shape, inputs.dtype
         self.N, K = len(inputs), output.out_features
-        self.log_p, self.grad_output = inputs.new_empty(2, self.N, K)
-        self.minus_one = inputs.new_full((self.N, 1), -1)
+        self.log_p, self.grad_output = inputs.new_empty(2, K, self.N)
+        self.minus_one = inputs.new_full((1, self.N), -1)
 
     def fits(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> bool:
         """Whether the buffers are for inputs like these, and the parameters where they were."""
@@ -69,17 +70,17 @@ class _Backprop:
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """loss = −1/N Σ_n log p[n, y_n]; grad_output = (p − onehot(y)) / N."""
-        torch.log_softmax(logits, 1, out=self.log_p)
-        loss = F.nll_loss(self.log_p, targets)
+        torch.log_softmax(logits, 0, out=self.log_p)
+        loss = F.nll_loss(self.log_p.t(), targets)
         torch.exp(self.log_p, out=self.grad_output)
-        self.grad_output.scatter_add_(1, targets.unsqueeze(1), self.minus_one)
+        self.grad_output.scatter_add_(0, targets.unsqueeze(0), self.minus_one)
         self.grad_output.div_(self.N)
         return loss
 
     def _squared_error(self, a: Tensor, targets: Tensor) -> Tensor:
         """loss = 1/N Σ_n Σ_k (a[n,k] − onehot(y_n)[k])²; grad_output = 2 (a − onehot(y)) / N."""
         difference = self.grad_output.copy_(a)
-        difference.scatter_add_(1, targets.unsqueeze(1), self.minus_one)
+        difference.scatter_add_(0, targets.unsqueeze(0), self.minus_one)
         loss = difference.square().sum().div_(self.N)
         difference.mul_(2 / self.N)
         return loss
@@ -100,29 +101,31 @@ class MLPBackprop(_Backprop):
         self.transposed = [weight.t() for weight in self.weights]
         self.biases = [layer.bias.detach() for layer in layers]
         self.grad_weights, self.grad_biases = self.grads[0::2], self.grads[1::2]
-        self.a = [inputs.new_empty(self.N, layer.out_features) for layer in layers]
+        self.a = [inputs.new_empty(self.N, layer.out_features) for layer in layers[:-1]]
         self.grad_a = [torch.empty_like(a) for a in self.a]
+        self.output = torch.empty_like(self.log_p)  # (K, N)
         self.one = inputs.new_ones(())
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        x = inputs.detach().flatten(1)
-        last = len(self.a) - 1
+        below = x = inputs.detach().flatten(1)
+        last = len(self.a)
 
         # Forward: a = σ(below @ weightᵀ + bias), each into its buffer.
-        below = x
         for k, a in enumerate(self.a):
             torch.addmm(self.biases[k], below, self.transposed[k], out=a)
-            if k < last or self.loss_name == "squared_error":
-                self._activate(a)
+            self._activate(a)
             below = a
+        bias = self.biases[last].unsqueeze(1)
+        torch.addmm(bias, self.weights[last], below.t(), out=self.output)
 
         # The loss, and grad_z at the top.
-        grad_z = self.grad_output
         if self.loss_name == "cross_entropy":
-            loss = self._cross_entropy(self.a[last], targets)
+            loss = self._cross_entropy(self.output, targets)
+            grad_z = self.grad_output.t()
         else:
-            loss = self._squared_error(self.a[last], targets)
-            grad_z.mul_(self._slope(self.a[last]))
+            self._activate(self.output)
+            loss = self._squared_error(self.output, targets)
+            grad_z = self.grad_output.mul_(self._slope(self.output)).t()
 
         # Backward: from the last layer down.
         for k in range(last, -1, -1):
@@ -151,112 +154,111 @@ class MLPBackprop(_Backprop):
 class CNNBackprop(_Backprop):
     """`by_hand.cnn_backprop` for one model and inputs of one shape; used like `MLPBackprop`.
 
-    Within it the examples are the last axis of everything: see `_Stage`.
+    Within it every image has its channels last in memory: see `_Stage`.
     """
 
     def __init__(self, model: Any, inputs: Tensor) -> None:
         super().__init__(model, inputs, model.output)
-        self.x0 = inputs.new_empty(*inputs.shape[1:], self.N)  # (1, H, W, N)
-        self.stage1 = _Stage(self.x0, model.conv1, *self.grads[0:2])
-        self.stage2 = _Stage(self.stage1.a, model.conv2, *self.grads[2:4])
-        self.weight, self.bias = model.output.weight.detach(), model.output.bias.detach()
+        g = self.grads
+        self.stage1 = _Stage(model.conv1, g[0], g[1], inputs.shape)
+        self.stage2 = _Stage(model.conv2, g[2], g[3], self.stage1.shape)
+        self.weight = model.output.weight.detach()
+        self.bias = model.output.bias.detach().unsqueeze(1)
         self.grad_weight, self.grad_bias = self.grads[4:6]
-        self.x3 = self.stage2.a.view(-1, self.N)  # (in_features, N)
-        self.logits = torch.empty_like(self.log_p)
-        self.grad_x1, self.grad_x2 = (torch.empty_like(s.a) for s in (self.stage1, self.stage2))
+        self.logits = torch.empty_like(self.log_p)  # (K, N)
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         # Forward.
-        self.x0.copy_(inputs.detach().permute(1, 2, 3, 0))
-        self.stage1.forward()
-        self.stage2.forward()
-        x3, weight = self.x3.t(), self.weight
-        torch.addmm(self.bias, x3, weight.t(), out=self.logits)
+        x1 = self.stage1.forward(_last(inputs.detach()))
+        x2 = self.stage2.forward(x1)
+        x3 = _first(x2).flatten(1)  # (N, in_features)
+        torch.addmm(self.bias, self.weight, x3.t(), out=self.logits)
         loss = self._cross_entropy(self.logits, targets)
 
         # Backward.
-        grad_logits = self.grad_output
-        torch.sum(grad_logits, 0, out=self.grad_bias)
-        torch.mm(grad_logits.t(), x3, out=self.grad_weight)
-        torch.mm(weight.t(), grad_logits.t(), out=self.grad_x2.view_as(self.x3))
-        self.stage2.backward(self.grad_x2, self.grad_x1)
-        self.stage1.backward(self.grad_x1)
+        grad_logits = self.grad_output  # (K, N)
+        torch.sum(grad_logits, 1, out=self.grad_bias)
+        torch.mm(grad_logits, x3, out=self.grad_weight)
+        grad_x3 = grad_logits.t() @ self.weight
+        grad_x2 = _last(grad_x3.view_as(_first(x2)))
+        self.stage2.backward(grad_x2)
+        self.stage1.backward(self.stage2.image_gradient())
         self._hand_over()
         return loss
 
 
 class _Stage:
-    """Convolution, 2×2 max-pooling, bias, ReLU: x (C, H, W, N) to a (O, H', W', N).
+    """Convolution, ReLU, 2×2 max-pooling: x (N, H, W, C) to a (N, H', W', O).
 
-    *Convolution.* The patches are a view of x, (c, p, q, h, w, n) ↦ x[c, h+p, w+q, n], in which
-    every pixel stands as often as a patch reads it. Copying it moves rows of w and n at once,
-    nearly at the speed of memory; with the examples outermost it would be P pixels at a time. What
-    remains is the product of an o × (cpq) and a (cpq) × (hwn) matrix, and as in a linear layer the
-    gradient of each operand is the other one times grad_z:
-        z[o,hwn] = Σ_cpq weight[o,cpq] patches[cpq,hwn]
-        grad_weight[o,cpq] = Σ_hwn grad_z[o,hwn] patches[cpq,hwn]
-        grad_patches[cpq,hwn] = Σ_o weight[o,cpq] grad_z[o,hwn]
-    Each pixel gets the sum over the patches that read it, one slice an offset:
-        grad_x[c, h+p, w+q, n] += grad_patches[c,p,q,h,w,n]
+    *ReLU's slope after the pool.* ReLU increases, so the largest of four pixels stays the largest:
+    max relu(z) = relu(max z), and the slope at the winner is 1 where a is positive, else 0.
+    Multiplied onto the gradient of a, and not of its four pixels, that is a quarter of the work,
+    and so is the sum over positions that is the bias's gradient.
 
-    *Pooling before bias and ReLU.* Both increase, and are the same at all four pixels of a window:
-    relu(max z + bias) = max relu(z + bias), won by the same pixel (or the gradient is 0). That is a
-    quarter of the work, forward and backward. The two columns compete first, then the two rows; of
-    equals the first in reading order wins, as in torch. The winner gets the gradient of the
-    maximum, the loser what is left of it.
+    *The kernel's gradient.* The patches are a view of x, (p, q, n, h, w, c) ↦ x[n, h+p, w+q, c], in
+    which every pixel stands as often as a patch reads it. Copying it moves whole rows of channels,
+    of w and c if the channels are few, nearly at the speed of memory. What remains is a matrix
+    product for each offset, and as in a linear layer the gradient of the weight is the other
+    operand times grad_z, summed over every letter that the weight lacks:
+        grad_weight[p,q,c,o] = Σ_nhw patches[p,q,nhw,c] grad_z[nhw,o]
+
+    *The image's gradient* is a convolution with the mirrored kernel, as in `by_hand`.
     """
 
-    def __init__(self, x: Tensor, conv: nn.Conv2d, grad_weight: Tensor, grad_bias: Tensor) -> None:
-        self.weight = conv.weight.detach().flatten(1)  # (O, C P Q)
-        self.bias = conv.bias.detach().view(-1, 1, 1, 1)  # type: ignore[union-attr]
-        self.grad_weight, self.grad_bias = grad_weight.view_as(self.weight), grad_bias
-        out_channels, _, P, Q = conv.weight.shape
-        N = x.shape[3]
-        half_h, half_w = (x.shape[1] - P + 1) // 2, (x.shape[2] - Q + 1) // 2
-        view = x.unfold(1, P, 1).unfold(2, Q, 1)  # (C, h, w, N, P, Q)
-        view = view[:, : 2 * half_h, : 2 * half_w]  # no window reads a last odd line
-        self.view_of_x = view.permute(0, 4, 5, 1, 2, 3)
-        self.patches = x.new_empty(self.view_of_x.shape)
-        self.z = x.new_empty(out_channels, 2 * half_h, 2 * half_w, N)
-        self.columns = self.z[:, :, 0::2], self.z[:, :, 1::2]
-        self.winners = x.new_empty(out_channels, 2 * half_h, half_w, N)
-        self.rows = self.winners[:, 0::2], self.winners[:, 1::2]
-        self.first_column = torch.empty_like(self.winners, dtype=torch.bool)
-        self.a = x.new_empty(out_channels, half_h, half_w, N)
-        self.first_row = torch.empty_like(self.a, dtype=torch.bool)
+    def __init__(
+        self, conv: nn.Conv2d, grad_weight: Tensor, grad_bias: Tensor, shape: Sequence[int]
+    ) -> None:
+        self.weight, self.bias = conv.weight.detach(), conv.bias.detach()  # type: ignore[union-attr]
+        self.grad_weight, self.grad_bias = grad_weight, grad_bias
+        N, C, H, W = shape
+        O, _, P, Q = self.weight.shape  # noqa: E741
+        h, w = H - P + 1, W - Q + 1
+        self.shape = (N, O, h // 2, w // 2)  # of a, in torch's order
+        new = self.weight.new_empty
+        self.patches = new(P, Q, N, h, w, C)
+        self.grad_z = new(N, h, w, O)
+        self.grad_kernel = new(P, Q, C, O)
 
-    def forward(self) -> None:
-        self.patches.copy_(self.view_of_x)
-        torch.mm(self.weight, self._flat(self.patches), out=self.z.flatten(1))
-        torch.ge(*self.columns, out=self.first_column)
-        torch.maximum(*self.columns, out=self.winners)
-        torch.ge(*self.rows, out=self.first_row)
-        torch.maximum(*self.rows, out=self.a)
-        self.a.add_(self.bias).relu_()
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        z = F.conv2d(_first(x), self.weight, self.bias).relu_()
+        a, winner = F.max_pool2d(z, 2, return_indices=True)
+        self.a, self.winner = _last(a), _last(winner)
+        return self.a
 
-    def backward(self, grad_a: Tensor, grad_x: Tensor | None = None) -> None:
-        """Fills the gradients of weight and bias, and grad_x; overwrites grad_a and the buffers."""
-        # a = relu(max z + bias)
-        grad_a.mul_(self.a.sign_())
-        torch.sum(grad_a.flatten(1), 1, out=self.grad_bias)
-        # the maximum over the rows, then over the columns; grad_z takes the place of z
-        for grad, first, (one, other) in (
-            (grad_a, self.first_row, self.rows),
-            (self.winners, self.first_column, self.columns),
-        ):
-            torch.mul(grad, first, out=one)
-            torch.sub(grad, one, out=other)
-        # z = weight @ patches
-        grad_z, patches = self.z.flatten(1), self._flat(self.patches)
-        torch.mm(grad_z, patches.t(), out=self.grad_weight)
-        if grad_x is not None:
-            torch.mm(self.weight.t(), grad_z, out=patches)  # grad_patches takes their place
-            grad_x.zero_()
-            _, P, Q, h, w, _ = self.patches.shape
-            for p in range(P):
-                for q in range(Q):
-                    grad_x[:, p : p + h, q : q + w] += self.patches[:, p, q]
+    def backward(self, grad_a: Tensor) -> None:
+        """Fills the gradients of weight and bias; overwrites grad_a and a."""
+        # a = relu(max z) is not negative, so its sign is ReLU's slope
+        grad_max = grad_a.mul_(self.a.sign_()).flatten(1, 2)  # (N, H' W', O)
+        torch.sum(grad_max, (0, 1), out=self.grad_bias)
+        # the maximum over 2×2 pixels: the winner, a place in the flattened image, gets it all
+        self.grad_z.zero_().flatten(1, 2).scatter_(1, self.winner.flatten(1, 2), grad_max)
+        # z = Σ_pqc patches · weight + bias
+        P, Q, *_, C = self.patches.shape
+        view = self.x.unfold(1, P, 1).unfold(2, Q, 1)  # (N, h, w, C, P, Q)
+        self.patches.copy_(view.permute(4, 5, 0, 1, 2, 3))
+        patches = self.patches.view(P * Q, -1, C)
+        grad_z = self.grad_z.flatten(0, 2)
+        if C == 1:
+            torch.mm(patches.squeeze(2), grad_z, out=self.grad_kernel.view(P * Q, -1))
+        else:
+            each = grad_z.expand(P * Q, *grad_z.shape)
+            torch.bmm(patches.mT, each, out=self.grad_kernel.view(P * Q, C, -1))
+        self.grad_weight.copy_(self.grad_kernel.permute(3, 2, 0, 1))
 
-    @staticmethod
-    def _flat(patches: Tensor) -> Tensor:
-        return patches.flatten(3).flatten(0, 2)  # (C P Q, h w N)
+    def image_gradient(self) -> Tensor:
+        """grad_x, (N, H, W, C), once `backward` has filled grad_z."""
+        P, Q = self.weight.shape[2:]
+        mirrored = self.weight.flip(2, 3).transpose(0, 1)
+        return _last(F.conv2d(_first(self.grad_z), mirrored, padding=(P - 1, Q - 1)))
+
+
+def _last(images: Tensor) -> Tensor:
+    """(N, C, H, W) as (N, H, W, C), in this order in memory."""
+    return images.permute(0, 2, 3, 1).contiguous()
+
+
+def _first(images: Tensor) -> Tensor:
+    """(N, H, W, C) as torch takes images, (N, C, H, W), with the memory as it is."""
+    N, H, W, C = images.shape
+    return images.flatten().view(N, H, W, C).permute(0, 3, 1, 2)  # this view sets all strides

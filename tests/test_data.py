@@ -11,7 +11,15 @@ import platformdirs
 import pytest
 import torch
 
-from nn_backprop.data import DataError, ImageData, data_root, download, files, load
+from nn_backprop.data import (
+    DataError,
+    ImageData,
+    channels_last,
+    data_root,
+    download,
+    files,
+    load,
+)
 
 REAL_ROOT = os.environ.get("NN_BACKPROP_DATA")
 REFUSING = "http://127.0.0.1:9"  # the discard port: nothing listens there
@@ -172,3 +180,11 @@ def test_the_table_lists_what_torchvision_lists():
 
     archives = {name for name, _ in MNIST.resources}
     assert set(files.OFFICIAL) == archives | {name.removesuffix(".gz") for name in archives}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_keeps_the_images_and_sets_the_strides(channels):
+    images = torch.randn(2, channels, 5, 7)
+    last = channels_last(images)
+    assert torch.equal(last, images)
+    assert last.stride() == (35 * channels, 1, 7 * channels, channels)

@@ -41,7 +41,7 @@ def channels_last(images: Tensor) -> Tensor:
     With one channel nothing moves in memory, but torch, too, takes its strides for channels first.
     """
     n, C, H, W = images.shape
-    return images.permute(0, 2, 3, 1).contiguous().view(n, H, W, C).permute(0, 3, 1, 2)
+    return images.permute(0, 2, 3, 1).flatten().view(n, H, W, C).permute(0, 3, 1, 2)
 
 
 def mean_and_std(images: Tensor) -> tuple[float, float]:

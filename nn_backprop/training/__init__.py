@@ -5,12 +5,14 @@ from nn_backprop.training.checkpoint import load_checkpoint, read_checkpoint, sa
 from nn_backprop.training.evaluation import Evaluation, evaluate
 from nn_backprop.training.loop import Diverged, Interruptible, Step, fit, steps_per_epoch
 from nn_backprop.training.many import ManyEvaluation, evaluate_many, fit_many
-from nn_backprop.training.optimizers import make_optimizer, make_schedule
+from nn_backprop.training.optimizers import LeanAdamW, LeanSGD, make_optimizer, make_schedule
 
 __all__ = [
     "Diverged",
     "Evaluation",
     "Interruptible",
+    "LeanAdamW",
+    "LeanSGD",
     "ManyEvaluation",
     "Step",
     "distort",

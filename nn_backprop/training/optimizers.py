@@ -1,10 +1,15 @@
 """torch's optimizers and schedules, by the names of our options."""
 
 from collections.abc import Iterable
+from math import sqrt
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+# Numbers of a parameter up to which the calls of an update cost more than its arithmetic.
+SMALL = 1 << 16
 
 
 def make_optimizer(
@@ -14,9 +19,77 @@ def make_optimizer(
 
     Sources: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2.
     """
+    parameters = list(parameters)
+    sgd, adam = (LeanSGD, LeanAdamW) if len(parameters) == 1 else (SGD, AdamW)
     if name == "sgd":
-        return SGD(parameters, lr=lr, weight_decay=weight_decay)
-    return AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        return sgd(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    return adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+class LeanSGD(SGD):
+    """torch's SGD for one small parameter on the CPU: its update without its bookkeeping.
+
+    That costs several times the arithmetic of a small network. The first step, and whatever is not
+    plain SGD with momentum and weight decay of one parameter of at most SMALL numbers, are left to
+    torch; so the state is its own, too.
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        group = self.param_groups[0]
+        parameter = group["params"][0]
+        state = self.state[parameter]
+        if not _is_lean(self, closure) or "momentum_buffer" not in state:
+            return super().step(closure)
+        theta, grad, lr = parameter.data, parameter.grad, group["lr"]
+        momentum, decay, buffer = group["momentum"], group["weight_decay"], state["momentum_buffer"]
+        if momentum:  # buffer = momentum · buffer + grad + decay · theta
+            buffer.mul_(momentum).add_(grad)
+            if decay:
+                buffer.add_(theta, alpha=decay)
+            theta.add_(buffer, alpha=-lr)
+        else:
+            theta.mul_(1 - lr * decay).add_(grad, alpha=-lr)
+        return None
+
+    step.hooked = True  # type: ignore[attr-defined]  # or torch wraps it, for its profiler
+
+
+class LeanAdamW(AdamW):
+    """torch's AdamW for one small parameter on the CPU: as `LeanSGD`."""
+
+    def step(self, closure: Any = None) -> Any:
+        group = self.param_groups[0]
+        parameter = group["params"][0]
+        state = self.state[parameter]
+        if not _is_lean(self, closure) or "exp_avg" not in state:
+            return super().step(closure)
+        theta, grad, lr = parameter.data, parameter.grad, group["lr"]
+        m, v, (beta1, beta2) = state["exp_avg"], state["exp_avg_sq"], group["betas"]
+        state["step"] += 1
+        t = state["step"].item()
+        theta.mul_(1 - lr * group["weight_decay"])
+        m.lerp_(grad, 1 - beta1)
+        v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        # theta −= lr m̂ / (√v̂ + ε), with m̂ = m / (1 − β₁ᵗ) and v̂ = v / (1 − β₂ᵗ)
+        root = v.sqrt().div_(sqrt(1 - beta2**t)).add_(group["eps"])
+        theta.addcdiv_(m, root, value=-lr / (1 - beta1**t))
+        return None
+
+    step.hooked = True  # type: ignore[attr-defined]
+
+
+def _is_lean(optimizer: Optimizer, closure: Any) -> bool:
+    group = optimizer.param_groups[0]
+    parameter = group["params"][0]
+    return (
+        closure is None
+        and len(optimizer.param_groups) == len(group["params"]) == 1
+        and parameter.grad is not None
+        and parameter.numel() <= SMALL
+        and parameter.is_cpu
+        and not (group["maximize"] or group.get("nesterov") or group.get("amsgrad"))
+        and not group.get("dampening")
+    )
 
 
 def make_schedule(name: str, optimizer: Optimizer, lr: float, steps: int) -> LRScheduler:

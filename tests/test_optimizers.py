@@ -1,0 +1,69 @@
+"""The optimizers that spare the bookkeeping: torch's own arithmetic, torch's own state."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW
+
+from nn_backprop.training import LeanAdamW, LeanSGD, make_optimizer, make_schedule
+
+SETTINGS = [
+    (LeanSGD, SGD, {"lr": 0.1}),
+    (LeanSGD, SGD, {"lr": 0.1, "weight_decay": 0.2}),
+    (LeanSGD, SGD, {"lr": 0.1, "momentum": 0.9}),
+    (LeanSGD, SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2}),
+    (LeanSGD, SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    (LeanSGD, SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}),
+    (LeanSGD, SGD, {"lr": 0.1, "maximize": True}),
+    (LeanAdamW, AdamW, {"lr": 0.1}),
+    (LeanAdamW, AdamW, {"lr": 0.1, "weight_decay": 0.2, "betas": (0.7, 0.95), "eps": 1e-3}),
+    (LeanAdamW, AdamW, {"lr": 0.1, "amsgrad": True}),
+]
+
+
+def steps(optimizer, parameters, first: int, last: int) -> None:
+    for n in range(first, last):
+        generator = torch.Generator().manual_seed(n)
+        for parameter in parameters:
+            parameter.grad = torch.randn(
+                parameter.shape, dtype=parameter.dtype, generator=generator
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 / (n + 1)  # as a schedule does
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("lean", "plain", "options"), SETTINGS)
+@pytest.mark.parametrize("sizes", [(7,), (7, 5)], ids=["one parameter", "two"])
+def test_equals_torchs(lean, plain, options, sizes):
+    mine = [nn.Parameter(torch.linspace(-1, 1, size).double()) for size in sizes]
+    theirs = copy.deepcopy(mine)
+    optimizers = lean(mine, **options), plain(theirs, **options)
+    for optimizer, parameters in zip(optimizers, (mine, theirs), strict=True):
+        steps(optimizer, parameters, 0, 5)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+    # The state is torch's: either goes on with the other's.
+    states = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
+    for optimizer, state in zip(optimizers, reversed(states), strict=True):
+        optimizer.load_state_dict(state)
+    for optimizer, parameters in zip(optimizers, (mine, theirs), strict=True):
+        steps(optimizer, parameters, 5, 8)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_make_optimizer_takes_the_lean_one_for_a_single_parameter(name):
+    parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(5))]
+    lean = make_optimizer(name, parameters[:1], 0.1, 0.2)
+    plain = make_optimizer(name, parameters, 0.1, 0.2)
+    assert type(lean) is {"sgd": LeanSGD, "adam": LeanAdamW}[name]
+    assert type(plain) is {"sgd": SGD, "adam": AdamW}[name]
+    schedule = make_schedule("one-cycle", lean, 0.1, 10)
+    steps(lean, parameters[:1], 0, 3)
+    schedule.step()
+    assert schedule.get_last_lr()[0] > 0.1 / 25
