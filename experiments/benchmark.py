@@ -47,12 +47,21 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from nn_backprop import check_gradients, engines, figures, training
-from nn_backprop.data import DataError, ImageData, data_root, load
+from nn_backprop import check_gradients, engines, figures
+from nn_backprop.by_hand_fast import flat_parameter
+from nn_backprop.data import DataError, ImageData, channels_last, data_root, load
 from nn_backprop.evidence import Claim, Verdict, markdown_table, write_results
 from nn_backprop.models import CNN, MLP, MODELS, happy
 from nn_backprop.tracking import default_run_dir, machine, read_json
-from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
+from nn_backprop.training import (
+    LeanSGD,
+    evaluate,
+    fit,
+    fit_many,
+    make_optimizer,
+    make_schedule,
+    steps_per_epoch,
+)
 
 Row = dict[str, Any]
 Work = Callable[[], object]
@@ -94,7 +103,9 @@ class TimeToAccuracy(Common):
     seeds: int = 10
     """Seeds, from 0, of every contestant but the textbook's loop and scikit-learn."""
     textbook_seeds: int = 3
-    """Seeds of those two, of the same numbers."""
+    """Seeds of those two, and of the rungs that last as long, of the same numbers."""
+    accurate_seeds: int = 5
+    """Seeds of the preset accurate."""
     rungs: tuple[str, ...] | None = None
     """Names of the rungs of the ladder to climb; by default all."""
     presets: tuple[str, ...] = ("fast", "accurate")
@@ -364,6 +375,7 @@ CASES = {
 }
 LARGEST = ("784-512-256-10, batch 256", "CNN, batch 128")
 TAPE = 1.0  # the tape's bar, everywhere
+FIRST = "autograd, channels first"
 SMOKE_CASES = ("784-16-16-10, batch 32",)
 
 
@@ -375,7 +387,7 @@ def measure_engines(options: Engines) -> Found:
         case = CASES[name]
         contestants: dict[str, Work] = {
             engine: step(engine, case.make, case.batch, options.device)
-            for engine in ("autograd", "tape", "by-hand")
+            for engine in ("autograd", "tape", "by-hand", *([FIRST] if case.make is CNN else []))
         }
         if options.compile and not options.smoke:
             began = time.perf_counter()
@@ -410,7 +422,8 @@ def measure_engines(options: Engines) -> Found:
     notes.append(
         "A step is gradients and SGD with momentum 0.9, fused. torch.compile takes forward and "
         "loss, and with them the backward pass; the peer is zero_grad, backward and step, as "
-        "they are usually written."
+        "they are usually written. Images have their channels last in memory, as our training "
+        f"loop hands them out, but for {FIRST!r}."
     )
     claims = []
     for row in rows:
@@ -451,10 +464,13 @@ def step(name: str, make: Callable[[], nn.Module], batch: int, device: str = "cp
     """A training step of a new network on one batch: gradients by `name`, then fused SGD."""
     torch.manual_seed(0)
     model = make().to(device)
-    inputs = torch.randn(batch, 1, 28, 28, device=device)
+    inputs = channels_last(torch.randn(batch, 1, 28, 28, device=device))
     targets = torch.randint(10, (batch,), device=device)
     compute, parameters = engine_for(name, model)
-    optimizer = SGD(parameters, lr=LR, momentum=MOMENTUM, fused=True)
+    if name == FIRST:
+        inputs = inputs.flatten(1).view(batch, 1, 28, 28)
+    optimizer_of = LeanSGD if name == "by-hand" else SGD
+    optimizer = optimizer_of(parameters, lr=LR, momentum=MOMENTUM, fused=True)
 
     def work() -> None:
         compute(model, inputs, targets)
@@ -481,16 +497,11 @@ def engine_for(name: str, model: nn.Module) -> tuple[engines.Engine, list[nn.Par
     parameters = list(model.parameters())
     if name == "torch.compile":
         loss_of = torch.compile(loss_of)
-    if name in ("autograd", "torch.compile"):
+    if name in ("autograd", FIRST, "torch.compile"):
         return as_usual, parameters
-    for_training: Any = getattr(engines, "for_training", None)
-    if for_training is None:
-        return engines.ENGINES[name], parameters
     if name == "by-hand":
-        from nn_backprop import by_hand_fast
-
-        parameters = [by_hand_fast.flat_parameter(model)]
-    return for_training(name), parameters
+        parameters = [flat_parameter(model)]
+    return engines.for_training(name), parameters
 
 
 def _matrix_product(side: int, device: str) -> Work:
@@ -561,20 +572,27 @@ class Rung:
     `training.fit`, up to `epochs` or, if `until_target`, to the first that reaches the target."""
 
     model: str  # of MODELS, or textbook
-    engine: str
     optimizer: str  # of make_optimizer, or adadelta with the textbook's schedule
     lr: float
     batch_size: int
     epochs: int
     weight_decay: float = 0.0
     until_target: bool = False
+    channels_last: bool = True
+    bfloat16: bool = False  # where the processor has it
+    few: bool = False  # as few seeds as the textbook's loop
 
 
+CYCLE = Rung("cnn", "adam", 6e-3, 128, 3, 0.1)
 RUNGS = {
-    "textbook, one tensor": Rung("textbook", "autograd", "adadelta", 1.0, 64, 14,
-                                 until_target=True),
-    "CNN, one-cycle AdamW": Rung("cnn", "autograd", "adam", 6e-3, 128, 3, 0.1),
-    "… by hand": Rung("cnn", "by-hand", "adam", 6e-3, 128, 3, 0.1),
+    "images in one tensor": Rung("textbook", "adadelta", 1.0, 64, 14, until_target=True,
+                                 channels_last=False, few=True),
+    "… and a small network": Rung("cnn", "adadelta", 1.0, 64, 14, until_target=True,
+                                  channels_last=False),
+    "… one-cycle, fused AdamW": replace(CYCLE, channels_last=False),
+    "… channels last": CYCLE,
+    "… bfloat16": replace(CYCLE, bfloat16=True),
+    "… batch norm, on 2 × 2 blocks": Rung("fast-cnn", "adam", 2e-2, 128, 1, 0.01, bfloat16=True),
 }  # fmt: skip
 
 
@@ -594,13 +612,16 @@ def measure_time_to_accuracy(options: TimeToAccuracy) -> Found:
     contestants |= {f"preset {name}": partial(preset_run, name) for name in presets}
     contestants |= {rung: partial(rung_run, rung) for rung in rungs}
     seeds, few = (1, 1) if options.smoke else (options.seeds, options.textbook_seeds)
+    limits = {"textbook": few, "scikit-learn": few}
+    limits |= {rung: few for rung in rungs if RUNGS[rung].few}
+    limits |= {"preset accurate": 1 if options.smoke else options.accurate_seeds}
     outcomes: dict[str, list[Outcome]] = {name: [] for name in contestants}
     notes: list[str] = []
     turns = [
         (seed, name)
         for seed in range(max(seeds, few))
         for name in contestants
-        if seed < (few if name in ("textbook", "scikit-learn") else seeds)
+        if seed < limits.get(name, seeds)
     ]
     # A process of its own for each, so that the first seed is cold and the later are warm; a preset
     # starts one itself.
@@ -803,7 +824,11 @@ def rung_run(name: str, seed: int, setting: Setting) -> Outcome:
     torch.set_num_threads(setting.threads)
     torch.manual_seed(seed)
     model = (Textbook() if rung.model == "textbook" else MODELS[rung.model]()).to(setting.device)
-    compute, parameters = engine_for(rung.engine, model)
+    compute, parameters = engine_for("autograd", model)
+    if rung.bfloat16 and engines.has_bfloat16(torch.device(setting.device)):
+        compute = engines.in_precision(engines.autograd, torch.bfloat16)
+    if not rung.channels_last:
+        compute = _channels_first(compute)
     optimizer, schedule = _rules(rung, parameters, epochs, len(data.train))
     evaluating = 0.0
     accuracies: list[float] = []
@@ -828,6 +853,15 @@ def rung_run(name: str, seed: int, setting: Setting) -> Outcome:
     trained = steps // steps_per_epoch(len(data.train), rung.batch_size)
     validation, test = (evaluate(model, data, x).accuracy for x in (data.validation, data.test))
     return Outcome(seconds, validation, test, seconds / trained, trained)
+
+
+def _channels_first(compute: engines.Engine) -> engines.Engine:
+    """Images as torch usually has them. (`ImageData.batch` hands them out with channels last.)"""
+
+    def computed(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        return compute(model, inputs.flatten(1).view(-1, 1, 28, 28), targets)
+
+    return computed
 
 
 def _rules(
@@ -906,9 +940,6 @@ def _noise(examples: int, device: str) -> ImageData:
 
 
 def _at_once(models: Sequence[nn.Module], data: ImageData, batch: int) -> Work:
-    fit_many: Any = getattr(training, "fit_many", None)
-    if fit_many is None:
-        raise Unavailable("nn_backprop.training has no fit_many")
     return lambda: fit_many(
         models, data, seeds=range(len(models)), lrs=LR, optimizer="adam", schedule="constant",
         epochs=1, batch_size=batch,
