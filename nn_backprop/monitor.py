@@ -61,7 +61,7 @@ class Monitor:
         self._examples += step.examples
         if step.number > self.DENSE and step.number % self.EVERY:
             return
-        values = {"loss/train": step.loss.item(), "learning_rate": step.lr}
+        values = {"loss/train": step.loss.item(), "learning_rate": float(step.lr)}
         grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         norms = torch.stack([grad.norm() for grad in grads.values()]).tolist()
         values |= {f"gradient_norm/{name}": norm for name, norm in zip(grads, norms, strict=True)}

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
 from nn_backprop import models
+from nn_backprop.models.norm_cnn import Stage
 
 
 def count(model: nn.Module) -> int:
@@ -96,3 +98,44 @@ def test_probabilities_of_squared_error_by_hand():
 def test_the_cnn_gives_softmax():
     logits = torch.tensor([[0.0, 0.0, 2.0]]).log1p()  # e^logits = 1, 1, 3
     assert_close(models.CNN().probabilities(logits), torch.tensor([[0.2, 0.2, 0.6]]))
+
+
+def test_the_networks_of_the_presets_have_the_parameters_that_they_say():
+    # Each convolution and its norm: (C P² + 2) O. fast: blocks of 2 × 2 on 14 × 14 pixels.
+    fast = (4 * 9 + 2) * 32 + (32 * 9 + 2) * 64 + (64 * 4 * 4 + 2) * 64 + 65 * 10
+    accurate = (25 + 2) * 32 + (32 * 9 + 2) * 64 + (64 * 9 + 2) * 64 + (64 * 9 + 2) * 128
+    accurate += (128 * 3 * 3 + 1) * 10
+    assert (fast, accurate) == (86_090, 141_930)
+    for make, count in ((models.fast_cnn, fast), (models.accurate_cnn, accurate)):
+        model = make()
+        assert sum(p.numel() for p in model.parameters()) == count
+        assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_a_norm_cnn_cuts_the_image_into_blocks():
+    """Pixel (i, j) of a block becomes channel 2 i + j."""
+    model = models.NormCNN([Stage(1, 1)], block=2, image_size=4, classes=3).eval()
+    seen = []
+    model.convs[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    model(image)
+    for i in (0, 1):
+        for j in (0, 1):
+            assert torch.equal(seen[0][0, 2 * i + j], image[0, 0, i::2, j::2])
+
+
+def test_a_norm_cnn_smooths_the_labels_in_training_alone():
+    model = models.NormCNN([Stage(2, 3)], image_size=5, classes=4, label_smoothing=0.2)
+    output, targets = torch.randn(3, 4), torch.tensor([0, 3, 1])
+    log_p = output.log_softmax(1)
+    shares = 0.8 * F.one_hot(targets, 4) + 0.2 / 4
+    torch.testing.assert_close(model.loss(output, targets), -(shares * log_p).sum(1).mean())
+    model.eval()
+    torch.testing.assert_close(model.loss(output, targets), F.nll_loss(log_p, targets))
+
+
+def test_what_a_norm_cnn_refuses_is_named():
+    with pytest.raises(ValueError, match="5 pixels a side are not whole blocks of 2"):
+        models.NormCNN([Stage(2, 3)], block=2, image_size=5)
+    with pytest.raises(ValueError, match="too small"):
+        models.NormCNN([Stage(2, 3, pool=2), Stage(2, 3)], image_size=5)

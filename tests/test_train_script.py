@@ -255,6 +255,52 @@ def test_what_is_left_open_suits_the_model(model):
     assert train.read_options([]).model == "cnn"
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_a_preset_chooses_and_what_is_given_beside_it_counts(native, monkeypatch):
+    monkeypatch.setattr(train, "has_bfloat16", lambda device: native)
+    fast = train.read_options(["--preset", "fast"])
+    assert fast.model == "fast-cnn" and not fast.augment
+    assert fast.precision == ("bfloat16" if native else "float32")
+    assert (fast.epochs, fast.lr) == (1, train.DEFAULTS["fast-cnn"]["lr"])
+    accurate = train.read_options(["--preset", "accurate", "--epochs", "2", "--no-augment"])
+    assert (accurate.model, accurate.epochs, accurate.augment) == ("accurate-cnn", 2, False)
+    assert train.read_options(["--preset", "accurate"]).augment
+    assert train.read_options(["--precision", "float64", "--preset", "fast"]).precision == "float64"
+    assert train.read_options([]).precision == "float32"
+
+
+@pytest.mark.parametrize("preset", train.PRESETS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_presets_learn_the_digits_and_go_on_where_they_were_stopped(
+    preset, precision, monkeypatch
+):
+    options = ["--preset", preset, "--precision", precision, "--data", "digits", "--epochs", "6"]
+    assert train.main([*options, "--run-dir", "whole"]) == 0
+    summary = json.loads(Path("whole/summary.json").read_text())
+    assert summary["test_accuracy"] > 0.9 and summary["precision"] == precision
+    assert summary["max_gradient_disagreement"] < 1e-10
+    real = train.fit
+    monkeypatch.setattr(
+        train, "fit", lambda *a, stop, on_step, **k: real(
+            *a, on_step=lambda step: (on_step(step), seen.append(step.number)),
+            stop=lambda: seen[-1:] == [13], **k,
+        ),
+    )  # fmt: skip
+    seen: list[int] = []
+    assert train.main([*options, "--run-dir", "parts"]) == 130
+    monkeypatch.setattr(train, "fit", real)
+    assert train.main(["--resume", "parts"]) == 0
+    ends = [read_checkpoint(f"{run}/checkpoint.pt")["model"] for run in ("whole", "parts")]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_by_hand_is_for_the_networks_that_are_written_out(capsys):
+    assert digits("run", "--engine", "by-hand", model="fast-cnn") == 2
+    said = capsys.readouterr().err
+    assert "--engine by-hand is written out for cnn, mlp and happy, not for fast-cnn" in said
+    assert not Path("run").exists()
+
+
 def test_a_run_without_a_folder_goes_under_runs():
     assert train.main(["--data", "digits", "--model", "happy", "--epochs", "1"]) == 0
     (run,) = Path("runs/train").iterdir()
@@ -394,6 +440,7 @@ def test_real_mnist(capsys):
 # ---- bad input ------------------------------------------------------------------------------
 
 BAD = {
+    "preset": ["slow", ""],
     "model": ["vgg", ""],
     "engine": ["jax"],
     "device": ["tpu"],
@@ -404,6 +451,8 @@ BAD = {
     "optimizer": ["lbfgs"],
     "schedule": ["cosine"],
     "weight_decay": ["-1", "nan", "inf", "x"],
+    "augment": ["perhaps"],
+    "graph": ["perhaps"],
     "seed": ["-1", "0.5", "x", str(2**31)],
     "threads": ["0", "-2", "x", "1000000000"],
     "data": ["cifar"],
@@ -428,7 +477,9 @@ def test_a_bad_value_is_refused_by_name(option, value, capsys, tmp_path):
     assert code == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    if option == "resume" and value is not None:
+    if option in ("augment", "graph"):  # which take no value
+        assert value in error
+    elif option == "resume" and value is not None:
         assert f"{value or '.'} holds no run that can be resumed" in error
     else:
         assert flag in error
@@ -697,6 +748,7 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
 
 
 OTHER = {
+    "preset": "fast",
     "model": "cnn",
     "engine": "autograd",
     "device": "cpu",
@@ -707,6 +759,8 @@ OTHER = {
     "optimizer": "sgd",
     "schedule": "constant",
     "weight_decay": "0",
+    "augment": "",
+    "graph": "",
     "seed": "1",
     "threads": "2",
     "data": "mnist",
@@ -723,9 +777,10 @@ def test_no_contradiction_is_forgotten():
 def test_an_option_that_contradicts_the_run_is_refused(finished, option, capsys):
     before = contents(finished)
     flag = f"--{option.replace('_', '-')}"
-    shown = "0.0" if option == "weight_decay" else OTHER[option]
-    assert resume(finished, flag, OTHER[option]) == 2
-    assert f"{flag} {shown} contradicts the run in {finished}" in sentence(capsys)
+    shown = f" {OTHER[option]}" if OTHER[option] else ""
+    shown = " 0.0" if option == "weight_decay" else shown
+    assert resume(finished, flag, *OTHER[option].split()) == 2
+    assert f"{flag}{shown} contradicts the run in {finished}" in sentence(capsys)
     assert contents(finished) == before
 
 

@@ -19,9 +19,11 @@ from nn_backprop.training import (
     Diverged,
     Interruptible,
     Step,
+    distort,
     evaluate,
     fit,
     load_checkpoint,
+    loop,
     make_optimizer,
     make_schedule,
     read_checkpoint,
@@ -439,3 +441,70 @@ def test_outside_the_main_thread_nothing_is_handled():
 )
 def test_steps_per_epoch(examples, batch_size, steps):
     assert steps_per_epoch(examples, batch_size) == steps
+
+
+def test_augment_sees_all_images_and_draws_the_same_numbers_whenever_it_goes_on(data, monkeypatch):
+    """Whatever the number of batches made at once, and wherever a run is taken up."""
+    monkeypatch.setattr(loop, "GATHERED", 2 * BATCH)
+
+    def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+        return images + torch.rand(images.shape, generator=generator)
+
+    def seen(first: int, last: int, **more) -> list[Tensor]:
+        batches: list[Tensor] = []
+
+        def gradients(model, inputs, targets):
+            batches.append(inputs)
+            return autograd(model, inputs, targets)
+
+        Training().fit(
+            data, gradients, done=first, stop=lambda: first + len(batches) >= last, **more
+        )
+        return batches
+
+    whole = seen(0, 2 * PER_EPOCH, augment=augment)
+    plain = seen(0, 2 * PER_EPOCH)
+    noise = [a - b for a, b in zip(whole, plain, strict=True)]
+    assert all(x.min() >= 0 and x.max() <= 1.0001 for x in noise)
+    assert not torch.allclose(noise[0], noise[1]) and not torch.allclose(noise[0], noise[PER_EPOCH])
+    for first in range(1, 2 * PER_EPOCH):
+        rest = seen(first, 2 * PER_EPOCH, augment=augment)
+        assert all(map(torch.equal, rest, whole[first:])), first
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_step_as_a_graph_is_the_same_step(data, optimizer):
+    """Without a GPU nothing is recorded, but batches are copied, and the rate is a tensor."""
+    plain, graphed = Training(optimizer, "one-cycle"), Training(optimizer, "one-cycle")
+    graphed.optimizer = make_optimizer(optimizer, graphed.model.parameters(), 0.01, 0.1, graph=True)
+    graphed.schedule = make_schedule("one-cycle", graphed.optimizer, 0.01, 3 * PER_EPOCH)
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    losses: dict[bool, list[Tensor]] = {False: [], True: []}
+    for training, graph in ((plain, False), (graphed, True)):
+
+        def on_step(step: Step, graph=graph) -> None:
+            rates[graph].append(step.lr)
+            losses[graph].append(step.loss)
+
+        training.fit(data, graph=graph, on_step=on_step)
+    torch.testing.assert_close(torch.tensor(rates[True]), torch.tensor(rates[False]))
+    torch.testing.assert_close(torch.stack(losses[True]), torch.stack(losses[False]))
+    for mine, theirs in zip(graphed.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_distort_moves_the_digit_and_leaves_the_background():
+    images = torch.full((50, 1, 28, 28), -0.4)
+    images[:, :, 10:18, 12:16] = 2.0
+    generator = torch.Generator().manual_seed(3)
+    moved = distort(images, generator)
+    assert moved.shape == images.shape
+    edge = torch.cat([moved[..., 0, :].flatten(), moved[..., :, -1].flatten()])
+    assert torch.allclose(edge, torch.tensor(-0.4))
+    mass = (moved + 0.4).sum((1, 2, 3)) / (images + 0.4).sum((1, 2, 3))
+    assert 0.75 < mass.min() < 0.95 and 1.05 < mass.max() < 1.35  # 1 / (s t), up to the edges
+    grid = torch.arange(28.0)
+    centre = ((moved + 0.4).sum((1, 2)) @ grid) / (moved + 0.4).sum((1, 2, 3))
+    assert 0.5 < (centre - 13.5).abs().max() < 3.0 and abs(centre.mean() - 13.5) < 0.5
+    again = distort(images, torch.Generator().manual_seed(3))
+    assert torch.equal(moved, again) and not torch.equal(moved[0], moved[1])

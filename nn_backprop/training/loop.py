@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from nn_backprop.data import ImageData, channels_last
+from nn_backprop.training.graph import GraphedUpdate
 
 CHECK_EVERY = 50  # steps; reading a loss waits for the device
 GATHERED = 2048  # examples: for a small network, a batch costs as much to gather as to learn
@@ -27,7 +28,7 @@ class Step:
     epoch: int  # of epochs complete before it: the first epoch is 0
     examples: int  # in its batch
     loss: Tensor  # 0-d, detached, of the batch before the update
-    lr: float  # learning rate of the update
+    lr: float | Tensor  # learning rate of the update; with a graph a tensor, 0-d
 
 
 class Diverged(Exception):
@@ -35,7 +36,8 @@ class Diverged(Exception):
 
     def __init__(self, what: str, step: Step) -> None:
         super().__init__(
-            f"{what} at step {step.number}, with learning rate {step.lr:.3g}: try a smaller --lr"
+            f"{what} at step {step.number}, with learning rate {float(step.lr):.3g}: "
+            "try a smaller --lr"
         )
 
 
@@ -78,6 +80,7 @@ def fit(
     seed: int,
     dtype: torch.dtype = torch.float32,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    graph: bool = False,
     done: int = 0,
     on_step: Callable[[Step], None] = lambda step: None,
     on_epoch: Callable[[int, int], None] = lambda steps, epochs: None,
@@ -94,17 +97,25 @@ def fit(
     The order of the data in an epoch depends on `seed` and the epoch alone, and so do the random
     numbers of ``augment(images, generator)``, which changes the images of several batches at once;
     so a run that goes on from a checkpoint sees the same batches as one that never stopped. The
-    last batch of an epoch may be smaller.
+    last batch of an epoch may be smaller. With `graph`, a CUDA device runs each step as one graph
+    (`GraphedUpdate`).
     """
+
+    def update(inputs: Tensor, targets: Tensor) -> Tensor:
+        loss = compute_gradients(model, inputs, targets)
+        optimizer.step()
+        return loss
+
+    one_step = GraphedUpdate(update) if graph else update
     n = len(data.train)
     per_epoch = steps_per_epoch(n, batch_size)
     while done < epochs * per_epoch and not stop():
         epoch, first = divmod(done, per_epoch)
         unchecked: list[Step] = []
         for inputs, targets in _batches(data, seed, epoch, batch_size, first, dtype, augment):
-            lr = float(schedule.get_last_lr()[0])
-            loss = compute_gradients(model, inputs, targets)
-            optimizer.step()
+            lr = schedule.get_last_lr()[0]
+            lr = lr.clone() if isinstance(lr, Tensor) else float(lr)  # the schedule overwrites it
+            loss = one_step(inputs, targets)
             schedule.step()
             done += 1
             step = Step(done, epoch, len(targets), loss, lr)

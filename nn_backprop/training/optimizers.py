@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from math import sqrt
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
@@ -13,13 +14,26 @@ SMALL = 1 << 16
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    weight_decay: float,
+    graph: bool = False,
 ) -> Optimizer:
     """`sgd` (no momentum) or `adam`, whose weight decay is decoupled (AdamW).
+
+    With `graph`, for a `GraphedUpdate`, the learning rate is a tensor on the parameters' device.
 
     Sources: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2.
     """
     parameters = list(parameters)
+    if graph:
+        device = parameters[0].device
+        rate = torch.tensor(lr, device=device)
+        if name == "sgd":
+            return SGD(parameters, lr=rate, weight_decay=weight_decay, fused=True)
+        on_gpu = device.type == "cuda"
+        return AdamW(parameters, lr=rate, weight_decay=weight_decay, fused=True, capturable=on_gpu)
     sgd, adam = (LeanSGD, LeanAdamW) if len(parameters) == 1 else (SGD, AdamW)
     if name == "sgd":
         return sgd(parameters, lr=lr, weight_decay=weight_decay, fused=True)
