@@ -6,8 +6,8 @@ of x̃. [condition] is 1 where the condition holds, else 0. A kernel of size P �
 steps of s and whose taps lie d apart reads, for the output at (h, w), the pixels (s h + d p, s w +
 d q) of the padded image. Those pixels are the *patch* of (h, w); once they are laid out as an array
 of their own, with letters h w p q, the convolution is a weighted sum like any other and its
-gradients follow by rearranging letters. What remains is the way back from patches to pixels, which
-`Window` knows.
+gradients follow by rearranging letters. What remains is the way back from patches to pixels, where
+what a pixel gives to several patches comes together again.
 """
 
 from typing import NamedTuple
@@ -95,13 +95,13 @@ def conv2d_forward(
         For the image, the linear layer's other gradient gives what each *patch* gets:
             grad_patches[n,c,h,w,p,q] = Σ_o grad_z[n,o,h,w] weight[o,c,p,q].
         Pixel (i, j) of x̃ stands in the patch of (h, w) at the offset (p, q) whenever i = s h + d p
-        and j = s w + d q, and the chain rule adds up all these ways (`Window.scatter`). For one
-        channel and s = d = 1 that is p = i − h and q = j − w, so that
+        and j = s w + d q, and the chain rule adds up all these ways. For one channel and
+        s = d = 1 that is p = i − h and q = j − w, so that
             grad_x̃[i,j] = Σ_h,w grad_z[h,w] weight[i−h, j−w]
         (terms outside the kernel are 0), a sum in which the kernel runs backwards: a convolution of
-        grad_z with the kernel mirrored in both axes. The border was made of constants, so its part
-        of grad_x̃ is dropped. The bias is added at every n, h and w with slope 1: grad_bias sums
-        over them.
+        grad_z with the kernel mirrored in both axes; `_image_gradient` has it for any s and d. The
+        border was made of constants, so its part of grad_x̃ is dropped. The bias is added at every
+        n, h and w with slope 1: grad_bias sums over them.
 
         A worked case, one row, kernel (a, b), s = d = 1, no border: z_0 = a x_0 + b x_1 and
         z_1 = a x_1 + b x_2. So grad_a = grad_z_0 x_0 + grad_z_1 x_1 (shared, hence two terms) and
