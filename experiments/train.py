@@ -217,6 +217,12 @@ def train(options: Options) -> int:
     engine = for_training(options.engine)
     if dtype == torch.bfloat16:
         engine = in_precision(engine, dtype)
+    normed = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
+    if normed and (options.batch_size == 1 or len(data.train) % (options.batch_size or 1) == 1):
+        raise UsageError(
+            f"--batch-size {options.batch_size} leaves a batch of one image, for which batch norm "
+            f"has no variance: choose another for {options.model}"
+        )
     epochs, batch_size, lr, decay = (
         options.epochs, options.batch_size, options.lr, options.weight_decay
     )  # fmt: skip

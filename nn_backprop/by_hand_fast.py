@@ -2,10 +2,11 @@
 
 Read `by_hand` first. What is different here:
 
-- Everything that a step writes into is made once, for one batch size. Nearly all of a small
-  network's step is not arithmetic but the making of tensors and the way through torch's layers.
-- Where a value is not needed any more, its gradient takes its place: ``z`` holds z in the forward
-  and grad_z in the backward. Less memory is touched, and more of it is still in the cache.
+- What a step writes into is made once, for one shape of batches: all of it in the MLP, in the CNN
+  all but what convolution and pooling return. Nearly all of a small network's step is not
+  arithmetic but the making of tensors and the way through torch's layers.
+- A tensor that nobody reads any more is overwritten: by z first, then a, and in the backward σ'(z);
+  grad_a by grad_z. Less memory is touched, and more of it is still in the cache.
 - Parameters and gradients may lie side by side in one buffer (`flat_parameter`), so that the
   optimizer updates one tensor instead of six.
 - Images have their channels last in memory; `_Stage` says how a convolution is taken back.
@@ -25,8 +26,10 @@ def flat_parameter(model: nn.Module) -> nn.Parameter:
     """One parameter that holds those of the model side by side, and their gradients in its .grad.
 
     The model's parameters and their ``.grad`` become views of it, so an optimizer of this one
-    updates them all. Frozen ones stay outside. Raises ValueError if none is left, or if they are
-    not all of one type and device.
+    updates them all. That is right only while gradients are written into those ``.grad``, as
+    `MLPBackprop` and `CNNBackprop` do; autograd, the tape and ``zero_grad`` put others in their
+    place, and the parameters must not be moved. Frozen ones stay outside. Raises ValueError if none
+    is left, or if they are not all of one type and device.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if len({(p.dtype, p.device) for p in parameters}) != 1:
@@ -181,7 +184,7 @@ class CNNBackprop(_Backprop):
         torch.mm(grad_logits, x3, out=self.grad_weight)
         grad_x3 = grad_logits.t() @ self.weight
         grad_x2 = _last(grad_x3.view_as(_first(x2)))
-        self.stage2.backward(grad_x2)
+        self.stage2.backward(grad_x2)  # before stage 1, which overwrites x1
         self.stage1.backward(self.stage2.image_gradient())
         self._hand_over()
         return loss

@@ -55,20 +55,24 @@ def for_training(name: str) -> Engine:
     """The engine of this name, made fast for a loop: what it sets up at one step serves the next.
 
     autograd is as it is. The tape records one pass and plays it again (`replay`); by hand, the
-    buffers stay (`by_hand_fast`). Both notice another model, shape, type or mode, and other
-    parameters; see `replay` for what a model must not do. Unlike those of `ENGINES`, the engine by
-    hand overwrites its gradients at the next call.
+    buffers stay (`by_hand_fast`). Both notice another model, shape, type or mode; see `replay` for
+    what must not happen to a model in between. Unlike those of `ENGINES`, the engine by hand
+    overwrites its gradients at the next call.
     """
     if name == "autograd":
         return autograd
     passes: list[Any] = []  # for the full batches and for the last, smaller one
+    refused: list[nn.Module] = []
 
     def compute(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         for ready in passes:
             if ready.fits(model, inputs, targets):
                 return ready(inputs, targets)
-        new = _prepared(name, model, inputs, targets)
+        new = None
+        if not any(model is other for other in refused):
+            new = _prepared(name, model, inputs, targets)
         if new is None:
+            refused[:] = [model]
             return ENGINES[name](model, inputs, targets)
         del passes[:-3]
         passes.append(new)
@@ -99,15 +103,16 @@ def in_precision(engine: Engine, dtype: torch.dtype) -> Engine:
     smaller than about w/256, and training would stop. Each call copies them to a `dtype` model,
     lets that one compute, and copies its gradients back (Micikevicius et al. 2018, section 3.1).
     """
-    low: nn.Module | None = None  # of the model of the first call
+    known: nn.Module | None = None
+    low = nn.Module()
     pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
 
     def compute(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        nonlocal low
-        if low is None:
-            low = _lowered(model, dtype)
+        nonlocal known, low
+        if model is not known:
+            known, low = model, _lowered(model, dtype)
             both = zip(low.parameters(), model.parameters(), strict=True)
-            pairs.extend((mine, theirs) for mine, theirs in both if mine is not theirs)
+            pairs[:] = [(mine, theirs) for mine, theirs in both if mine is not theirs]
         if low.training != model.training:
             low.train(model.training)
         with torch.no_grad():

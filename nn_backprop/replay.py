@@ -7,8 +7,9 @@ bookkeeping; printing it shows the backward pass of the network as one would wri
 
 This is right only as long as nothing but the numbers changes. What a recording can see of that it
 refuses: a number that the model reads from a tensor to decide by it (``.item()``, ``if x.any()``),
-and operations in place. What it cannot see (a hook, a counter in Python) must not be there, which
-is why only our own training loop replays; `backprop` and `Tape` record every pass anew.
+and operations in place. What it cannot see must not be there: a hook, a counter in Python, a
+parameter that is replaced by another, frozen or unfrozen later. That is why only our own training
+loop replays; `backprop` and `Tape` record every pass anew.
 """
 
 import keyword
@@ -76,12 +77,14 @@ class Replay:
     def __init__(
         self, model: nn.Module, loss_fn: Callable[..., Tensor], inputs: Tensor, targets: Tensor
     ) -> None:
-        self._key = _key(model, inputs, targets)
+        self._model, self._key = model, _key(model, inputs, targets)
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
-            self._record(model, loss_fn, inputs, targets)
-        for buffer, before in buffers:  # running statistics have not seen a batch by this
-            buffer.copy_(before)
+        try:
+            with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
+                self._record(model, loss_fn, inputs, targets)
+        finally:
+            for buffer, before in buffers:  # running statistics have not seen a batch by this
+                buffer.copy_(before)
 
     def _record(
         self, model: nn.Module, loss_fn: Callable[..., Tensor], inputs: Tensor, targets: Tensor
@@ -95,11 +98,13 @@ class Replay:
         program.add_backwards(tape._last_step(loss))
         self.source, self._step = program.compile()
         self._parameters = program.parameters
+        expected = tape.gradients(loss, self._parameters)  # raises as `backprop` does
 
         # Which gradients share their memory, or lie in it otherwise than their parameters, is the
         # same at every call.
         with torch.no_grad():
             _, *grads = self._step(inputs, targets)
+        assert [grad is None for grad in grads] == [grad is None for grad in expected]
         self._copied = [
             i
             for i, (grad, own) in enumerate(zip(grads, _owned(grads), strict=True))
@@ -110,7 +115,7 @@ class Replay:
 
     def fits(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> bool:
         """Whether this is the pass of the model, in its present mode, on batches like these."""
-        return self._key == _key(model, inputs, targets)
+        return model is self._model and self._key == _key(model, inputs, targets)
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
@@ -123,8 +128,8 @@ class Replay:
 
 
 def _key(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple:
-    batch = (inputs.shape, inputs.dtype, inputs.device, targets.shape, targets.dtype)
-    return (id(model), model.training, *batch)
+    batch = (inputs.shape, inputs.stride(), inputs.dtype, inputs.device)
+    return (model.training, *batch, targets.shape, targets.dtype)
 
 
 class _Program:

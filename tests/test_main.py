@@ -146,7 +146,7 @@ def test_evaluate_on_mnist(capsys, tmp_path):
     optimizer = make_optimizer("adam", model.parameters(), 4e-3, 0.1)
     schedule = make_schedule("constant", optimizer, 4e-3, 1)
     fit(
-        model, train.ENGINES["by-hand"], optimizer, schedule, images,
+        model, train.for_training("by-hand"), optimizer, schedule, images,
         epochs=1, batch_size=512, seed=0,
     )  # fmt: skip
     config = {"options": {"model": "mlp", "data_root": None}, "dataset": "mnist"}

@@ -67,3 +67,15 @@ def test_make_optimizer_takes_the_lean_one_for_a_single_parameter(name):
     steps(lean, parameters[:1], 0, 3)
     schedule.step()
     assert schedule.get_last_lr()[0] > 0.1 / 25
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(("lean", "plain"), [(LeanSGD, SGD), (LeanAdamW, AdamW)])
+def test_a_small_parameter_does_not_go_through_torch(lean, plain, momentum, monkeypatch):
+    parameters = [nn.Parameter(torch.ones(3))]
+    optimizer = lean(parameters, lr=0.1, **({"momentum": momentum} if lean is LeanSGD else {}))
+    steps(optimizer, parameters, 0, 1)  # makes the state
+    monkeypatch.setattr(plain, "step", lambda *arguments: pytest.fail("torch's step"))
+    before = parameters[0].detach().clone()
+    steps(optimizer, parameters, 1, 3)
+    assert not torch.equal(parameters[0], before)

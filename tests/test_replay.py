@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nn_backprop import backprop
+from nn_backprop import MissingRuleError, backprop
 from nn_backprop.models import MODELS
 from nn_backprop.replay import NotReplayableError, Replay
 
@@ -123,3 +123,22 @@ def test_dropout_draws_anew_at_each_call():
     inputs, targets = batch(2, 7, 5, classes=5)
     replay = Replay(model, F.cross_entropy, inputs, targets)
     assert replay(inputs, targets) != replay(inputs, targets)
+
+
+def test_a_refused_recording_leaves_the_running_statistics_alone():
+    model = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5), nn.ReLU(inplace=True)).double()
+    before = model[1].running_mean.clone()
+    with pytest.raises(NotReplayableError):
+        Replay(model, F.cross_entropy, *batch(2, 7, 5, classes=5))
+    assert torch.equal(model[1].running_mean, before) and model[1].num_batches_tracked == 0
+
+
+def test_a_gradient_that_no_rule_gives_is_missed_as_by_backprop():
+    class Weighted(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(5, 5, dtype=torch.float64)
+            self.each = nn.Parameter(torch.ones(5, dtype=torch.float64))
+
+    model = Weighted()
+    with pytest.raises(MissingRuleError):
+        Replay(model, lambda z, y: F.cross_entropy(z, y, model.each), *batch(2, 7, 5, classes=5))

@@ -294,6 +294,17 @@ def test_the_presets_learn_the_digits_and_go_on_where_they_were_stopped(
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
+@pytest.mark.parametrize("size", [1, 4, DIGITS - 1])
+def test_a_batch_of_one_image_is_refused_where_it_is_normalised(size, capsys):
+    assert digits("run", "--batch-size", size, model="fast-cnn") == 2
+    assert f"--batch-size {size} leaves a batch of one image" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_the_largest_seed_augments(capsys):
+    assert digits("run", "--augment", "--seed", 2**31 - 1, model="mlp", epochs=1) == 0
+
+
 def test_by_hand_is_for_the_networks_that_are_written_out(capsys):
     assert digits("run", "--engine", "by-hand", model="fast-cnn") == 2
     said = capsys.readouterr().err

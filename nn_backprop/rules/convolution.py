@@ -32,15 +32,15 @@ class Window(NamedTuple):
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
 
-    def patches(self, x: Float[Tensor, "*n H W c"], fill: float = 0.0) -> Float[Tensor, "..."]:
-        """patches[h,w,p,q,c] = x̃[s h + d p, s w + d q, c], where x̃ is x with a border of `fill`.
+    def patches(self, x: Float[Tensor, "*n H W c"]) -> Float[Tensor, "*n h w P Q c"]:
+        """patches[h,w,p,q,c] = x̃[s h + d p, s w + d q, c], where x̃ is x with a border of zeros.
 
         A view of the padded image: `unfold` takes the windows, the slice drops what lies between
         the taps of a dilated kernel. The channels stand last, so that whoever lays the patches out
         as an array of their own moves rows of them and not single numbers.
         """
         top, bottom, left, right = self.padding
-        padded = F.pad(x, (0, 0, left, right, top, bottom), value=fill) if any(self.padding) else x
+        padded = F.pad(x, (0, 0, left, right, top, bottom)) if any(self.padding) else x
         (P, Q), (d, e) = self.kernel, self.dilation
         windows = padded.unfold(-3, d * (P - 1) + 1, self.stride[0])
         windows = windows.unfold(-3, e * (Q - 1) + 1, self.stride[1])  # h w c p q
@@ -79,6 +79,9 @@ def conv2d_forward(
     groups: int = 1,
 ) -> tuple[Float[Tensor, "*n O h w"], tuple]:
     """Each output is a weighted sum of a small patch of the image; all positions share the weights.
+
+    The equations write the channel before the pixel, as torch does; the code lays both out with the
+    channel last.
 
     Forward:
         z[n,g,o,h,w] = Σ_c,p,q patches[n,g,c,h,w,p,q] weight[g,o,c,p,q] + bias[g,o]
@@ -137,7 +140,8 @@ def conv2d_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tu
     grad_x = grad_weight = grad_bias = None
     if needs[0]:
         grad_x = _image_gradient(grad_z, weight, window, groups, (x.shape[-2], x.shape[-1]))
-    grad_z = _channels_last(grad_z, groups).flatten(1, 3)  # g nhw o
+    if needs[1] or needs[2]:
+        grad_z = _channels_last(grad_z, groups).flatten(1, 3)  # g nhw o
     if needs[1]:
         patches = window.patches(_channels_last(x, groups))  # g n h w p q c
         patches = patches.permute(0, 4, 5, 1, 2, 3, 6).flatten(3, 5)  # g p q nhw c, laid out anew
@@ -157,8 +161,7 @@ def _image_gradient(
     d (P − 1) zeros, and let the kernel run over it backwards, with its taps d apart. At pixel i its
     tap p then reads from s h = i − d p, which is the condition above.
     """
-    (P, Q), (s, t), (d, e) = window[0], window[1], window[3]
-    top, bottom, left, right = window.padding
+    (P, Q), (s, t), (top, bottom, left, right), (d, e) = window
     if (s, t) != (1, 1):
         spread = grad_z.new_zeros(
             *grad_z.shape[:-2], s * (grad_z.shape[-2] - 1) + 1, t * (grad_z.shape[-1] - 1) + 1

@@ -106,7 +106,7 @@ def fit(
         optimizer.step()
         return loss
 
-    one_step = GraphedUpdate(update) if graph else update
+    one_step = GraphedUpdate(update, list(model.parameters()), batch_size) if graph else update
     n = len(data.train)
     per_epoch = steps_per_epoch(n, batch_size)
     while done < epochs * per_epoch and not stop():
@@ -149,11 +149,12 @@ def _batches(
         skipped = first - number * batches
         if skipped >= batches:
             continue
-        inputs, targets = data.batch(part, dtype)
+        # Places between the pixels need more than the 8 bits of bfloat16.
+        inputs, targets = data.batch(part, dtype if augment is None else torch.float32)
         if augment is not None:
             generator = torch.Generator(inputs.device)
-            generator.manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + number)
-            inputs = channels_last(augment(inputs, generator))
+            generator.manual_seed(((seed * 1_000_003 + epoch) * 1_000_003 + number) % 2**63)
+            inputs = channels_last(augment(inputs, generator).to(dtype))
         split = zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
         yield from itertools.islice(split, max(0, skipped), None)
 

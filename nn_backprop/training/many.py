@@ -94,7 +94,8 @@ def fit_many(
     losses are NaN from that epoch on, and the other networks do not notice.
 
     Raises ValueError if the networks are not alike, not distinct or have frozen parameters; if
-    there are not as many seeds, rates or labels as networks; if a size, a name or a label is none.
+    there are not as many seeds, rates or labels as networks; if a size, a name or a label is not
+    valid.
     """
     M = len(models)
     shape = _shape(models)
@@ -156,7 +157,8 @@ def evaluate_many(
         size = len(models[group])
         params = _Stack(shape, size)
         _load(params, models[group])
-        loss, hits = params.flat.new_zeros(size), params.flat.new_zeros(size)
+        loss = params.flat.new_zeros(size)
+        hits = torch.zeros(size, dtype=torch.int64, device=shape.device)
         batches: dict[int, _Batch] = {}
         for part in indices.split(batch_size):
             N = len(part)
@@ -168,7 +170,7 @@ def evaluate_many(
             hits += (batch.forward(params).argmax(1) == y[:, 0]).sum(1)
             loss += batch.judge(y)
         losses.append(loss / n)
-        right.append(hits / n)
+        right.append(hits.to(torch.promote_types(shape.dtype, torch.float32)) / n)
     return ManyEvaluation(torch.cat(losses), torch.cat(right))
 
 

@@ -43,20 +43,21 @@ def make_optimizer(
 class LeanSGD(SGD):
     """torch's SGD for one small parameter on the CPU: its update without its bookkeeping.
 
-    That costs several times the arithmetic of a small network. The first step, and whatever is not
-    plain SGD with momentum and weight decay of one parameter of at most SMALL numbers, are left to
-    torch; so the state is its own, too.
+    That costs several times the arithmetic of a small network. What is not plain SGD with momentum
+    and weight decay of one parameter of at most SMALL numbers is left to torch, and so is the step
+    that makes the state. Hooks of the optimizer are not called.
     """
 
     def step(self, closure: Any = None) -> Any:
         group = self.param_groups[0]
         parameter = group["params"][0]
         state = self.state[parameter]
-        if not _is_lean(self, closure) or "momentum_buffer" not in state:
+        momentum, decay = group["momentum"], group["weight_decay"]
+        buffer = state.get("momentum_buffer")
+        if not _is_lean(self, closure) or (momentum and buffer is None):
             return super().step(closure)
         theta, grad, lr = parameter.data, parameter.grad, group["lr"]
-        momentum, decay, buffer = group["momentum"], group["weight_decay"], state["momentum_buffer"]
-        if momentum:  # buffer = momentum · buffer + grad + decay · theta
+        if buffer is not None:  # buffer = momentum · buffer + grad + decay · theta
             buffer.mul_(momentum).add_(grad)
             if decay:
                 buffer.add_(theta, alpha=decay)
