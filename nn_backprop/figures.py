@@ -324,7 +324,9 @@ def speed_ratios(
                 (reached,) = axes.plot([bar], [row], ">", color="black", markersize=5)
     if reached is not None:
         reached.set_label("to be reached")
-    axes.set(title=title, xscale="log", xlabel=f"{label} (logarithmic); bar: median")
+    figure.suptitle(title, fontsize=11)
+    figure.supxlabel(f"{label} (logarithmic); bar: median", fontsize=9)
+    axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())

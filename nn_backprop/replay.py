@@ -118,6 +118,8 @@ class Replay:
         return model is self._model and self._key == _key(model, inputs, targets)
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        for parameter in self._parameters:
+            parameter.grad = None  # so that the old gradients do not lie beside the new ones
         with torch.no_grad():
             loss, *grads = self._step(inputs, targets)
             for i in self._copied:
