@@ -325,7 +325,7 @@ def speed_ratios(
     if reached is not None:
         reached.set_label("to be reached")
     figure.suptitle(title, fontsize=11)
-    figure.supxlabel(f"{label} (logarithmic); bar: median", fontsize=9)
+    axes.set_xlabel(f"{label} (logarithmic); bar: median", fontsize=9)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
