@@ -214,13 +214,13 @@ class _Stage:
         self.weight, self.bias = conv.weight.detach(), conv.bias.detach()  # type: ignore[union-attr]
         self.grad_weight, self.grad_bias = grad_weight, grad_bias
         N, C, H, W = shape
-        O, _, P, Q = self.weight.shape  # noqa: E741
+        out_channels, _, P, Q = self.weight.shape
         h, w = H - P + 1, W - Q + 1
-        self.shape = (N, O, h // 2, w // 2)  # of a, in torch's order
+        self.shape = (N, out_channels, h // 2, w // 2)  # of a, in torch's order
         new = self.weight.new_empty
         self.patches = new(P, Q, N, h, w, C)
-        self.grad_z = new(N, h, w, O)
-        self.grad_kernel = new(P, Q, C, O)
+        self.grad_z = new(N, h, w, out_channels)
+        self.grad_kernel = new(P, Q, C, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         self.x = x

@@ -33,6 +33,7 @@ Loshchilov & Hutter 2019, algorithm 2 (the update).
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -125,7 +126,7 @@ def fit_many(
                 models[group], shape, data, seeds[group], rates[group], decays[group],
                 data.labels[None] if labels is None else labels[group],
                 optimizer, factors, epochs, batch_size,
-                lambda done, group=group: on_epoch(group, done),  # type: ignore[misc]
+                partial(on_epoch, group),
             )
         )  # fmt: skip
     return torch.cat(losses)
