@@ -27,7 +27,7 @@ import tyro
 from torch import nn
 
 from nn_backprop.by_hand_fast import flat_parameter
-from nn_backprop.data import DataError, load
+from nn_backprop.data import DataError, load, suited
 from nn_backprop.engines import for_training, has_bfloat16, in_precision
 from nn_backprop.models import CNN, MLP, MODELS
 from nn_backprop.monitor import Monitor
@@ -89,20 +89,20 @@ class Options:
     """Type of forward and backward; for bfloat16 the parameters stay in float32. auto is bfloat16
     where the device computes in it, else float32."""
     epochs: int | None = None
-    """Passes over the training data; by default 10 (cnn), 30 (mlp), 40 (happy), 1 (fast-cnn) or 12
-    (accurate-cnn)."""
+    """Passes over the training data; by default 10 (cnn), 30 (mlp), 40 (happy), and for the others
+    as DEFAULTS in train.py has it."""
     batch_size: int | None = None
-    """Examples a step; by default 128 (cnn), 128 (mlp), 32 (happy) or 128 (the others)."""
+    """Examples a step; by default 128 (cnn), 128 (mlp), 32 (happy), and as DEFAULTS has it."""
     lr: float | None = None
-    """Learning rate, with one-cycle its peak; by default 0.006 (cnn), 0.004 (mlp), 0.01 (happy) or
-    0.02 (the others)."""
+    """Learning rate, with one-cycle its peak; by default 0.006 (cnn), 0.004 (mlp), 0.01 (happy),
+    and as DEFAULTS has it."""
     optimizer: Literal["sgd", "adam"] = "adam"
     """sgd is plain gradient descent on batches."""
     schedule: Literal["constant", "one-cycle"] = "one-cycle"
     """How the learning rate changes over the run."""
     weight_decay: float | None = None
     """Share of each weight, times the learning rate, that is taken off at every step; by default
-    0.1 (cnn), 0.2 (mlp), 0.03 (happy) or 0.01 (the others)."""
+    0.1 (cnn), 0.2 (mlp), 0.03 (happy), and as DEFAULTS has it."""
     augment: bool = False
     """Train on images that are turned, stretched and shifted a little, each time anew."""
     graph: bool = False
@@ -209,6 +209,7 @@ def train(options: Options) -> int:
     model = MODELS[options.model]().to(
         device, torch.float64 if dtype == torch.float64 else torch.float32
     )
+    data = suited(data, model)
     if options.engine == "by-hand" and not isinstance(model, (CNN, MLP)):
         raise UsageError(
             f"--engine by-hand is written out for cnn, mlp and happy, not for {options.model}: "

@@ -16,7 +16,7 @@ With these letters a gradient is the forward's rearranged: the gradient of an op
 operand times grad_z, summed over every letter that the operand lacks.
 """
 
-from nn_backprop import by_hand, models, rules
+from nn_backprop import by_hand, layers, models, rules
 from nn_backprop.check import (
     Cause,
     GradientMismatch,
@@ -40,6 +40,7 @@ __all__ = [
     "by_hand",
     "check_gradients",
     "compare_gradients",
+    "layers",
     "models",
     "rules",
 ]

@@ -256,11 +256,11 @@ def export(command: Export) -> int:
 
 def evaluate(command: Evaluate) -> int:
     from nn_backprop import training
-    from nn_backprop.data import load
+    from nn_backprop.data import load, suited
 
     model, config = _trained(command.run)
     root = command.data_root or config["options"]["data_root"]
-    images = load(config["dataset"], root, say=_to_stderr)
+    images = suited(load(config["dataset"], root, say=_to_stderr), model)
     result = training.evaluate(model, images, images.test)
     confusion = result.confusion
     digits: list[dict[str, Any]] = []
@@ -289,7 +289,7 @@ def evaluate(command: Evaluate) -> int:
 
 
 def predict(command: Predict) -> int:
-    from nn_backprop.data import read_digit
+    from nn_backprop.data import read_digit, resize
 
     model, config = _trained(command.run)
     if not command.images:
@@ -298,7 +298,8 @@ def predict(command: Predict) -> int:
     pictures = [(path, read_digit(path, layout)) for path in command.images]
     rows: list[dict[str, Any]] = []
     for path, picture in pictures:
-        pixels = (picture[None].to(_dtype(model)) / 255 - config["mean"]) / config["std"]
+        picture = resize(picture[None], getattr(model, "image_size", picture.shape[-1]))
+        pixels = (picture.to(_dtype(model)) / 255 - config["mean"]) / config["std"]
         with torch.no_grad():
             probabilities = model.probabilities(model(pixels))[0]  # type: ignore[operator]
         digit = int(probabilities.argmax())

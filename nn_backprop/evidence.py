@@ -1,6 +1,7 @@
 """What an experiment found: rows, claims with verdicts and intervals, in one results.json."""
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,18 +24,29 @@ class Claim:
 
 
 def at_least(claim: str, published: float, values: Sequence[float]) -> Claim:
-    """The claim that the mean of what `values` were drawn from is `published` or more.
+    """The claim that the mean of what `values` were drawn from is `published` or more."""
+    return between(claim, published, values, low=published)
+
+
+def between(
+    claim: str,
+    published: float | str | None,
+    values: Sequence[float],
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Claim:
+    """The claim that the mean of what `values` were drawn from lies from `low` to `high`.
 
     Reproduced if the whole 95 % interval of the mean lies there, not reproduced if none of it does,
-    else undecided.
+    else undecided. For a claim about two groups, `values` are the differences of each seed.
     """
-    low, high = interval(values)
+    least, most = interval(values)
     verdict: Verdict = "undecided"
-    if low >= published:
+    if low <= least and most <= high:
         verdict = "reproduced"
-    elif high < published:
+    elif most < low or high < least:
         verdict = "not reproduced"
-    return Claim(claim, published, statistics.fmean(values), (low, high), verdict)
+    return Claim(claim, published, statistics.fmean(values), (least, most), verdict)
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:

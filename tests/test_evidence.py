@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nn_backprop.evidence import at_least, interval, markdown_table, write_results
+from nn_backprop.evidence import at_least, between, interval, markdown_table, write_results
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +32,21 @@ def test_a_verdict_follows_from_the_whole_interval(published, verdict):
     claim = at_least("accuracy", published, [0.94, 0.95, 0.96])
     assert claim.verdict == verdict
     assert claim.measured == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.9, 1.0, "reproduced"),
+        (0.95, 1.0, "undecided"),
+        (0.0, 0.95, "undecided"),
+        (0.945, 0.955, "undecided"),  # the interval is wider
+        (0.99, 1.0, "not reproduced"),
+        (0.0, 0.9, "not reproduced"),
+    ],
+)
+def test_a_claim_of_a_range_is_judged_by_the_whole_interval(low, high, verdict):
+    assert between("accuracy", None, [0.94, 0.95, 0.96], low, high).verdict == verdict
 
 
 def test_results_are_written_whole(tmp_path):

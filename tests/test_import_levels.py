@@ -18,13 +18,13 @@ LEVELS = {
     "tape": 1, "function": 1, "by_hand": 1, "by_hand_fast": 1, "replay": 2,
     "layers": 2,
     "models": 3,
-    "engines": 4, "export": 4,
+    "engines": 4, "export": 4, "study": 4,
     "monitor": 5,
     "__main__": 6,
 }  # fmt: skip
 # These stand beside: they import nothing of the levels nor one another, and are used from the
 # engines upward.
-BESIDE = {"check", "data", "training", "tracking", "figures", "evidence"}
+BESIDE = {"check", "counting", "data", "training", "tracking", "figures", "evidence"}
 # ... but for this: training draws its batches from data.ImageData.
 ALLOWED = {("training", "data")}
 FIRST_USER_OF_BESIDE = LEVELS["engines"]

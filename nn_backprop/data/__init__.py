@@ -5,6 +5,7 @@ from nn_backprop.data.images import ImageData, channels_last
 from nn_backprop.data.loading import load
 from nn_backprop.data.pictures import read_digit
 from nn_backprop.data.repair import prepare
+from nn_backprop.data.variants import resize, shift, subset, suited
 
 __all__ = [
     "DataError",
@@ -14,5 +15,9 @@ __all__ = [
     "load",
     "prepare",
     "read_digit",
+    "resize",
+    "shift",
+    "subset",
+    "suited",
     "verify",
 ]

@@ -12,7 +12,7 @@ class ImageData:
 
     name: str  # "mnist" or "digits"
     reason: str  # why this data set, or where it was found
-    images: Tensor  # uint8 (N, 1, 28, 28)
+    images: Tensor  # uint8 (N, 1, 28, 28); other sizes in `variants`
     labels: Tensor  # int64 (N,)
     train: Tensor  # int64 (n,): indices into images, as the next two
     validation: Tensor
@@ -21,7 +21,7 @@ class ImageData:
     std: float
 
     def batch(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Normalised images (n, 1, 28, 28) of dtype and labels (n,) at indices, int64 (n,)."""
+        """Normalised images (n, 1, H, W) of dtype and labels (n,) at indices, int64 (n,)."""
         images = self.images.index_select(0, indices)  # ten times as fast as images[indices]
         return channels_last(self.normalise(images, dtype)), self.labels.index_select(0, indices)
 

@@ -1,0 +1,30 @@
+"""What a network costs on paper: parameters, links, multiply-adds.
+
+A multiply-add is one product that is added to a sum; biases, activations and pools are not counted.
+torch.utils.flop_counter counts two operations for each, as the literature's FLOPs often do.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameters(model: nn.Module) -> int:
+    """Numbers that training may change: a weight that is used at many places counts once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@torch.no_grad()
+def multiply_adds(model: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-adds of one forward pass in evaluation mode, for the whole batch.
+
+    The virtual inputs of a border count like others. Only products of matrices and convolutions are
+    seen: a product written as a sum of element-wise ones is not.
+    """
+    was_training = model.training
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(*inputs)
+    model.train(was_training)
+    flops = counter.get_total_flops()
+    assert flops % 2 == 0
+    return flops // 2

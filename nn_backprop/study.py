@@ -1,0 +1,192 @@
+"""What every experiment over seeds has in common: its command, its trainings, what it leaves.
+
+A study trains many networks. Each training is a job: a call of a module-level function with one
+argument that can be pickled, and its result is a row, a dict of plain numbers and words. Jobs are
+shared out to processes of one thread each: two networks side by side use two cores better than one
+network that is split between them.
+"""
+
+import dataclasses
+import multiprocessing
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from nn_backprop import figures
+from nn_backprop.data import DataError
+from nn_backprop.evidence import Claim, markdown_table, write_results
+from nn_backprop.tracking import Run, RunError, default_run_dir, machine
+
+Job = TypeVar("Job")
+Row = dict[str, Any]
+
+
+class UsageError(Exception):
+    """One clear sentence: what was wrong, what was expected, what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOptions:
+    """What every study can be told; a script adds its own."""
+
+    seeds: int = 5
+    """Number of seeds, from 0; at least 2."""
+    workers: int = 2
+    """Trainings at the same time, each on one processor thread."""
+    data_root: Path | None = None
+    """Folder that holds MNIST/raw; by default $NN_BACKPROP_DATA, else the user's cache."""
+    smoke: bool = False
+    """Two seeds of a small version on the embedded digits, in seconds."""
+
+
+Options = TypeVar("Options", bound=StudyOptions)
+
+
+def command(kind: type[Options], doc: str | None, conduct: Callable[["Study", Options], None],
+            arguments: list[str] | None = None) -> int:  # fmt: skip
+    """Reads the options, conducts the study, and returns the exit code.
+
+    0 done, 2 bad input (told in one sentence), 130 interrupted. The study is named after the script
+    in which `conduct` stands.
+    """
+    name = Path(conduct.__code__.co_filename).stem
+    options = tyro.cli(kind, args=arguments, description=doc)
+    if options.smoke:
+        options = dataclasses.replace(options, seeds=2, workers=1)
+    try:
+        if options.seeds < 2:
+            raise UsageError(f"--seeds must be 2 or more, not {options.seeds}")
+        if options.workers < 1:
+            raise UsageError(f"--workers must be 1 or more, not {options.workers}")
+        with Study(name, options) as study:
+            conduct(study, options)
+    except (UsageError, DataError, RunError) as error:
+        print(f"{name}.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}.py: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+class Study:
+    """A study under way: its folder, which is a TensorBoard run too, and its trainings.
+
+    `folder` is `runs/<name>/<date>-<time>-<full|smoke>`, made with the first row. metrics.jsonl in
+    it gets what is logged as it arrives, so that an interrupted study has lost nothing.
+    """
+
+    def __init__(self, name: str, options: StudyOptions) -> None:
+        self.name, self.options = name, options
+        self.folder = default_run_dir(name, "smoke" if options.smoke else "full")
+        self.rows: list[Row] = []
+        self._began = time.perf_counter()
+        self._opened: Run | None = None
+
+    def __enter__(self) -> "Study":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
+    @property
+    def run(self) -> Run:
+        """The run directory, made when it is first asked for."""
+        if self._opened is None:
+            config = {"options": dataclasses.asdict(self.options), **machine()}
+            self._opened = Run.create(self.folder, config)
+        return self._opened
+
+    def carry_out(
+        self,
+        function: Callable[[Job], Row],
+        jobs: Sequence[Job],
+        tag: Callable[[Row], Mapping[str, float]] = lambda row: {},
+    ) -> list[Row]:
+        """Every job's row, in the order of the jobs; a progress bar meanwhile.
+
+        Rows are added to `rows`. `tag(row)` names numbers of it for TensorBoard, where the step is
+        how many jobs are done.
+        """
+        found: dict[int, Row] = {}
+        bar = tqdm(total=len(jobs), unit="training", desc=function.__name__.strip("_"))
+        with bar:
+            for number, row in _results(function, jobs, self.options.workers):
+                found[number] = row
+                step = len(self.rows) + len(found)
+                self.run.log(step, 0, {"done": float(step), **tag(row)})
+                bar.update()
+        rows = [found[number] for number in range(len(jobs))]
+        self.rows += rows
+        return rows
+
+    def finish(
+        self,
+        tables: Mapping[str, Sequence[Mapping[str, Any]]],
+        claims: Sequence[Claim],
+        figure: figures.Figure,
+    ) -> None:
+        """Writes results.json, .md and .png; prints tables and verdicts; shows the picture.
+
+        `tables` by title, what the rows come to. The Markdown file holds tables and verdicts.
+        """
+        seconds = time.perf_counter() - self._began
+        about = machine()
+        config = dataclasses.asdict(self.options)
+        write_results(
+            self.folder / "results.json", self.name, config, self.rows, claims, about, seconds
+        )
+        figures.save(figure, self.folder / "results.png")
+        self.run.figure("results", figure, len(self.rows))
+        if claims:
+            tables = {**tables, "Claims": [_told(claim) for claim in claims]}
+        text = "\n".join(f"**{title}**\n\n{markdown_table(rows)}" for title, rows in tables.items())
+        text += (
+            f"\n{self.options.seeds} seeds, {len(self.rows)} rows in {seconds / 60:.1f} minutes; "
+            f"{about['processor']}, {self.options.workers} processes of one thread, "
+            f"torch {about['versions']['torch']}\n"
+        )
+        (self.folder / "results.md").write_text(text, encoding="utf-8")
+        print(f"\n{text}\nTables, picture and results.json: {shlex.quote(str(self.folder))}")
+
+
+def _told(claim: Claim) -> dict[str, str]:
+    low, high = claim.interval
+    return {
+        "claim": claim.claim,
+        "published": "–" if claim.published is None else f"{claim.published}",
+        "measured": f"{claim.measured:.4g}",
+        "95 % interval": f"{low:.4g} to {high:.4g}",
+        "verdict": f"**{claim.verdict}**",
+    }
+
+
+def _results(
+    function: Callable[[Job], Row], jobs: Sequence[Job], workers: int
+) -> Iterator[tuple[int, Row]]:
+    """(number of the job, its row), in the order in which they are done."""
+    tasks = [(function, number, job) for number, job in enumerate(jobs)]
+    if workers == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield from map(_carry_out, tasks)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    # Spawned, since a forked torch may hang; they import the script anew, once each.
+    with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap_unordered(_carry_out, tasks)
+
+
+def _carry_out(task: tuple[Callable[[Any], Row], int, Any]) -> tuple[int, Row]:
+    function, number, job = task
+    return number, function(job)
