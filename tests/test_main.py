@@ -142,7 +142,7 @@ def test_a_run_that_goes_on_can_be_evaluated(half, capsys):
 
 @pytest.mark.skipif(not REAL_ROOT, reason="$NN_BACKPROP_DATA names no folder with MNIST")
 def test_evaluate_on_mnist(capsys, tmp_path):
-    model, images = MODELS["mlp"](), load("mnist", REAL_ROOT)
+    model, images = MODELS["mlp"](), load("mnist", REAL_ROOT, say=lambda line: None)
     optimizer = make_optimizer("adam", model.parameters(), 4e-3, 0.1)
     schedule = make_schedule("constant", optimizer, 4e-3, 1)
     fit(
