@@ -55,6 +55,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "happy": {"epochs": 40, "batch_size": 32, "lr": 1e-2, "weight_decay": 0.03},
     "fast-cnn": {"epochs": 1, "batch_size": 128, "lr": 2e-2, "weight_decay": 0.01},
     "accurate-cnn": {"epochs": 12, "batch_size": 128, "lr": 2e-2, "weight_decay": 0.01},
+    **{
+        net: {"epochs": 20, "batch_size": 32, "lr": 1e-2, "weight_decay": 0.0}
+        for net in ("net1", "net2", "net3", "net4", "net5", "net5-unshared")
+    },
+    **{
+        model: {"epochs": 10, "batch_size": 128, "lr": 4e-3, "weight_decay": 0.1}
+        for model in ("fully-connected", "locally-connected", "shared-weights")
+    },
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"model": "fast-cnn", "precision": "auto"},
@@ -78,9 +86,14 @@ class Options:
     preset: Literal["fast", "accurate"] | None = None
     """fast: the least time to 99 %. accurate: 99.6 % in minutes. They choose model, precision and
     augment; what is given beside them counts."""
-    model: Literal["cnn", "mlp", "happy", "fast-cnn", "accurate-cnn"] = "cnn"
+    model: Literal[
+        "cnn", "mlp", "happy", "fast-cnn", "accurate-cnn", "net1", "net2", "net3", "net4", "net5",
+        "net5-unshared", "fully-connected", "locally-connected", "shared-weights"
+    ] = "cnn"  # fmt: skip
     """cnn: two stages of convolution and pooling. mlp: 784-128-10. happy: 784-16-16-10 with sigmoid
-    and squared error. fast-cnn, accurate-cnn: those of the presets, with batch norm."""
+    and squared error. fast-cnn, accurate-cnn: those of the presets, with batch norm. net1 … net5:
+    LeCun's of 1989, on 16 × 16 pixels. fully-connected, locally-connected, shared-weights: the same
+    units, linked in three ways."""
     engine: Literal["autograd", "tape", "by-hand"] = "autograd"
     """What computes the gradients."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -158,13 +158,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def rules(command: Rules) -> int:
-    from torch.overrides import resolve_name
-
     from nn_backprop.rules import TABLE
+    from nn_backprop.rules.rule import name_of
 
     callables: dict[str, list[str]] = {}
     for function, rule in TABLE.items():
-        callables.setdefault(rule.name, []).append(resolve_name(function) or repr(function))
+        callables.setdefault(rule.name, []).append(name_of(function))
     chosen = _rules(command.name)
     rows: list[dict[str, Any]] = [
         {

@@ -1,7 +1,9 @@
 """What a network costs on paper: parameters, links, multiply-adds.
 
 A multiply-add is one product that is added to a sum; biases, activations and pools are not counted.
-torch.utils.flop_counter counts two operations for each, as the literature's FLOPs often do.
+torch.utils.flop_counter counts two operations for each, as the literature's FLOPs often do. A link
+leads from one unit, or from the constant 1 that a bias multiplies, to another: one for each
+multiply-add of an example, and one for each unit with a bias.
 """
 
 import torch
@@ -28,3 +30,21 @@ def multiply_adds(model: nn.Module, *inputs: Tensor) -> int:
     flops = counter.get_total_flops()
     assert flops % 2 == 0
     return flops // 2
+
+
+@torch.no_grad()
+def links(model: nn.Module, example: Tensor) -> int:
+    """Links of the network that sees `example`, a batch of one; shared weights have many each."""
+    units = 0
+
+    def count(module: nn.Module, inputs: object, output: Tensor) -> None:
+        nonlocal units
+        units += output.numel()
+
+    biased = [m for m in model.modules() if isinstance(getattr(m, "bias", None), Tensor)]
+    hooks = [module.register_forward_hook(count) for module in biased]
+    try:
+        return multiply_adds(model, example) + units
+    finally:
+        for hook in hooks:
+            hook.remove()

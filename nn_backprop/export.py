@@ -54,6 +54,9 @@ EXAMPLES: dict[str, Callable[[Draw], dict[str, Any]]] = {
     "conv2d": lambda draw: {
         "x": draw.normal(2, 3, 17, 19), "weight": draw.normal(11, 3, 7, 5),
         "bias": draw.normal(11), "stride": 3, "padding": 1},
+    "locally_connected2d": lambda draw: {
+        "x": draw.normal(2, 3, 13, 11), "weight": draw.normal(4, 3, 5, 3, 7, 5),
+        "bias": draw.normal(5, 4, 3), "stride": 3, "padding": 2},
     "max_pool2d": _pooled,
     "avg_pool2d": _pooled,
     "softmax": lambda draw: {"z": draw.normal(3, 5), "dim": 1},
@@ -74,6 +77,7 @@ EXAMPLES: dict[str, Callable[[Draw], dict[str, Any]]] = {
     "pow": lambda draw: {"z": draw.normal(3, 5), "exponent": 3},
     "log": lambda draw: {"z": draw.positive(3, 5)},
     "reshape": lambda draw: {"x": draw.normal(2, 3, 5), "shape": (5, 6)},
+    "pad": lambda draw: {"x": draw.normal(2, 3, 5), "pad": (1, 2, -1, 3), "value": -1.0},
     "permute": lambda draw: {"x": draw.normal(2, 3, 5), "dims": (2, 0, 1)},
     "cast": lambda draw: {"x": draw.normal(3, 5), "dtype": torch.float32},
     "sum": _reduced,

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
-from torch.overrides import resolve_name
 
 from nn_backprop import rules
 from nn_backprop.rules import Rule
+from nn_backprop.rules.locally_connected import locally_connected2d as local
+from nn_backprop.rules.rule import name_of
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class Case:
 
     @property
     def id(self) -> str:
-        name = resolve_name(self.function) or repr(self.function)
-        return " ".join(filter(None, [name.removeprefix("torch.nn."), self.note]))
+        name = name_of(self.function).removeprefix("torch.nn.")
+        return " ".join(filter(None, [name.removeprefix("nn_backprop.rules."), self.note]))
 
     @property
     def seed(self) -> int:
@@ -167,6 +168,14 @@ CASES: list[Case] = [
     Case(F.conv2d, (x(2, 2 * 3, 5, 7), x(2 * 5, 3, 2, 3), x(10), 1, 1, 1, 2), note="groups"),
     Case(F.conv2d, (x(2, 3, 5, 7), x(3 * 2, 1, 2, 3), x(6), 1, 0, 1, 3), note="depthwise"),
     Case(F.conv2d, (x(2, 3, 5, 7),), {"weight": x(11, 3, 2, 3), "padding": 1}, "keywords"),
+    # locally_connected2d
+    Case(local, (x(2, 3, 5, 7), x(4, 5, 11, 3, 2, 3), x(11, 4, 5))),
+    Case(local, (x(2, 3, 5, 7), x(4, 5, 11, 3, 2, 3)), note="no bias"),
+    Case(local, (x(3, 5, 7), x(4, 5, 2, 3, 2, 3), x(2, 4, 5)), note="no batch"),
+    Case(local, (x(2, 3, 7, 5), x(3, 2, 11, 3, 3, 2), x(11, 3, 2), (3, 4), (1, 1)), note="pairs"),
+    Case(local, (x(2, 3, 5, 7), x(2, 3, 5, 3, 2, 2), None, 3, 1), note="overreaching border"),
+    Case(local, (x(2, 3, 5, 7), x(5, 7, 2, 3, 2, 3), None, 1, "same"), note="same"),
+    Case(local, (x(2, 3, 5, 7),), {"weight": x(6, 7, 2, 3, 2, 3), "padding": 1}, "keywords"),
     # pooling
     *each([F.max_pool2d, torch.max_pool2d], apart(2, 3, 5, 7), 2),
     Case(F.max_pool2d, (apart(3, 5, 7), 2), note="no batch"),
@@ -302,6 +311,10 @@ CASES: list[Case] = [
     *each([T.T.__get__, torch.t, T.t, T.mT.__get__], x(3, 5)),
     *each([torch.t, T.t], x(5), note="vector"),
     *each([T.mT.__get__], x(2, 3, 5), note="batch"),
+    Case(F.pad, (x(2, 3, 5), (1, 2))),
+    Case(F.pad, (x(2, 3, 5, 7), [1, 0, 3, 2], "constant", -1.5), note="two axes, value"),
+    Case(F.pad, (x(2, 3, 5), (-1, 2, 1, -2)), note="cut"),
+    Case(F.pad, (x(2, 3, 5),), {"pad": (0, 1), "mode": "constant", "value": 2}, "keywords"),
     # copies
     *each([torch.clone, T.clone, T.contiguous], x(3, 5)),
     *each([torch.clone, T.clone, T.contiguous], x(3, 5), note="keywords",
@@ -330,7 +343,8 @@ CASES: list[Case] = [
 # The operands in which a rule is linear, or affine, while the others are held.
 LINEAR_IN = {
     "linear": ["x", "weight", "bias"], "matmul": ["x", "y"], "conv2d": ["x", "weight", "bias"],
-    "avg_pool2d": ["x"], "dropout": ["x"], "nll_loss": ["x"], "cross_entropy": ["y"],
+    "locally_connected2d": ["x", "weight", "bias"],
+    "avg_pool2d": ["x"], "pad": ["x"], "dropout": ["x"], "nll_loss": ["x"], "cross_entropy": ["y"],
     "batch_norm": ["weight", "bias"], "layer_norm": ["weight", "bias"],
     "add": ["x", "y"], "sub": ["x", "y"], "mul": ["x", "y"], "div": ["x"], "neg": ["z"],
     "reshape": ["x"], "permute": ["x"], "clone": ["x"], "cast": ["x"], "sum": ["x"], "mean": ["x"],

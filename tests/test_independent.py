@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from cases import Case, constant, labels, positive, shares, x
 
 from nn_backprop import backprop, by_hand, models, rules
+from nn_backprop.rules.locally_connected import locally_connected2d as local
 
 # torch says that an uneven border costs a copy; that is no fault here.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -95,6 +96,19 @@ def conv2d(x, weight, bias, stride=(1, 1), padding=(0, 0), dilation=(1, 1), grou
     return z
 
 
+def locally_connected2d(x, weight, bias, stride=(1, 1), padding=(0, 0)):
+    (N, _, *image), (*extent, out_channels, C, P, Q), z = sizes(x), sizes(weight), {}
+    border = [2 * width for width in padding]
+    rows, columns = map(read, image, (P, Q), stride, border, (1, 1))
+    assert extent == [len(rows), len(columns)]
+    for n, o, h, w in places(N, out_channels, *extent):
+        z[n, o, h, w] = bias[o, h, w] + sum(
+            x.get((n, c, rows[h][p], columns[w][q]), 0) * weight[h, w, o, c, p, q]
+            for c, p, q in places(C, P, Q)
+        )
+    return z
+
+
 def windows(x, kernel, stride, padding, dilation, ceil_mode):
     """{(n, c, h, w): the pixels that it reads}."""
     (N, C, *image), border = sizes(x), [2 * width for width in padding]
@@ -135,6 +149,18 @@ def sum_of_exp(z, dim):
 
 def log_softmax(z, dim):
     return {n: z[n] - log(s) for n, s in sum_of_exp(z, dim).items()}
+
+
+def pad(x, widths, mode, value):
+    """`widths` from the last axis on: before, after."""
+    pairs = list(zip(widths[::2], widths[1::2], strict=True))[::-1]
+    free = len(sizes(x)) - len(pairs)
+    before = [0] * free + [before for before, _ in pairs]
+    extent = [0] * free + [sum(pair) for pair in pairs]
+    return {
+        i: x.get(tuple(j - b for j, b in zip(i, before, strict=True)), mp.mpf(value))
+        for i in places(*[size + more for size, more in zip(sizes(x), extent, strict=True)])
+    }
 
 
 def reduced(each, reduction, D):
@@ -241,6 +267,9 @@ ROWS = [
         (x(1, 2, 7, 5), x(3, 2, 3, 2), x(3), (3, 2), (2, 1)),
         (x(1, 2, 5, 3), x(3, 2, 2, 2), x(3), (1, 1), "same", (1, 3)),
         (x(1, 4, 5, 7), x(6, 2, 2, 3), x(6), (2, 1), (1, 2), (3, 2), 2)]],
+    *[(locally_connected2d, Case(local, args)) for args in [
+        (x(2, 1, 3, 5), x(2, 3, 5, 1, 2, 3), x(5, 2, 3)),
+        (x(1, 2, 5, 3), x(2, 3, 3, 2, 3, 2), x(3, 2, 3), (3, 2), (1, 2))]],
     *[(max_pool2d, Case(F.max_pool2d, (IMAGE, *args))) for args in [
         ((2, 3), (2, 3)), ((3, 2), (2, 1), (1, 1), (1, 2)), ((2, 2), (3, 3), (1, 1), (1, 1), True),
         ((3, 5), (5, 4), (1, 2), (1, 1), True)]],
@@ -293,6 +322,8 @@ ROWS = [
     (reshape, Case(torch.reshape, (x(3, 10), (2, 15)))),
     (lambda x, dims: {tuple(n[d] for d in dims): x[n] for n in x},
      Case(torch.permute, (x(2, 3, 5), (2, 0, 1)))),
+    *[(pad, Case(F.pad, (x(2, 3, 5), widths, "constant", -1.5)))
+      for widths in [(1, 2), (0, 3, 2, 1), (-1, 2, 1, -1)]],
     (lambda x: dict(x), Case(torch.clone, (x(3, 5),))),
 ]  # fmt: skip
 NETWORKS = [

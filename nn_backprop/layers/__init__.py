@@ -1,3 +1,5 @@
 """The layers that torch.nn lacks, as `nn.Module`s: they hold parameters, the rules compute."""
 
-__all__: list[str] = []
+from nn_backprop.layers.locally_connected import LocallyConnected2d, UnitBiasConv2d
+
+__all__ = ["LocallyConnected2d", "UnitBiasConv2d"]

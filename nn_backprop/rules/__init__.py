@@ -19,6 +19,7 @@ from nn_backprop.rules import (
     convolution,
     dropout,
     linear,
+    locally_connected,
     loss,
     normalization,
     pooling,
@@ -40,6 +41,7 @@ _ROWS: list[tuple] = [
     ("matmul", linear, [torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm,
                         torch.bmm, Tensor.bmm]),
     ("conv2d", convolution, [F.conv2d]),
+    ("locally_connected2d", locally_connected, [locally_connected.locally_connected2d]),
     # pooling
     ("max_pool2d", pooling, [F.max_pool2d, torch.max_pool2d], adapters.max_pool2d),
     ("avg_pool2d", pooling, [F.avg_pool2d]),
@@ -89,6 +91,7 @@ _ROWS: list[tuple] = [
     ("permute", shape, [torch.transpose, Tensor.transpose], adapters.transpose),
     ("permute", shape, [_getter("T"), torch.t, Tensor.t], adapters.reverse_axes),
     ("permute", shape, [_getter("mT")], adapters.matrix_transpose),
+    ("pad", shape, [F.pad], adapters.pad),
     ("clone", shape, [torch.clone, Tensor.clone]),
     ("clone", shape, [Tensor.contiguous], adapters.contiguous),
     ("cast", shape, [Tensor.to], adapters.cast),

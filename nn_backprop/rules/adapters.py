@@ -120,6 +120,12 @@ def permute(input, *dims, **named) -> Read:
     return (input, tuple(dims)), False
 
 
+def pad(input, pad, mode="constant", value=None) -> Read:
+    if mode != "constant":
+        raise NotImplementedError(f"padding of mode {mode!r}")
+    return (input, tuple(pad), 0.0 if value is None else value), False
+
+
 def transpose(input, dim0, dim1) -> Read:
     dims = list(range(input.dim()))
     if not dims:  # a scalar, whose one axis 0 torch imagines

@@ -32,6 +32,12 @@ class Window(NamedTuple):
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
 
+    def places(self, H: int, W: int) -> tuple[int, int]:
+        """How many places the window has on an image: (rows, columns); 0 or less if none."""
+        (P, Q), (s, t), (top, bottom, left, right), (d, e) = self
+        h = (H + top + bottom - d * (P - 1) - 1) // s + 1
+        return h, (W + left + right - e * (Q - 1) - 1) // t + 1
+
     def patches(self, x: Float[Tensor, "*n H W c"]) -> Float[Tensor, "*n h w P Q c"]:
         """patches[h,w,p,q,c] = x̃[s h + d p, s w + d q, c], where x̃ is x with a border of zeros.
 
@@ -131,7 +137,7 @@ def conv2d_forward(
     """
     z = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     kernel = (weight.shape[2], weight.shape[3])
-    window = Window(kernel, pair(stride), _border(padding, kernel, pair(dilation)), pair(dilation))
+    window = Window(kernel, pair(stride), border(padding, kernel, pair(dilation)), pair(dilation))
     return z, (x, weight, window, groups)
 
 
@@ -192,7 +198,7 @@ def pair(size: Pair) -> tuple[int, int]:
     return (size[0], size[0]) if len(size) == 1 else (size[0], size[1])
 
 
-def _border(padding: Pair | str, kernel: tuple, dilation: tuple) -> tuple[int, int, int, int]:
+def border(padding: Pair | str, kernel: tuple, dilation: tuple) -> tuple[int, int, int, int]:
     """Rows and columns added at the top, bottom, left and right.
 
     'same' adds d (k − 1) an axis, so that z is as large as x; of an odd number, the larger half

@@ -7,9 +7,16 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor
+from torch.overrides import resolve_name
 
 # What torch calls an argument, and the place at which our forwards take it.
 _PLACES = {"input": 0, "self": 0, "other": 1, "mat2": 1, "target": 1}
+
+
+def name_of(function: Callable) -> str:
+    """What people call a torch callable, or one of ours: torch.nn.functional.relu."""
+    own = getattr(function, "__name__", repr(function))
+    return resolve_name(function) or f"{getattr(function, '__module__', 'torch')}.{own}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ equals Σ x·(backward of u) over the inputs.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -71,6 +72,38 @@ def permute_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> t
     (dims,) = saved
     inverse = sorted(range(len(dims)), key=lambda d: dims[d] % len(dims))
     return (grad_z.permute(inverse) if needs[0] else None,)
+
+
+def pad_forward(x: Array, pad: tuple[int, ...], value: float = 0.0) -> tuple[Array, tuple]:
+    """A border of constants; one of negative width cuts off instead.
+
+    Forward:
+        z[i] = x[i − before] where 0 ≤ i − before < size, else value;  i along each padded axis
+
+    Derivation:
+        Inside, z is a copy of x that has moved by the width of the border, and its gradient moves
+        back. The border does not depend on x, so what arrives there goes nowhere. What a negative
+        width cut off reached no output, and its gradient is 0.
+
+    Backward:
+        grad_x[i] = grad_z[i + before] where 0 ≤ i + before < its size, else 0
+
+    Saved:
+        the widths.
+
+    Shapes:
+        `pad` holds (before, after) of the last axis, then of the one before it, and so on; those
+        axes of z are as much longer.
+
+    Source:
+        the transpose of a matrix with a single 1 in each column.
+    """
+    return F.pad(x, pad, value=value), (pad,)
+
+
+def pad_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tuple:
+    (pad,) = saved
+    return (F.pad(grad_z, [-width for width in pad]) if needs[0] else None,)
 
 
 def clone_forward(

@@ -1,0 +1,57 @@
+"""Three networks with the same units: fully connected, locally connected, with shared weights."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nn_backprop.layers import LocallyConnected2d
+from nn_backprop.models.mlp import MLP
+
+
+class FieldNetwork(nn.Module):
+    """Four maps of 14 × 14 units, eight of 7 × 7, ten outputs; the units have 5 × 5 fields.
+
+    `fields1` and `fields2` make the maps. Fields lie two pixels apart, in a border of zeros; units
+    are ReLUs.
+
+    Shapes: inputs (N, 1, 28, 28); output (N, 10), logits.
+    """
+
+    loss_name = "cross_entropy"
+
+    def __init__(self, fields1: nn.Module, fields2: nn.Module) -> None:
+        super().__init__()
+        self.fields1, self.fields2 = fields1, fields2
+        self.output = nn.Linear(8 * 7 * 7, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.fields1(x))
+        x = F.relu(self.fields2(x))
+        return self.output(x.flatten(1))
+
+    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy of a batch: output (N, 10) logits, targets (N,) in 0..9."""
+        return F.cross_entropy(output, targets)
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        """The confidence in each class, (N, 10): softmax of the logits."""
+        return output.softmax(1)
+
+
+def fully_connected() -> MLP:
+    """784 and 392 hidden units, as the others have, each fed by all below: 927,090 weights."""
+    return MLP((28 * 28, 4 * 14 * 14, 8 * 7 * 7, 10))
+
+
+def locally_connected() -> FieldNetwork:
+    """Fields with weights of their own: 63,906 weights on as many links."""
+    return FieldNetwork(
+        LocallyConnected2d(1, 4, 28, 5, stride=2, padding=2),
+        LocallyConnected2d(4, 8, 14, 5, stride=2, padding=2),
+    )
+
+
+def shared_weights() -> FieldNetwork:
+    """The same links with 4,842 weights."""
+    return FieldNetwork(
+        nn.Conv2d(1, 4, 5, stride=2, padding=2), nn.Conv2d(4, 8, 5, stride=2, padding=2)
+    )

@@ -1,0 +1,240 @@
+"""Fields with weights of their own, fields with shared ones, and the networks made of them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from jaxtyping import TypeCheckError
+from torch.testing import assert_close
+
+from nn_backprop import as_function, backprop, check_gradients, counting, layers, models, rules
+from nn_backprop.engines import disagreement
+from nn_backprop.layers import LocallyConnected2d, UnitBiasConv2d
+from nn_backprop.rules.locally_connected import locally_connected2d
+
+# (input size, kernel, stride, padding): the last leave rows and columns unread
+GEOMETRIES = [
+    ((5, 7), (2, 3), 1, 0),
+    ((7, 5), 3, 2, 1),
+    ((7, 11), (3, 2), (2, 3), (1, 0)),
+    ((11, 7), (5, 3), 4, 2),
+]
+KINDS = [LocallyConnected2d, UnitBiasConv2d]
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_geometry = pytest.mark.parametrize(("size", "kernel", "stride", "padding"), GEOMETRIES)
+
+
+@every_geometry
+def test_with_equal_weights_everywhere_it_is_a_convolution(size, kernel, stride, padding):
+    layer = LocallyConnected2d(3, 5, size, kernel, stride, padding).double()
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    shared, bias = torch.randn(5, 3, *layer.kernel_size).double(), torch.randn(5).double()
+    with torch.no_grad():
+        layer.weight.copy_(shared.expand_as(layer.weight))
+        layer.bias.copy_(bias[:, None, None].expand_as(layer.bias))
+    assert_close(layer(image), F.conv2d(image, shared, bias, stride, padding))
+    assert_close(layer(image[0]), layer(image)[0])
+
+
+@every_geometry
+def test_the_shared_gradient_is_the_sum_of_the_unshared_ones(size, kernel, stride, padding):
+    """Of both our rules, whose backward passes have not a line in common."""
+    local, conv = rules.TABLE[locally_connected2d], rules.TABLE[F.conv2d]
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    h, w = LocallyConnected2d(3, 5, size, kernel, stride, padding).weight.shape[:2]
+    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+    shared = torch.randn(5, 3, *kernel, dtype=torch.float64)
+    own = shared.expand(h, w, *shared.shape)
+    z, saved = conv.forward(image, shared, None, stride, padding)
+    z_own, saved_own = local.forward(image, own, None, stride, padding)
+    assert_close(z_own, z)
+    grad_z = torch.randn_like(z)
+    grad_x, grad_shared, _ = conv.backward(grad_z, saved, (True, True, False))
+    grad_x_own, grad_own, _ = local.backward(grad_z, saved_own, (True, True, False))
+    assert_close(grad_own.sum((0, 1)), grad_shared, rtol=1e-12, atol=1e-12)
+    assert_close(grad_x_own, grad_x, rtol=1e-12, atol=1e-12)
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_gradients_pass_the_checker(kind, dtype):
+    torch.manual_seed(0)
+    layer = kind(3, 5, (7, 11), (2, 3), (2, 3), (1, 0), dtype=dtype)
+    report = check_gradients(layer, torch.randn(2, 3, 7, 11, dtype=dtype))
+    assert report.ok, report
+    # ... and so does our own backward, against torch's through the plain forward
+    rule = as_function(rules.TABLE[locally_connected2d])
+    image, weight = torch.randn(2, 3, 5, 7, dtype=dtype), torch.randn(4, 5, 2, 3, 2, 3, dtype=dtype)
+    bias = torch.randn(2, 4, 5, dtype=dtype)
+    report = check_gradients(rule, image, weight, bias, reference=locally_connected2d)
+    assert report.ok, report
+
+
+def test_the_checker_refuses_a_spoilt_backward():
+    class Spoilt(as_function(rules.TABLE[locally_connected2d])):
+        @staticmethod
+        def backward(ctx, grad_z):
+            grad_x, grad_weight, *rest = super(Spoilt, Spoilt).backward(ctx, grad_z)
+            return grad_x, grad_weight.mean((0, 1), keepdim=True).expand_as(grad_weight), *rest
+
+    image, weight = torch.randn(2, 3, 5, 7).double(), torch.randn(4, 5, 2, 3, 2, 3).double()
+    report = check_gradients(Spoilt, image, weight, reference=locally_connected2d)
+    assert report.verdict == "fail"
+
+
+@pytest.mark.parametrize("net", models.NETS)
+def test_the_tape_has_autograds_gradients_on_the_networks_of_1989(net):
+    torch.manual_seed(0)
+    model, inputs = models.NETS[net](), 2 * torch.rand(7, 1, 16, 16) - 1
+    found = disagreement(model, inputs, torch.randint(10, (7,)))
+    assert set(found) == {"tape"} and max(found["tape"].values()) < 1e-13
+
+
+@pytest.mark.parametrize("name", ["fully-connected", "locally-connected", "shared-weights"])
+def test_all_engines_agree_on_the_three_families(name):
+    torch.manual_seed(0)
+    found = disagreement(models.MODELS[name](), torch.randn(3, 1, 28, 28), torch.tensor([1, 0, 9]))
+    assert set(found) == ({"tape", "by-hand"} if name == "fully-connected" else {"tape"})
+    assert max(max(grads.values()) for grads in found.values()) < 1e-13
+
+
+def test_backprop_names_the_gradients_of_a_layer():
+    layer, image = LocallyConnected2d(2, 3, 5, 3), torch.randn(2, 2, 5, 5)
+    _, grads = backprop(layer, lambda z, y: (z * y).sum(), image, torch.randn(2, 3, 3, 3))
+    assert {name: grad.shape for name, grad in grads.items()} == {
+        "weight": (3, 3, 3, 2, 3, 3),
+        "bias": (3, 3, 3),
+    }
+
+
+# --- counts ---
+
+
+@every_geometry
+def test_weights_and_links_are_as_many_as_the_formulas_say(size, kernel, stride, padding):
+    local = LocallyConnected2d(3, 5, size, kernel, stride, padding)
+    shared = UnitBiasConv2d(3, 5, size, kernel, stride, padding)
+    image = torch.randn(1, 3, *size)
+    P, Q = local.kernel_size
+    _, _, h, w = local(image).shape
+    units = 5 * h * w
+    assert shared(image).shape == (1, 5, h, w)
+    assert counting.multiply_adds(local, image) == units * 3 * P * Q
+    assert counting.links(local, image) == counting.links(shared, image) == units * (3 * P * Q + 1)
+    assert counting.parameters(local) == units * (3 * P * Q + 1)
+    assert counting.parameters(shared) == 5 * 3 * P * Q + units
+
+
+@pytest.mark.parametrize(
+    ("net", "links", "weights"),
+    [
+        ("net1", 2_570, 2_570),
+        ("net2", 3_214, 3_214),
+        ("net3", 1_226, 1_226),
+        ("net4", 2_266, 1_132),
+        ("net5", 5_194, 1_060),
+        ("net5-unshared", 5_194, 5_194),
+    ],
+)
+def test_the_counts_of_1989(net, links, weights):
+    model = models.NETS[net]()
+    assert counting.links(model, torch.rand(1, 1, 16, 16)) == links
+    assert counting.parameters(model) == weights
+
+
+def test_the_three_families_have_the_same_units():
+    image = torch.randn(1, 1, 28, 28)
+    full, local, shared = (
+        models.MODELS[name]() for name in ("fully-connected", "locally-connected", "shared-weights")
+    )
+    links = 784 * 26 + 392 * 101 + 3_930
+    assert counting.links(local, image) == counting.links(shared, image) == links
+    assert counting.parameters(local) == links == 63_906
+    assert counting.parameters(shared) == 4 * 26 + 8 * 101 + 3_930 == 4_842
+    assert counting.links(full, image) == counting.parameters(full) == 927_090
+
+
+# --- the networks of 1989 ---
+
+
+def test_the_unit_of_1989_keeps_1_and_minus_1():
+    z = torch.tensor([1.0, -1.0, 0.0])
+    assert_close(1.7159 * torch.tanh(2 / 3 * z), z, rtol=0, atol=1e-4)
+
+
+def test_the_border_is_a_constant_background():
+    """A unit in the corner of Net-3 sees five virtual inputs of −1 among its nine."""
+    model = models.NETS["net3"]()
+    image = torch.rand(1, 1, 16, 16)
+    seen = []
+    model.layers[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model(image)
+    (padded,) = seen
+    assert padded.shape == (1, 1, 18, 18) and padded[0, 0, :3, :3].eq(-1).sum() == 5
+    assert torch.equal(padded[0, 0, 1:-1, 1:-1], image[0, 0])
+
+
+def test_the_start_is_within_its_bounds():
+    for net in models.NETS.values():
+        for layer in net().layers:
+            fan_in = layer.weight[0, 0, 0].numel() if layer.weight.dim() == 6 else None
+            fan_in = fan_in or layer.weight[0].numel()
+            for parameter in layer.parameters():
+                assert 0 < parameter.abs().max() <= 2.4 / (fan_in + 1)
+
+
+def test_the_loss_of_1989_is_a_sum_of_squares():
+    model = models.NETS["net1"]()
+    output = torch.full((2, 10), -1.0)
+    output[0, 3] = 0.5
+    # example 0, class 3: 0.25; example 1, class 7: (−1 − 1)²
+    assert model.loss(output, torch.tensor([3, 7])).item() == (0.25 + 4) / 2
+    p = model.probabilities(output)
+    assert_close(p.sum(1), torch.ones(2))
+    assert p[0].argmax() == 3 and p[0, 3] > 0.99
+
+
+# --- what is refused ---
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"in_channels": 0}, "in_channels must be at least 1, not 0"),
+        ({"out_channels": -1}, "out_channels must be at least 1, not -1"),
+        ({"input_size": (5, 0)}, "input_size must be at least 1, not \\(5, 0\\)"),
+        ({"kernel_size": 0}, "kernel_size must be at least 1"),
+        ({"stride": 0}, "stride must be at least 1"),
+        ({"padding": -1}, "padding must not be negative"),
+        ({"padding": "full"}, "'valid', 'same' or a number, not 'full'"),
+        ({"padding": "same", "stride": 2}, "'same' needs stride 1"),
+        ({"kernel_size": (3, 8)}, "3 × 8 pixels does not fit into an image of 5 × 7"),
+    ],
+)
+def test_impossible_arguments_are_named(kind, wrong, named):
+    right = {"in_channels": 2, "out_channels": 3, "input_size": (5, 7), "kernel_size": 3}
+    kind(**right)
+    with pytest.raises(ValueError, match=named):
+        kind(**(right | wrong))
+
+
+@every_kind
+def test_an_image_of_another_size_is_refused(kind):
+    with pytest.raises(ValueError, match="images of 5 × 5 pixels, not 5 × 7"):
+        kind(2, 3, 5, 3)(torch.randn(1, 2, 5, 7))
+
+
+def test_the_function_refuses_weights_for_another_output():
+    weight = torch.randn(4, 5, 2, 3, 2, 3)
+    with pytest.raises(ValueError, match=r"for 4 × 5 places, but a 2 × 3 field .* has 4 × 6"):
+        locally_connected2d(torch.randn(1, 3, 5, 8), weight)
+    with pytest.raises((ValueError, TypeCheckError)):  # the latter only where shapes are checked
+        locally_connected2d(torch.randn(1, 2, 5, 7), weight)
+
+
+@every_kind
+def test_layers_say_what_they_are(kind):
+    shown = repr(kind(2, 3, (5, 7), 3, 2, 1))
+    for part in ("2, 3, input_size=(5, 7)", "kernel_size=(3, 3)", "stride=2", "padding=1"):
+        assert part in shown
+    assert layers.__all__
