@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +388,53 @@ def log_lines(
         axes.set(xscale="log", yscale="log", xlabel=f"{name}, logarithmic", ylabel=label)
         axes.set_xticks(places, [f"{x:g}" for x in places], rotation=45 if len(places) > 8 else 0)
         axes.xaxis.set_minor_formatter(NullFormatter())
+        _legend(axes)
+    return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes of `panels`: a line a contestant, through the means of its values at x."""
+
+    title: str
+    x: str
+    y: str
+    lines: Mapping[str, Mapping[Any, Sequence[float]]]  # contestant: {x: values of the seeds}
+    log_x: bool = False
+    log_y: bool = False
+
+
+def panels(title: str, contents: Sequence[Panel], columns: int = 3) -> Figure:
+    """Means over seeds, with bars of one standard deviation where there are several values.
+
+    A contestant has the same colour in all panels.
+    """
+    columns = min(columns, len(contents))
+    rows = math.ceil(len(contents) / columns)
+    figure = Figure(figsize=(4.7 * columns, 0.4 + 4 * rows), dpi=_DPI, layout="constrained")
+    figure.suptitle(title)
+    names = list(dict.fromkeys(name for panel in contents for name in panel.lines))
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in places[len(contents) :]:
+        axes.remove()
+    for axes, panel in zip(places, contents, strict=False):
+        for name, points in panel.lines.items():
+            x, values = list(points), list(points.values())
+            bars = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
+            number = names.index(name)
+            axes.errorbar(
+                x, [np.mean(v) for v in values], bars, color=_LINES[number % len(_LINES)],
+                marker="os^vD"[number % 5], markersize=5, capsize=3, label=name,
+            )  # fmt: skip
+        axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+        shown = sorted({x for points in panel.lines.values() for x in points})
+        if panel.log_x:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        if panel.log_y:
+            axes.set_yscale("log")
+        if len(shown) <= 10:
+            axes.set_xticks(shown, [f"{x:,g}" for x in shown])
         _legend(axes)
     return figure
 

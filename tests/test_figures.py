@@ -127,6 +127,31 @@ def test_precision_recall_gives_the_average_precision_of_each_class():
     assert low < 2 / 3 and high > 1
 
 
+def test_panels_draw_means_and_deviations_of_each_contestant():
+    lines = {"ours": {1: [1.0, 3.0], 10: [5.0]}, "theirs": {10: [7.0]}}
+    first = figures.Panel("First", "n", "accuracy, %", lines, log_x=True)
+    second = figures.Panel("Second", "shift", "error, %", {"theirs": {0: [2.0, 2.0]}}, log_y=True)
+    figure = rendered(figures.panels("Both", [first, second]))
+    one, two = figure.axes
+    assert figure.get_suptitle() == "Both"
+    assert (one.get_title(), one.get_xlabel(), one.get_ylabel()) == ("First", "n", "accuracy, %")
+    assert (one.get_xscale(), two.get_xscale()) == ("log", "linear")
+    assert (one.get_yscale(), two.get_yscale()) == ("linear", "log")
+    ours, theirs = one.containers
+    np.testing.assert_array_equal(ours.lines[0].get_xydata(), [[1, 2], [10, 5]])
+    (bar,) = ours.lines[2]
+    heights = [np.ptp(segment[:, 1]) for segment in bar.get_segments()]
+    np.testing.assert_allclose(heights, [2 * 2**0.5, 0])  # one deviation either way
+    assert [text.get_text() for text in one.get_xticklabels()] == ["1", "10"]
+    # a contestant keeps its colour from panel to panel
+    assert theirs.lines[0].get_color() == two.containers[0].lines[0].get_color()
+
+
+def test_panels_without_contents_are_not_drawn():
+    panel = figures.Panel("", "", "", {"a": {0: [1.0]}})
+    assert len(figures.panels("", [panel] * 4).axes) == 4
+
+
 def test_a_saved_figure_is_a_small_png_and_leaves_nothing_else(tmp_path):
     figures.save(figures.weight_images(torch.randn(64, 28, 28), "W"), tmp_path / "weights.png")
     (file,) = tmp_path.iterdir()
