@@ -225,7 +225,7 @@ def train(options: Options) -> int:
     data = suited(data, model)
     if options.engine == "by-hand" and not isinstance(model, (CNN, MLP)):
         raise UsageError(
-            f"--engine by-hand is written out for cnn, mlp and happy, not for {options.model}: "
+            f"--engine by-hand is written out for the MLP and the CNN, not for {options.model}: "
             "choose autograd or tape"
         )
     engine = for_training(options.engine)

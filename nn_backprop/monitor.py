@@ -160,5 +160,8 @@ def _first_layer(model: nn.Module) -> Tensor:
     """The first layer's weights as images, (units, H, W), in the pixels of the input."""
     weight = next(model.parameters()).detach()
     if weight.dim() == 2:
-        return weight.view(-1, 28, 28)
+        side = math.isqrt(weight.shape[1])
+        return weight.view(-1, side, side)
+    if weight.dim() == 6:  # fields with weights of their own: (h, w, o, c, p, q)
+        return weight[..., 0, :, :].flatten(0, 2)
     return F.pixel_shuffle(weight, math.isqrt(weight.shape[1]))[:, 0]  # see NormCNN's blocks

@@ -9,6 +9,7 @@ network that is split between them.
 import dataclasses
 import multiprocessing
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -183,8 +184,14 @@ def _results(
             torch.set_num_threads(threads)
         return
     # Spawned, since a forked torch may hang; they import the script anew, once each.
-    with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, _start) as pool:
         yield from pool.imap_unordered(_carry_out, tasks)
+
+
+def _start() -> None:
+    """A process begins: with one thread, and deaf to Ctrl-C, which its parent hears."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _carry_out(task: tuple[Callable[[Any], Row], int, Any]) -> tuple[int, Row]:

@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.metadata import PLUGIN_NAME as HPARAMS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from nn_backprop import __main__ as program
 from nn_backprop import data, engines, figures, monitor
 from nn_backprop.data import download
 from nn_backprop.training import read_checkpoint
@@ -239,6 +240,27 @@ def test_every_option_has_its_sentence():
     assert len(body) == 2 * len(OPTIONS)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["net5", "net5-unshared", "locally-connected", "shared-weights"])
+def test_a_network_with_fields_trains_is_evaluated_and_predicts(model, tmp_path, capsys):
+    """16 × 16 pixels for the networks of 1989, and first layers of every form, for the pictures."""
+    run = tmp_path / "run"
+    arguments = ["--model", model, "--data", "digits", "--epochs", "2", "--run-dir", str(run)]
+    assert train.main([*arguments, "--engine", "tape"]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["max_gradient_disagreement"] < 1e-12
+    assert summary["validation_accuracy"] > 0.5  # chance is 0.1
+    capsys.readouterr()
+    assert program.main(["evaluate", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == summary["test_accuracy"]
+    picture = tmp_path / "one.png"
+    image = data.load("digits").images[0, 0]
+    Image.fromarray(image.numpy()).save(picture)
+    assert program.main(["predict", str(run), str(picture), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert 0 <= row["digit"] <= 9 and 0.1 < row["confidence"] <= 1
+
+
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as exit:
         train.main(["--help"])
@@ -308,7 +330,7 @@ def test_the_largest_seed_augments(capsys):
 def test_by_hand_is_for_the_networks_that_are_written_out(capsys):
     assert digits("run", "--engine", "by-hand", model="fast-cnn") == 2
     said = capsys.readouterr().err
-    assert "--engine by-hand is written out for cnn, mlp and happy, not for fast-cnn" in said
+    assert "--engine by-hand is written out for the MLP and the CNN, not for fast-cnn" in said
     assert not Path("run").exists()
 
 
