@@ -9,7 +9,7 @@ multiply-add of an example, and one for each unit with a bias.
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
