@@ -648,6 +648,10 @@ def test_interpolate_sends_back_along_the_way_that_it_read(dtype, layout, mode):
         assert torch.equal(grad, copies.to(dtype).view(rows, 1).expand_as(grad))
 
 
+def test_interpolate_of_no_images():
+    check.matches_autograd(Case(F.interpolate, (x(0, 3, 5, 7), None, 2)))
+
+
 REFUSED = [
     (F.interpolate, (x(1, 3, 5, 7), 11), {"mode": "bilinear"}, "bilinear"),
     (F.interpolate, (x(3, 5, 7), 11), {}, "3 axes"),

@@ -26,15 +26,17 @@ class OctaveConv2d(nn.Module):
     in place of a pair, and terms with X^L fall away; likewise with `alpha_out` = 0.
 
     Gradients:
-        f is linear in its image and in its weight. Let f*(grad; W) be what a convolution gives
-        back to its image and f°(X, grad) what it gives to its weight, as derived at the rule
-        conv2d: for one position of the kernel, all its places (h, w) summed,
-            f*(grad; W)[n,c,i,j] = Σ_o,p,q grad[n,o,i−p,j−q] W[o,c,p,q]
-            f°(X, grad)[o,c,p,q] = Σ_n,h,w grad[n,o,h,w] X[n,c,h+p,w+q]
-        with p and q counted from the middle of the kernel. What Y^H gets reaches X^L through up₂,
-        whose way back up₂ᵀ adds up the (at most) four copies of a pixel; what Y^L gets reaches X^H
-        through pool₂, whose way back pool₂ᵀ spreads a mean over the (at most) four pixels of its
-        window. X^H and X^L are used twice each, so that two terms add up:
+        With p and q counted from the middle of the kernel, and zeros beyond the border, f is
+            f(X; W)[n,o,h,w] = Σ_c,p,q X[n,c,h+p,w+q] W[o,c,p,q].
+        What a gradient G at its output makes of one at its image and of one at its weight is
+        derived at the rule conv2d; call them
+            f*(G; W)[n,c,i,j] = Σ_o,p,q G[n,o,i−p,j−q] W[o,c,p,q]
+            f°(X, G)[o,c,p,q] = Σ_n,h,w G[n,o,h,w] X[n,c,h+p,w+q].
+        A sum hands its gradient on to both its terms. That of Y^H goes on through up₂, each of
+        whose outputs copies a pixel: on the way back, up₂ᵀ, a pixel adds up its (at most) four
+        copies. That of Y^L reaches X^H through pool₂, each of whose outputs is a mean: on the way
+        back, pool₂ᵀ, every one of its (at most) four pixels receives an equal part. X^H and X^L are
+        used twice each, so two terms come together:
 
             grad_W^HH = f°(X^H, grad_Y^H)           grad_W^LH = f°(X^L, up₂ᵀ grad_Y^H)
             grad_W^LL = f°(X^L, grad_Y^L)           grad_W^HL = f°(pool₂ X^H, grad_Y^L)
@@ -101,7 +103,6 @@ class OctaveConv2d(nn.Module):
         low_out = _low("out", out_channels, alpha_out)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, (P, Q)
         self.alpha_in, self.alpha_out = alpha_in, alpha_out
-        self.channels_in = (in_channels - low_in, low_in)
 
         def parameter(*shape: int) -> Any:
             if not all(shape):  # there are no such channels
@@ -109,6 +110,7 @@ class OctaveConv2d(nn.Module):
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
         high_in, high_out = in_channels - low_in, out_channels - low_out
+        self.channels_in = high_in, low_in
         self.weight_hh = parameter(high_out, high_in, P, Q)
         self.weight_lh = parameter(high_out, low_in, P, Q)
         self.weight_hl = parameter(low_out, high_in, P, Q)

@@ -55,15 +55,16 @@ def upsample_nearest_forward(
     """
     H, W = x.shape[-2:]
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32  # in which torch divides
-    numbers = torch.zeros_like(x[:1, :1], dtype=kind)
+    like = x[:1, :1] if len(x) else x.new_empty(1, 1, H, W)
+    zeros = torch.zeros_like(like, dtype=kind)  # laid out in memory as x is
     z, row, column = (
         F.interpolate(
             image, size, scale_factor, mode, recompute_scale_factor=recompute_scale_factor
         )
         for image in (
             x,
-            numbers + torch.arange(H, dtype=kind, device=x.device)[:, None],
-            numbers + torch.arange(W, dtype=kind, device=x.device),
+            zeros + torch.arange(H, dtype=kind, device=x.device)[:, None],
+            zeros + torch.arange(W, dtype=kind, device=x.device),
         )
     )
     return z, (row[0, 0, :, 0].long(), column[0, 0, 0].long(), (H, W))
