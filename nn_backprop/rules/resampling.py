@@ -26,10 +26,11 @@ def upsample_nearest_forward(
         row[h] = ⌊h / s⌋ with mode "nearest", ⌊(h + ½) / s⌋ with "nearest-exact"; column[w] likewise
 
     Derivation:
-        s, the enlargement, is H'/H if `size` gives H', else `scale_factor`; below 1 it leaves
-        pixels out. z[h,w] has the slope 1 in the pixel that it copies and 0 in every other. So a
-        pixel adds up the gradients of its copies, and one that was never copied gets 0: reading by
-        index becomes adding by index, first over rows and then over columns.
+        s, the enlargement, is H'/H if `size` gives H' or `recompute_scale_factor` is set, else
+        `scale_factor`, and H' = ⌊s H⌋; below 1 it leaves pixels out. z[h,w] has the slope 1 in the
+        pixel that it copies and 0 in every other. So a pixel adds up the gradients of its copies,
+        and one that was never copied gets 0: reading by index becomes adding by index, first over
+        rows and then over columns.
 
         With s = 2 in both axes, pixel (i, j) has the four copies (2i, 2j) … (2i+1, 2j+1), and their
         sum is 4 times their mean: the gradient is 4 times the 2 × 2 average pool of grad_z. (And
