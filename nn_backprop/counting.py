@@ -6,6 +6,8 @@ leads from one unit, or from the constant 1 that a bias multiplies, to another: 
 multiply-add of an example, and one for each unit with a bias.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,7 +19,7 @@ def parameters(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def multiply_adds(model: nn.Module, *inputs: Tensor) -> int:
+def multiply_adds(model: nn.Module, *inputs: Any) -> int:
     """Multiply-adds of one forward pass in evaluation mode, for the whole batch.
 
     The virtual inputs of a border count like others. Only products of matrices and convolutions are

@@ -59,6 +59,7 @@ EXAMPLES: dict[str, Callable[[Draw], dict[str, Any]]] = {
         "bias": draw.normal(5, 4, 3), "stride": 3, "padding": 2},
     "max_pool2d": _pooled,
     "avg_pool2d": _pooled,
+    "upsample_nearest": lambda draw: {"x": draw.normal(2, 3, 5, 7), "size": (11, 13)},
     "softmax": lambda draw: {"z": draw.normal(3, 5), "dim": 1},
     "log_softmax": lambda draw: {"z": draw.normal(3, 5), "dim": 1},
     "cross_entropy": lambda draw: {"logits": draw.normal(7, 5), "y": draw.labels(7, 5)},

@@ -193,6 +193,14 @@ CASES: list[Case] = [
     Case(F.avg_pool2d, (x(2, 3, 5, 7), 2, 3, 1, True, False), note="ceil, border not counted"),
     Case(F.avg_pool2d, (x(2, 3, 5, 7), 3, 2, 1, True, True, 7), note="divisor"),
     Case(F.avg_pool2d, (), {"input": x(2, 3, 5, 7), "kernel_size": (2,), "stride": ()}, "keywords"),
+    # interpolate
+    *[Case(F.interpolate, (x(2, 3, 5, 7), size), {"mode": mode}, f"{mode}, {size}")
+      for mode in ("nearest", "nearest-exact") for size in ((11, 13), (3, 2), 11)],
+    Case(F.interpolate, (x(2, 3, 5, 7), None, 2.0), note="doubled"),
+    Case(F.interpolate, (x(2, 3, 5, 7), None, (2.5, 0.7)), note="pair"),
+    Case(F.interpolate, (x(2, 3, 5, 7), None, (2.5, 0.7), "nearest", None, True),
+         note="recomputed"),
+    Case(F.interpolate, (), {"input": x(2, 3, 5, 7), "scale_factor": 3}, "keywords"),
     # activations
     *each([F.relu, torch.relu, T.relu, torch.relu_, T.relu_], apart(3, 5)),
     *each([F.relu], note="keywords", input=apart(3, 5), inplace=True),
@@ -344,7 +352,8 @@ CASES: list[Case] = [
 LINEAR_IN = {
     "linear": ["x", "weight", "bias"], "matmul": ["x", "y"], "conv2d": ["x", "weight", "bias"],
     "locally_connected2d": ["x", "weight", "bias"],
-    "avg_pool2d": ["x"], "pad": ["x"], "dropout": ["x"], "nll_loss": ["x"], "cross_entropy": ["y"],
+    "avg_pool2d": ["x"], "upsample_nearest": ["x"], "pad": ["x"], "dropout": ["x"],
+    "nll_loss": ["x"], "cross_entropy": ["y"],
     "batch_norm": ["weight", "bias"], "layer_norm": ["weight", "bias"],
     "add": ["x", "y"], "sub": ["x", "y"], "mul": ["x", "y"], "div": ["x"], "neg": ["z"],
     "reshape": ["x"], "permute": ["x"], "clone": ["x"], "cast": ["x"], "sum": ["x"], "mean": ["x"],

@@ -132,6 +132,16 @@ def avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad, divisor
     return z
 
 
+def nearest(x, size, scale_factor=None, mode="nearest"):
+    N, C, *image = sizes(x)
+    factors = scale_factor or [mp.mpf(new) / old for new, old in zip(size, image, strict=True)]
+    size = size or [int(old * s) for old, s in zip(image, factors, strict=True)]
+    shift = mp.mpf("0.5" if mode == "nearest-exact" else 0) + mp.mpf("1e-30")  # never just below
+    rows, columns = ([int((h + shift) / s) for h in range(new)]
+                     for new, s in zip(size, factors, strict=True))  # fmt: skip
+    return {(n, c, h, w): x[n, c, rows[h], columns[w]] for n, c, h, w in places(N, C, *size)}
+
+
 def elementwise(σ):
     """a[n] = σ(z[n])."""
     return lambda z, *constants, **named: {n: σ(z[n], *constants, **named) for n in z}
@@ -278,6 +288,9 @@ ROWS = [
     *[(avg_pool2d, Case(F.avg_pool2d, (IMAGE, *where, *flags)))
       for where in [((3, 2), (2, 3), (1, 0)), ((2, 2), (3, 3), (1, 1)), ((3, 5), (5, 4), (1, 2))]
       for flags in [(False, True), (False, False), (True, True), (True, False), (True, True, 5)]],
+    *[(nearest, Case(F.interpolate, (IMAGE, *args), mode)) for args in [
+        ((11, 13),), ((3, 2),), (None, (2.0, 3.0)), (None, (2.5, 0.75))]
+      for mode in [{}, {"mode": "nearest-exact"}]],
     (relu, Case(F.relu, (x(3, 5),))),
     (elementwise(lambda z, negative_slope: z if z > 0 else negative_slope * z),
      Case(F.leaky_relu, (x(3, 5), 0.2))),

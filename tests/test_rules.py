@@ -413,6 +413,14 @@ def test_avg_pool2d_of_any_size(data, N, kernel, stride, C, ceil, count_border, 
     holds(F.avg_pool2d, args, {}, layout)
 
 
+@given(BATCH.filter(bool), SIDE, SIDE, SIDE, st.tuples(st.integers(1, 9), st.integers(1, 9)),
+       st.sampled_from([None, 0.5, 2.0, 2.5, (3, 1)]), st.booleans(), LAYOUT)  # fmt: skip
+def test_interpolate_of_any_size(N, C, H, W, size, scale, exact, layout):
+    image = x(*N, C, 2 * H, 2 * W)  # twice, since halves of one pixel are none
+    args = (image, size) if scale is None else (image, None, scale)
+    holds(F.interpolate, args, {"mode": "nearest-exact" if exact else "nearest"}, layout)
+
+
 @given(array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4), SIDE, SIDE, LAYOUT)
 def test_linear_of_any_size(leading, i, o, layout):
     holds(F.linear, (x(*leading, i), x(o, i), x(o)), {}, layout)
@@ -528,6 +536,11 @@ EXAMPLES = {
     # windows of two that overlap: 5 wins both
     "max_pool2d": (F.max_pool2d, ([[[1, 5, 2]]], (1, 2), 1), [[[7, 11]]], ([[[0, 18, 0]]],)),
     "avg_pool2d": (F.avg_pool2d, ([[[1, 5, 2]]], (1, 2), 1), [[[6, 10]]], ([[[3, 8, 5]]],)),
+    # enlarged by 2: each pixel has four copies, 4 times the mean of their gradients
+    "upsample_nearest": (
+        F.interpolate, ([[[[1, 2]]]], None, 2), [[[[3, 5, 7, 11], [13, 17, 19, 23]]]],
+        ([[[[4 * 9.5, 4 * 15]]]],),
+    ),
     "mse_loss": (F.mse_loss, ([1, 2], [4, 0]), 1, ([-3, 2], [3, -2])),
     "div": (torch.div, ([6], [2]), [8], ([4], [-12])),
     "pow": (torch.pow, ([2, -1], 3), [1, 1], ([12, 3],)),
@@ -618,7 +631,31 @@ def test_dropout_of_everything():
     assert not check.play(case).grads["x"].any()
 
 
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_interpolate_sends_back_along_the_way_that_it_read(dtype, layout, mode):
+    """At these factors torch reads other pixels for float64 than for float32 or another layout, and
+    its own backward (of 2.14, at least) sends some gradients in float64 to a pixel beside."""
+    for rows, factor in ((17, 7.4), (18, 6.9)):
+        image = torch.arange(rows).to(dtype).view(1, 1, rows, 1).expand(2, 3, rows, 5)
+        image = image.contiguous(memory_format=layout)
+        rule = RULES["upsample_nearest"]
+        z, saved = rule.forward(image, None, (factor, 1.0), mode)
+        assert torch.equal(z, F.interpolate(image, None, (factor, 1.0), mode))
+        (grad,) = rule.backward(torch.ones_like(z), saved, (True,))
+        copies = torch.bincount(z[0, 0, :, 0].long(), minlength=rows)
+        assert torch.equal(grad, copies.to(dtype).view(rows, 1).expand_as(grad))
+
+
+def test_interpolate_of_no_images():
+    check.matches_autograd(Case(F.interpolate, (x(0, 3, 5, 7), None, 2)))
+
+
 REFUSED = [
+    (F.interpolate, (x(1, 3, 5, 7), 11), {"mode": "bilinear"}, "bilinear"),
+    (F.interpolate, (x(3, 5, 7), 11), {}, "3 axes"),
+    (F.interpolate, (x(1, 3, 5, 7), 11), {"antialias": True}, "antialias"),
     (F.max_pool2d, (x(1, 2, 2), 2), {"return_indices": True}, "return_indices"),
     (F.softmax, (x(3, 5),), {}, "dim"),
     (F.cross_entropy, (x(3, 5), x(3, 5)), {"size_average": True}, "size_average"),

@@ -68,3 +68,34 @@ def test_receptive_fields(tmp_path):
     (claim,) = (c for c in results["claims"] if c["claim"].startswith("clean: net2 is more"))
     assert claim["published"] == "+7.0"
     assert claim["measured"] == pytest.approx(sum(by_hand) / 2)
+
+
+@pytest.mark.slow
+def test_octave(tmp_path):
+    results = smoke("octave", tmp_path)
+    trained = [row for row in results["rows"] if "seed" in row]
+    timed = [row for row in results["rows"] if "round" in row]
+    alphas = [0, 0.125, 0.25, 0.5, 0.75]
+    assert [(row["alpha"], row["seed"]) for row in trained] == [
+        (alpha, seed) for seed in (0, 1) for alpha in alphas
+    ]
+    plain = trained[0]
+    for row in trained:
+        alpha = row["alpha"]
+        assert 0.2 < row["test_accuracy"] <= 1 and 0 <= row["validation_accuracy"] <= 1
+        assert row["parameters"] == (9 + 1) * 8 + (8 * 9 + 1) * 16 + (16 * 9 + 1) * 16 + 257 * 10
+        share = 1 - 3 / 4 * alpha * (2 - alpha)
+        assert row["multiply_adds_inner"] == 14 * 14 * 9 * 8 * 16 * share
+        assert row["multiply_adds_network"] >= plain["multiply_adds_network"] * share
+        assert row["numbers_inner"] == 14 * 14 * 16 * (1 - 3 / 4 * alpha)
+        assert row["numbers_network"] > row["numbers_inner"]
+    steps = {row["step"] for row in timed}
+    assert len(steps) == 4 and len(timed) == 4 * 3 * 5
+    assert {(row["step"], row["alpha"]) for row in timed} == {(s, a) for s in steps for a in alphas}
+    for row in timed:
+        assert row["seconds"] > 0 and row["ratio"] > 0
+        assert row["ratio"] == 1 or row["alpha"] > 0
+        assert 0 < row["multiply_adds_share"] <= 1
+    counted = [claim["measured"] for claim in results["claims"] if "Chen" in claim["claim"]]
+    assert counted == pytest.approx([0.8242, 0.6719, 0.4375, 0.2969], abs=1e-4)
+    assert {claim["verdict"] for claim in results["claims"]} == {"reproduced"}

@@ -14,6 +14,7 @@ from nn_backprop.models.fields import (
 from nn_backprop.models.lecun1989 import NETS, LeCun1989
 from nn_backprop.models.mlp import MLP, happy
 from nn_backprop.models.norm_cnn import NormCNN, accurate_cnn, fast_cnn
+from nn_backprop.models.octave_cnn import OctaveCNN
 
 __all__ = [
     "CNN",
@@ -23,6 +24,7 @@ __all__ = [
     "FieldNetwork",
     "LeCun1989",
     "NormCNN",
+    "OctaveCNN",
     "accurate_cnn",
     "fast_cnn",
     "fully_connected",
@@ -42,4 +44,5 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "fully-connected": fully_connected,
     "locally-connected": locally_connected,
     "shared-weights": shared_weights,
+    "octave-cnn": OctaveCNN,
 }

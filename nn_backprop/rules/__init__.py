@@ -23,6 +23,7 @@ from nn_backprop.rules import (
     loss,
     normalization,
     pooling,
+    resampling,
     shape,
 )
 from nn_backprop.rules.rule import Rule
@@ -45,6 +46,7 @@ _ROWS: list[tuple] = [
     # pooling
     ("max_pool2d", pooling, [F.max_pool2d, torch.max_pool2d], adapters.max_pool2d),
     ("avg_pool2d", pooling, [F.avg_pool2d]),
+    ("upsample_nearest", resampling, [F.interpolate], adapters.interpolate),
     # activations
     ("relu", activation, [F.relu, torch.relu, Tensor.relu], adapters.relu),
     ("relu", activation, [F.relu_, torch.relu_, Tensor.relu_], adapters.in_place),

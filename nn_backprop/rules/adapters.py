@@ -50,6 +50,18 @@ def max_pool2d(
     return (input, kernel_size, stride, padding, dilation, ceil_mode), False
 
 
+def interpolate(
+    input, size=None, scale_factor=None, mode="nearest", align_corners=None,
+    recompute_scale_factor=None, antialias=False,
+) -> Read:  # fmt: skip
+    if mode not in ("nearest", "nearest-exact"):
+        raise NotImplementedError(f"mode={mode!r}")
+    if input.dim() != 4:
+        raise NotImplementedError(f"an input with {input.dim()} axes, not 4")
+    _refuse(align_corners=align_corners, antialias=antialias or None)
+    return (input, size, scale_factor, mode, recompute_scale_factor), False
+
+
 def cross_entropy(
     input, target, weight=None, size_average=None, ignore_index=-100, reduce=None,
     reduction="mean", label_smoothing=0.0,
