@@ -35,16 +35,23 @@ def multiply_adds(model: nn.Module, *inputs: Any) -> int:
 
 
 @torch.no_grad()
-def links(model: nn.Module, example: Tensor) -> int:
-    """Links of the network that sees `example`, a batch of one; shared weights have many each."""
+def links(model: nn.Module, example: Any) -> int:
+    """Links of the network that sees `example`, a batch of one; shared weights have many each.
+
+    A layer with a parameter `bias…` is taken to add one to each of its outputs.
+    """
     units = 0
 
-    def count(module: nn.Module, inputs: object, output: Tensor) -> None:
+    def count(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         nonlocal units
-        units += output.numel()
+        outputs = (output,) if isinstance(output, Tensor) else output
+        units += sum(tensor.numel() for tensor in outputs)
 
-    biased = [m for m in model.modules() if isinstance(getattr(m, "bias", None), Tensor)]
-    hooks = [module.register_forward_hook(count) for module in biased]
+    hooks = [
+        module.register_forward_hook(count)
+        for module in model.modules()
+        if any(name.startswith("bias") for name, _ in module.named_parameters(recurse=False))
+    ]
     try:
         return multiply_adds(model, example) + units
     finally:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from nn_backprop import counting, models
+from nn_backprop import counting, layers, models
 
 
 def test_multiply_adds_of_the_networks_by_hand():
@@ -32,3 +32,21 @@ def test_parameters_are_those_that_are_trained():
     assert counting.parameters(twice) == 18 + 20
     layer.bias.requires_grad_(False)
     assert counting.parameters(twice) == 15 + 20
+
+
+def test_links_are_the_multiply_adds_of_an_image_and_one_for_each_biased_unit():
+    image = torch.randn(1, 3, 7, 11)
+    units = 5 * 6 * 9
+    assert counting.links(nn.Conv2d(3, 5, (2, 3)), image) == units * (3 * 6 + 1)
+    assert counting.links(nn.Conv2d(3, 5, (2, 3), bias=False), image) == units * 3 * 6
+    assert counting.links(models.happy(), torch.randn(1, 784)) == 13_002  # none is shared
+
+
+def test_links_of_maps_of_two_sizes():
+    """Four products, three of them on a quarter of the pixels; a bias for each unit."""
+    layer = layers.OctaveConv2d(4, 8, 3, alpha_in=0.25, alpha_out=0.5)
+    maps = torch.randn(1, 3, 6, 10), torch.randn(1, 1, 3, 5)
+    pixels, quarter = 6 * 10, 3 * 5
+    multiply_adds = 9 * (3 * 4 * pixels + (1 * 4 + 3 * 4 + 1 * 4) * quarter)
+    assert counting.multiply_adds(layer, maps) == multiply_adds
+    assert counting.links(layer, maps) == multiply_adds + 4 * pixels + 4 * quarter
