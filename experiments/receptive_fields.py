@@ -274,37 +274,38 @@ def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
 
 def _figure(rows: Sequence[Row]) -> figures.Figure:
     sizes = sorted({row["n"] for row in rows if row["protocol"] == "28 × 28"})
-    nets: dict[str, dict[int, Sequence[float]]] = {
-        protocol: {
-            k: _of(rows, model=net, protocol=protocol) for k, net in enumerate(PUBLISHED, start=1)
-        }
+    nets = {
+        f"{protocol} split": [
+            _point(k, _of(rows, model=net, protocol=protocol))
+            for k, net in enumerate(PUBLISHED, start=1)
+        ]
         for protocol in ("leaky", "clean")
     }
-    nets["published, 1989"] = {k: [value] for k, value in enumerate(PUBLISHED.values(), start=1)}
-    nets["Net-5 unshared, clean"] = {5: _of(rows, model="net5-unshared", protocol="clean")}
+    nets["published, 1989"] = [(k, v, 0.0) for k, v in enumerate(PUBLISHED.values(), start=1)]
+    nets["Net-5 unshared, clean"] = [_point(5, _of(rows, model="net5-unshared", protocol="clean"))]
+    by_size = {f: [_point(n, _of(rows, model=f, n=n)) for n in sizes] for f in FAMILIES}
+    by_shift = {
+        f: [
+            _point(s, _of(rows, f"shift {s}" if s else "test", model=f, n=sizes[-1]))
+            for s in (0, *SHIFTS)
+        ]
+        for f in FAMILIES
+    }
+    accuracy = "test accuracy, %"
     return figures.panels(
-        "Local fields and shared weights: test accuracy, mean ± standard deviation over seeds",
         [
-            figures.Panel("320 digits of 16 × 16", "Net-1 to Net-5", "test accuracy, %", nets),
+            figures.Panel("320 digits of 16 × 16", "Net-1 to Net-5", accuracy, nets),
+            figures.Panel("The same units, 28 × 28", "training examples", accuracy, by_size, "x"),
             figures.Panel(
-                "The same units at 28 × 28",
-                "training examples",
-                "test accuracy, %",
-                {f: {n: _of(rows, model=f, n=n) for n in sizes} for f in FAMILIES},
-                log_x=True,
-            ),
-            figures.Panel(
-                f"Moved test images, n = {sizes[-1]:,}",
-                "moved by, pixels",
-                "test accuracy, %",
-                {
-                    f: {0: _of(rows, model=f, n=sizes[-1])}
-                    | {s: _of(rows, f"shift {s}", model=f, n=sizes[-1]) for s in SHIFTS}
-                    for f in FAMILIES
-                },
+                f"Moved test images, n = {sizes[-1]:,}", "moved by, pixels", accuracy, by_shift
             ),
         ],
+        "Local fields and shared weights: mean ± standard deviation over seeds",
     )
+
+
+def _point(x: float, values: Sequence[float]) -> tuple[float, float, float]:
+    return x, statistics.fmean(values), statistics.stdev(values)
 
 
 if __name__ == "__main__":

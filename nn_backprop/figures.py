@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -392,53 +392,6 @@ def log_lines(
     return figure
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes of `panels`: a line a contestant, through the means of its values at x."""
-
-    title: str
-    x: str
-    y: str
-    lines: Mapping[str, Mapping[Any, Sequence[float]]]  # contestant: {x: values of the seeds}
-    log_x: bool = False
-    log_y: bool = False
-
-
-def panels(title: str, contents: Sequence[Panel], columns: int = 3) -> Figure:
-    """Means over seeds, with bars of one standard deviation where there are several values.
-
-    A contestant has the same colour in all panels.
-    """
-    columns = min(columns, len(contents))
-    rows = math.ceil(len(contents) / columns)
-    figure = Figure(figsize=(4.7 * columns, 0.4 + 4 * rows), dpi=_DPI, layout="constrained")
-    figure.suptitle(title)
-    names = list(dict.fromkeys(name for panel in contents for name in panel.lines))
-    places = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in places[len(contents) :]:
-        axes.remove()
-    for axes, panel in zip(places, contents, strict=False):
-        for name, points in panel.lines.items():
-            x, values = list(points), list(points.values())
-            bars = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
-            number = names.index(name)
-            axes.errorbar(
-                x, [np.mean(v) for v in values], bars, color=_LINES[number % len(_LINES)],
-                marker="os^vD"[number % 5], markersize=5, capsize=3, label=name,
-            )  # fmt: skip
-        axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
-        shown = sorted({x for points in panel.lines.values() for x in points})
-        if panel.log_x:
-            axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        if panel.log_y:
-            axes.set_yscale("log")
-        if len(shown) <= 10:
-            axes.set_xticks(shown, [f"{x:,g}" for x in shown])
-        _legend(axes)
-    return figure
-
-
 def accuracy_and_time(
     accuracies: Mapping[str, tuple[float, Sequence[float]]],
     times: Mapping[str, Mapping[float, Sequence[float]]],
@@ -480,6 +433,65 @@ def accuracy_and_time(
     right.xaxis.set_major_formatter(_PERCENT)
     _legend(left)
     _legend(right)
+    return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of `panels`: a line a name through its points (x, mean, deviation), or an image.
+
+    An x may be a word; then the points are not joined. `log` names the logarithmic axes: "x", "y"
+    or "xy". With `percent`, y is a share. `levels` are horizontal lines to be held against. `image`
+    (H, W) is uint8.
+    """
+
+    title: str
+    x: str = ""
+    y: str = ""
+    lines: Mapping[str, Sequence[tuple[float | str, float, float]]] = field(default_factory=dict)
+    log: str = ""
+    percent: bool = False
+    levels: Mapping[str, float] = field(default_factory=dict)
+    image: Any = None
+
+
+def panels(parts: Sequence[Panel], title: str) -> Figure:
+    """Up to three panels a row. A name has the same colour and mark wherever it occurs."""
+    rows, columns = math.ceil(len(parts) / 3), min(3, len(parts))
+    figure = Figure(figsize=(5 * columns, 0.5 + 4 * rows), dpi=_DPI, layout="constrained")
+    figure.suptitle(title)
+    names = list(dict.fromkeys(name for part in parts for name in part.lines))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(parts) :]:
+        axes.set_axis_off()
+    for axes, part in zip(grid, parts, strict=False):
+        axes.set(title=part.title, xlabel=part.x, ylabel=part.y)
+        if part.image is not None:
+            axes.imshow(_array(part.image), cmap="gray_r", vmin=0, vmax=255)
+            axes.set_axis_off()
+            continue
+        for name, points in part.lines.items():
+            places, means, deviations = zip(*points, strict=True)
+            number = names.index(name) % len(_LINES)
+            joined = "none" if isinstance(places[0], str) else "-"
+            axes.errorbar(places, means, deviations, color=_LINES[number], label=name, capsize=3,
+                          marker="os^Dv<>pP*"[number], markersize=5, linestyle=joined)  # fmt: skip
+        for number, (name, level) in enumerate(part.levels.items()):
+            style = ("--", ":", "-.")[number % 3]
+            axes.axhline(level, color="0.3", linestyle=style, linewidth=1, label=name)
+        if "x" in part.log:
+            axes.set_xscale("log")
+            marked = sorted({float(x) for points in part.lines.values() for x, *_ in points})
+            axes.set_xticks(marked, [f"{x:,.12g}" for x in marked], rotation=30 * (len(marked) > 5))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        if "y" in part.log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        scale, unit = (100, " %") if part.percent else (1, "")
+        axes.yaxis.set_major_formatter(lambda y, _, s=scale, u=unit: f"{s * y:g}{u}")
+        axes.margins(x=0.08)
+        _legend(axes)
     return figure
 
 

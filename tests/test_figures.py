@@ -127,31 +127,6 @@ def test_precision_recall_gives_the_average_precision_of_each_class():
     assert low < 2 / 3 and high > 1
 
 
-def test_panels_draw_means_and_deviations_of_each_contestant():
-    lines = {"ours": {1: [1.0, 3.0], 10: [5.0]}, "theirs": {10: [7.0]}}
-    first = figures.Panel("First", "n", "accuracy, %", lines, log_x=True)
-    second = figures.Panel("Second", "shift", "error, %", {"theirs": {0: [2.0, 2.0]}}, log_y=True)
-    figure = rendered(figures.panels("Both", [first, second]))
-    one, two = figure.axes
-    assert figure.get_suptitle() == "Both"
-    assert (one.get_title(), one.get_xlabel(), one.get_ylabel()) == ("First", "n", "accuracy, %")
-    assert (one.get_xscale(), two.get_xscale()) == ("log", "linear")
-    assert (one.get_yscale(), two.get_yscale()) == ("linear", "log")
-    ours, theirs = one.containers
-    np.testing.assert_array_equal(ours.lines[0].get_xydata(), [[1, 2], [10, 5]])
-    (bar,) = ours.lines[2]
-    heights = [np.ptp(segment[:, 1]) for segment in bar.get_segments()]
-    np.testing.assert_allclose(heights, [2 * 2**0.5, 0])  # one deviation either way
-    assert [text.get_text() for text in one.get_xticklabels()] == ["1", "10"]
-    # a contestant keeps its colour from panel to panel
-    assert theirs.lines[0].get_color() == two.containers[0].lines[0].get_color()
-
-
-def test_panels_without_contents_are_not_drawn():
-    panel = figures.Panel("", "", "", {"a": {0: [1.0]}})
-    assert len(figures.panels("", [panel] * 4).axes) == 4
-
-
 def test_accuracy_and_time_are_where_their_multiply_adds_are():
     accuracies = {"plain": (1.5, [0.98, 0.96]), "octave": (0.5, [0.95, 0.97])}
     times = {"small": {1.0: [1.0, 1.0, 1.0], 0.44: [3.0, 1.0, 2.0]}}
@@ -177,3 +152,28 @@ def test_a_saved_figure_is_a_small_png_and_leaves_nothing_else(tmp_path):
 def test_pyplot_stays_out():
     code = "import sys, nn_backprop.figures; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_panels_draw_lines_levels_words_and_an_image():
+    curve = [(10, 0.5, 0.1), (100, 0.05, 0.01)]
+    words = [("plain", 0.2, 0.0), ("hard", 0.4, 0.1)]
+    parts = [
+        figures.Panel("a", "D", "error", {"one": curve, "two": curve}, "xy", True, {"limit": 0.02}),
+        figures.Panel("b", lines={"two": words}),
+        figures.Panel("c", image=torch.zeros(3, 5, dtype=torch.uint8)),
+        figures.Panel("d", lines={"one": curve}),
+    ]
+    first, second, third, _, *spare = rendered(figures.panels(parts, "all")).axes
+    assert (first.get_xscale(), first.get_yscale(), second.get_yscale()) == ("log", "log", "linear")
+    assert [label.get_text() for label in first.get_xticklabels()] == ["10", "100"]
+    shown = [label.get_text() for label in first.get_yticklabels()]
+    assert {"2 %", "5 %", "10 %", "20 %"} <= set(shown)
+    legend = [text.get_text() for text in first.get_legend().get_texts()]
+    assert sorted(legend) == ["limit", "one", "two"]
+    one, two = (container[0] for container in first.containers)
+    np.testing.assert_array_equal(one.get_xydata(), [[10, 0.5], [100, 0.05]])
+    assert second.containers[0][0].get_color() == two.get_color() != one.get_color()
+    assert second.containers[0][0].get_linestyle() == "None" and one.get_linestyle() == "-"
+    assert [label.get_text() for label in second.get_xticklabels()] == ["plain", "hard"]
+    assert third.images[0].get_array().shape == (3, 5)
+    assert len(spare) == 2 and not any(axes.axison for axes in spare)
