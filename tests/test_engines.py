@@ -18,7 +18,8 @@ N = 7
 def made(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(5)
     model = MODELS[name]().to(dtype)
-    return model, torch.randn(N, 1, 28, 28, dtype=dtype), torch.randint(10, (N,))
+    side = getattr(model, "image_size", 28)
+    return model, torch.randn(N, 1, side, side, dtype=dtype), torch.randint(10, (N,))
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

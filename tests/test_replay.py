@@ -36,7 +36,8 @@ def batch(seed: int, *shape: int, classes: int = 10) -> tuple[Tensor, Tensor]:
 def test_each_model(name):
     torch.manual_seed(1)
     model = MODELS[name]().double()
-    same_as_backprop(model, model.loss, batch(2, 7, 1, 28, 28), batch(3, 7, 1, 28, 28))
+    side = getattr(model, "image_size", 28)
+    same_as_backprop(model, model.loss, batch(2, 7, 1, side, side), batch(3, 7, 1, side, side))
 
 
 def test_parameters_may_change_between_the_calls():

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nn_backprop import rules
 from nn_backprop.rules import Rule, activation, linear, normalization
+from nn_backprop.rules.locally_connected import locally_connected2d as local
 
 # torch and therefore the rule say that an uneven border costs a copy; that is no fault here.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -511,6 +512,12 @@ EXAMPLES = {
         F.conv2d, ([[[1, 2, 4]]], [[[[3, 5]]]], [0]), [[[7, 11]]],
         ([[[3 * 7, 5 * 7 + 3 * 11, 5 * 11]]], [[[[1 * 7 + 2 * 11, 2 * 7 + 4 * 11]]]], [18]),
     ),
+    # one row x = (1, 2, 4), weights (3, 5) at one place and (7, 9) at the other
+    "locally_connected2d": (
+        local, ([[[1, 2, 4]]], [[[[[[3, 5]]]], [[[[7, 9]]]]]], [[[0, 0]]]), [[[11, 13]]],
+        ([[[3 * 11, 5 * 11 + 7 * 13, 9 * 13]]],
+         [[[[[[1 * 11, 2 * 11]]]], [[[[2 * 13, 4 * 13]]]]]], [[[11, 13]]]),
+    ),
     "cross_entropy": (
         F.cross_entropy, ([0, 0, LOG2], 2), 1, ([1 / 4, 1 / 4, -1 / 2],),
     ),
@@ -541,6 +548,8 @@ EXAMPLES = {
         F.interpolate, ([[[[1, 2]]]], None, 2), [[[[3, 5, 7, 11], [13, 17, 19, 23]]]],
         ([[[[4 * 9.5, 4 * 15]]]],),
     ),
+    # a border of one before, and one cut off behind
+    "pad": (F.pad, ([1, 2, 4], (1, -1)), [7, 11, 13], ([11, 13, 0],)),
     "mse_loss": (F.mse_loss, ([1, 2], [4, 0]), 1, ([-3, 2], [3, -2])),
     "div": (torch.div, ([6], [2]), [8], ([4], [-12])),
     "pow": (torch.pow, ([2, -1], 3), [1, 1], ([12, 3],)),
