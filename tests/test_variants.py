@@ -47,6 +47,7 @@ def test_a_subset_has_as_many_of_each_class(digits):
     assert torch.equal(part.test, digits.test)
     assert torch.equal(part.train, data.subset(digits, 50, seed=3).train)
     assert not torch.equal(part.train, data.subset(digits, 50, seed=4).train)
+    assert data.subset(digits, len(digits.train), seed=0) is digits
     with pytest.raises(ValueError, match="training examples, not 1000"):
         data.subset(digits, 10_000, seed=0)
 

@@ -43,8 +43,11 @@ def shift(images: Tensor, down: int, right: int) -> Tensor:
 def subset(data: ImageData, n: int, seed: int) -> ImageData:
     """n of the training examples, as many of each class as of any other if n is a multiple of them.
 
-    Mean and deviation of the pixels are those of the n. Raises ValueError if a class is too small.
+    If n is how many there are, all of them, in whatever shares. Mean and deviation of the pixels
+    are those of the n. Raises ValueError if a class is too small.
     """
+    if n == len(data.train):
+        return data
     generator = torch.Generator().manual_seed(seed)
     order = data.train[torch.randperm(len(data.train), generator=generator).to(data.train.device)]
     labels = data.labels[order]
