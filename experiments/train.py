@@ -55,6 +55,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "happy": {"epochs": 40, "batch_size": 32, "lr": 1e-2, "weight_decay": 0.03},
     "fast-cnn": {"epochs": 1, "batch_size": 128, "lr": 2e-2, "weight_decay": 0.01},
     "accurate-cnn": {"epochs": 12, "batch_size": 128, "lr": 2e-2, "weight_decay": 0.01},
+    "kernel": {"epochs": 10, "batch_size": 128, "lr": 0.1, "weight_decay": 0.0},
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"model": "fast-cnn", "precision": "auto"},
@@ -78,9 +79,10 @@ class Options:
     preset: Literal["fast", "accurate"] | None = None
     """fast: the least time to 99 %. accurate: 99.6 % in minutes. They choose model, precision and
     augment; what is given beside them counts."""
-    model: Literal["cnn", "mlp", "happy", "fast-cnn", "accurate-cnn"] = "cnn"
+    model: Literal["cnn", "mlp", "happy", "fast-cnn", "accurate-cnn", "kernel"] = "cnn"
     """cnn: two stages of convolution and pooling. mlp: 784-128-10. happy: 784-16-16-10 with sigmoid
-    and squared error. fast-cnn, accurate-cnn: those of the presets, with batch norm."""
+    and squared error. fast-cnn, accurate-cnn: those of the presets, with batch norm. kernel:
+    random kernel features of patches, pooled, and one trained layer."""
     engine: Literal["autograd", "tape", "by-hand"] = "autograd"
     """What computes the gradients."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

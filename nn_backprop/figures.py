@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +388,65 @@ def log_lines(
         axes.set(xscale="log", yscale="log", xlabel=f"{name}, logarithmic", ylabel=label)
         axes.set_xticks(places, [f"{x:g}" for x in places], rotation=45 if len(places) > 8 else 0)
         axes.xaxis.set_minor_formatter(NullFormatter())
+        _legend(axes)
+    return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of `panels`: a line a name through its points (x, mean, deviation), or an image.
+
+    An x may be a word; then the points are not joined. `log` names the logarithmic axes: "x", "y"
+    or "xy". With `percent`, y is a share. `levels` are horizontal lines to be held against. `image`
+    (H, W) is uint8.
+    """
+
+    title: str
+    x: str = ""
+    y: str = ""
+    lines: Mapping[str, Sequence[tuple[float | str, float, float]]] = field(default_factory=dict)
+    log: str = ""
+    percent: bool = False
+    levels: Mapping[str, float] = field(default_factory=dict)
+    image: Any = None
+
+
+def panels(parts: Sequence[Panel], title: str) -> Figure:
+    """Up to three panels a row. A name has the same colour and mark wherever it occurs."""
+    rows, columns = math.ceil(len(parts) / 3), min(3, len(parts))
+    figure = Figure(figsize=(5 * columns, 0.5 + 4 * rows), dpi=_DPI, layout="constrained")
+    figure.suptitle(title)
+    names = list(dict.fromkeys(name for part in parts for name in part.lines))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(parts) :]:
+        axes.set_axis_off()
+    for axes, part in zip(grid, parts, strict=False):
+        axes.set(title=part.title, xlabel=part.x, ylabel=part.y)
+        if part.image is not None:
+            axes.imshow(_array(part.image), cmap="gray_r", vmin=0, vmax=255)
+            axes.set_axis_off()
+            continue
+        for name, points in part.lines.items():
+            places, means, deviations = zip(*points, strict=True)
+            number = names.index(name) % len(_LINES)
+            joined = "none" if isinstance(places[0], str) else "-"
+            axes.errorbar(places, means, deviations, color=_LINES[number], label=name, capsize=3,
+                          marker="os^Dv<>pP*"[number], markersize=5, linestyle=joined)  # fmt: skip
+        for number, (name, level) in enumerate(part.levels.items()):
+            style = ("--", ":", "-.")[number % 3]
+            axes.axhline(level, color="0.3", linestyle=style, linewidth=1, label=name)
+        if "x" in part.log:
+            axes.set_xscale("log")
+            marked = sorted({float(x) for points in part.lines.values() for x, *_ in points})
+            axes.set_xticks(marked, [f"{x:,.12g}" for x in marked], rotation=30 * (len(marked) > 5))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        if "y" in part.log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        scale, unit = (100, " %") if part.percent else (1, "")
+        axes.yaxis.set_major_formatter(lambda y, _, s=scale, u=unit: f"{s * y:g}{u}")
+        axes.margins(x=0.08)
         _legend(axes)
     return figure
 

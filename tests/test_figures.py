@@ -138,3 +138,28 @@ def test_a_saved_figure_is_a_small_png_and_leaves_nothing_else(tmp_path):
 def test_pyplot_stays_out():
     code = "import sys, nn_backprop.figures; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_panels_draw_lines_levels_words_and_an_image():
+    curve = [(10, 0.5, 0.1), (100, 0.05, 0.01)]
+    words = [("plain", 0.2, 0.0), ("hard", 0.4, 0.1)]
+    parts = [
+        figures.Panel("a", "D", "error", {"one": curve, "two": curve}, "xy", True, {"limit": 0.02}),
+        figures.Panel("b", lines={"two": words}),
+        figures.Panel("c", image=torch.zeros(3, 5, dtype=torch.uint8)),
+        figures.Panel("d", lines={"one": curve}),
+    ]
+    first, second, third, _, *spare = rendered(figures.panels(parts, "all")).axes
+    assert (first.get_xscale(), first.get_yscale(), second.get_yscale()) == ("log", "log", "linear")
+    assert [label.get_text() for label in first.get_xticklabels()] == ["10", "100"]
+    shown = [label.get_text() for label in first.get_yticklabels()]
+    assert {"2 %", "5 %", "10 %", "20 %"} <= set(shown)
+    legend = [text.get_text() for text in first.get_legend().get_texts()]
+    assert sorted(legend) == ["limit", "one", "two"]
+    one, two = (container[0] for container in first.containers)
+    np.testing.assert_array_equal(one.get_xydata(), [[10, 0.5], [100, 0.05]])
+    assert second.containers[0][0].get_color() == two.get_color() != one.get_color()
+    assert second.containers[0][0].get_linestyle() == "None" and one.get_linestyle() == "-"
+    assert [label.get_text() for label in second.get_xticklabels()] == ["plain", "hard"]
+    assert third.images[0].get_array().shape == (3, 5)
+    assert len(spare) == 2 and not any(axes.axison for axes in spare)
