@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import nn_backprop
-from nn_backprop import layers, models
+from nn_backprop import counting, layers, models
 
 SIZES = [  # channels, kernel, image, stride, padding, grid: odd ones, and a grid of all patches
     (3, (2, 3), (11, 7), (2, 1), (1, 0), (3, 2)),
@@ -110,8 +110,6 @@ def test_a_multiply_add_is_counted_as_the_docstring_does():
     layer = layers.RandomFourierFeatures2d(3, 5, 2, 11, stride=2, grid=3)
     H = W = layer.map_size[0]
     by_hand = H * W * 5 * 3 * 2 * 2 + 5 * (H * W + H * 3) * 3
-    from nn_backprop import counting
-
     assert counting.multiply_adds(layer, image_for(layer, 7).float()) == 7 * by_hand
     assert counting.parameters(layer) == 0
     assert counting.multiply_adds(vectors_layer(), torch.randn(7, 3)) == 7 * 15

@@ -149,12 +149,8 @@ class RandomFourierFeatures2d(nn.Module):
             raise ValueError(f"padding must be at least 0, not {padding}")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {list(POOLINGS)}, not {pooling!r}")
-        free = [
-            size + 2 * border - kernel
-            for size, border, kernel in zip(
-                self.image_size, self.padding, self.kernel_size, strict=True
-            )
-        ]
+        axes = zip(self.image_size, self.padding, self.kernel_size, strict=True)
+        free = [size + 2 * border - kernel for size, border, kernel in axes]
         if min(free) < 0:
             raise ValueError(
                 f"a kernel of {self.kernel_size} is larger than an image of {self.image_size} with "
