@@ -43,7 +43,7 @@ from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, s
 PUBLISHED = {"net1": 80.0, "net2": 87.0, "net3": 88.5, "net4": 94.0, "net5": 98.4}  # %
 LRS = {
     "net1": 1e-3, "net2": 3e-3, "net3": 1e-2, "net4": 3e-3, "net5": 1e-2, "net5-unshared": 3e-3,
-    "fully-connected": 1e-3, "locally-connected": 3e-3, "shared-weights": 1e-2,
+    "fully-connected": 3e-3, "locally-connected": 1e-2, "shared-weights": 1e-2,
 }  # fmt: skip
 NETS = ("net1", "net2", "net3", "net4", "net5", "net5-unshared")
 FAMILIES = ("fully-connected", "locally-connected", "shared-weights")

@@ -158,7 +158,7 @@ class Monitor:
 
 def _first_layer(model: nn.Module) -> Tensor:
     """The first layer's weights as images, (units, H, W), in the pixels of the input."""
-    weight = next(model.parameters()).detach()
+    weight = next(iter(model.state_dict().values()))  # also one that is fixed: a buffer
     if weight.dim() == 2:
         side = math.isqrt(weight.shape[1])
         return weight.view(-1, side, side)

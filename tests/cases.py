@@ -214,6 +214,8 @@ CASES: list[Case] = [
     *each([torch.sigmoid, torch.tanh], note="keywords", input=x(3, 5)),
     Case(F.gelu, (x(3, 5),)),
     Case(F.gelu, (x(3, 5),), {"approximate": "tanh"}, "tanh"),
+    *each([torch.cos, T.cos], x(3, 5)),
+    *each([torch.cos], note="keywords", input=x(3, 5)),
     Case(F.softmax, (x(3, 5), 1)),
     *each([torch.softmax, T.softmax, torch.log_softmax, T.log_softmax], x(3, 5), 1),
     *each([torch.softmax, T.softmax, torch.log_softmax, T.log_softmax, F.softmax, F.log_softmax],

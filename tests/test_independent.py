@@ -300,6 +300,7 @@ ROWS = [
     (elementwise(lambda z, approximate:
         z / 2 * (1 + tanh(sqrt(2 / mp.pi) * (z + mp.mpf("0.044715") * z**3)))),
      Case(F.gelu, (x(3, 5),), {"approximate": "tanh"})),
+    (elementwise(mp.cos), Case(torch.cos, (x(3, 5),))),
     *[(log_softmax, Case(torch.log_softmax, (x(2, 3, 5), dim))) for dim in range(3)],
     *[(lambda z, dim: {n: exp(z[n]) / s for n, s in sum_of_exp(z, dim).items()},
        Case(torch.softmax, (x(2, 3, 5), dim))) for dim in range(3)],

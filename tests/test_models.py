@@ -18,6 +18,7 @@ def test_parameter_counts_of_the_default_networks():
     assert count(models.happy()) == 13_002
     assert count(models.MLP()) == 101_770  # 784·128 + 128 + 128·10 + 10
     assert count(models.CNN()) == 416 + 12_832 + 5_130  # conv1, conv2, output
+    assert count(models.KernelNetwork()) == 256 * 4 * 4 * 10 + 10  # the last layer alone
 
 
 @pytest.mark.parametrize("side, kernel", [(13, 3), (28, 5), (17, 2), (13, 4)])

@@ -540,6 +540,7 @@ EXAMPLES = {
     "sigmoid": (torch.sigmoid, ([0, LOG2],), [1, 9], ([1 / 4, 2],)),  # a = (1/2, 2/3)
     "tanh": (torch.tanh, ([0, LOG2],), [1, 25], ([1, 16],)),  # tanh log 2 = 3/5
     "gelu": (F.gelu, ([0],), [2], ([1],)),
+    "cos": (torch.cos, ([0, math.pi / 6],), [5, 4], ([0, -2],)),  # sin π/6 = 1/2
     # windows of two that overlap: 5 wins both
     "max_pool2d": (F.max_pool2d, ([[[1, 5, 2]]], (1, 2), 1), [[[7, 11]]], ([[[0, 18, 0]]],)),
     "avg_pool2d": (F.avg_pool2d, ([[[1, 5, 2]]], (1, 2), 1), [[[6, 10]]], ([[[3, 8, 5]]],)),

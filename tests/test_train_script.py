@@ -327,6 +327,21 @@ def test_the_largest_seed_augments(capsys):
     assert digits("run", "--augment", "--seed", 2**31 - 1, model="mlp", epochs=1) == 0
 
 
+def test_the_kernel_network_learns_the_digits():
+    assert digits("run", "--engine", "tape", model="kernel", epochs=3) == 0
+    found = summary(Path("run"))
+    assert found["test_accuracy"] > 0.8 and found["parameters"] == 40_970
+    assert found["max_gradient_disagreement"] < 1e-10
+    before, after = (
+        make()["features.weight"]
+        for make in (
+            lambda: train.MODELS["kernel"]().state_dict(),
+            lambda: read_checkpoint("run/checkpoint.pt")["model"],
+        )
+    )
+    assert torch.equal(before, after)  # the filters are fixed
+
+
 def test_by_hand_is_for_the_networks_that_are_written_out(capsys):
     assert digits("run", "--engine", "by-hand", model="fast-cnn") == 2
     said = capsys.readouterr().err

@@ -65,3 +65,86 @@ def test_data_take_the_form_that_a_model_was_specified_for(digits):
     inputs, _ = small.batch(small.train)
     assert inputs.shape[1:] == (1, 16, 16)
     assert inputs.min() == -1 and inputs.max() <= 1
+
+
+# --- harder ones ---
+
+HARDER = [data.rotated, data.on_noise, data.on_clutter]
+
+
+@pytest.mark.parametrize("variant", HARDER)
+def test_a_harder_digit_is_new_uint8_and_depends_on_the_seed_alone(variant, digits):
+    images = digits.images[:50]
+    before = images.clone()
+    harder = variant(images, 3)
+    assert harder.dtype == torch.uint8 and harder.shape == images.shape
+    assert torch.equal(images, before)
+    torch.manual_seed(11)
+    assert torch.equal(harder, variant(images, 3))
+    assert not torch.equal(harder, variant(images, 4))
+
+
+def test_rotated_images_are_turned_about_their_middle(monkeypatch):
+    image = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
+    image[0, 0, 0, 1], image[0, 0, 2, 2] = 100, 200
+    monkeypatch.setattr(torch, "rand", lambda *size, generator: torch.full(size, 0.25))
+    turned = data.rotated(image, 0)
+    quarters = [torch.rot90(image, k, (2, 3)) for k in (1, 3)]
+    assert any(torch.equal(turned, quarter) for quarter in quarters)
+
+
+def test_rotation_keeps_a_disc_and_draws_all_angles(digits):
+    i, j = torch.meshgrid(torch.arange(28) - 13.5, torch.arange(28) - 13.5, indexing="ij")
+    disc = (250 * torch.exp(-(i**2 + j**2) / 50)).to(torch.uint8).expand(400, 1, 28, 28)
+    assert (data.rotated(disc, 0).int() - disc.int()).abs().max() <= 4
+    # A dot to the right of the middle ends as often in each quarter of the plane.
+    dot = torch.zeros(4000, 1, 29, 29, dtype=torch.uint8)
+    dot[:, :, 14, 22:25] = 255
+    turned = data.rotated(dot, 0).float()
+    lower, right = turned[..., 15:, :].sum((1, 2, 3)), turned[..., 15:].sum((1, 2, 3))
+    below, beside = (
+        lower > turned[..., :14, :].sum((1, 2, 3)),
+        right > turned[..., :14].sum((1, 2, 3)),
+    )
+    for quarter in (below & beside, below & ~beside, ~below & beside, ~below & ~beside):
+        assert 0.22 < quarter.float().mean() < 0.28
+
+
+def test_noise_lies_behind_the_digit(digits):
+    images = digits.images[:200]
+    noisy = data.on_noise(images, 0)
+    assert (noisy >= images).all()
+    assert (noisy[images == 255] == 255).all()
+    background = noisy[images == 0].double()
+    assert abs(background.mean() - 127.5) < 1 and abs(background.std() - 73.9) < 1
+    assert background.min() == 0 and background.max() == 255
+
+
+def test_clutter_is_pieces_of_the_other_images():
+    """Each image has a grey value of its own, so that every pixel tells where it came from."""
+    images = torch.arange(1, 12, dtype=torch.uint8).view(11, 1, 1, 1).expand(11, 1, 9, 7)
+    for seed in range(20):
+        seen = data.on_clutter(images, seed, pieces=1, side=3)
+        for n, image in enumerate(seen[:, 0]):
+            strewn = image != n + 1
+            assert (image[strewn] > n + 1).all()  # the brightest is seen
+            if strewn.any():
+                i, j = strewn.nonzero(as_tuple=True)
+                assert len(i) == 9 and i.max() - i.min() == j.max() - j.min() == 2
+                assert len(image[strewn].unique()) == 1
+    places = (data.on_clutter(images.contiguous(), 0, pieces=400, side=3)[0, 0] == 11).sum()
+    assert places == 63  # every place is reached, and the brightest other image too
+
+
+def test_clutter_adds_up(digits):
+    images = digits.images[:300]
+    few, many = (data.on_clutter(images, 0, pieces=n).float().mean() for n in (2, 12))
+    assert images.float().mean() < few < many
+
+
+@pytest.mark.parametrize("side", [0, 29])
+def test_what_clutter_refuses(side, digits):
+    with pytest.raises(ValueError, match="side must be from 1 to 28"):
+        data.on_clutter(digits.images, 0, side=side)
+    with pytest.raises(ValueError, match="only one"):
+        data.on_clutter(digits.images[:1], 0)

@@ -5,7 +5,7 @@ from nn_backprop.data.images import ImageData, channels_last
 from nn_backprop.data.loading import load
 from nn_backprop.data.pictures import read_digit
 from nn_backprop.data.repair import prepare
-from nn_backprop.data.variants import resize, shift, subset, suited
+from nn_backprop.data.variants import on_clutter, on_noise, resize, rotated, shift, subset, suited
 
 __all__ = [
     "DataError",
@@ -13,9 +13,12 @@ __all__ = [
     "channels_last",
     "data_root",
     "load",
+    "on_clutter",
+    "on_noise",
     "prepare",
     "read_digit",
     "resize",
+    "rotated",
     "shift",
     "subset",
     "suited",

@@ -11,6 +11,7 @@ from nn_backprop.models.fields import (
     locally_connected,
     shared_weights,
 )
+from nn_backprop.models.kernel import KernelNetwork
 from nn_backprop.models.lecun1989 import NETS, LeCun1989
 from nn_backprop.models.mlp import MLP, happy
 from nn_backprop.models.norm_cnn import NormCNN, accurate_cnn, fast_cnn
@@ -22,6 +23,7 @@ __all__ = [
     "MODELS",
     "NETS",
     "FieldNetwork",
+    "KernelNetwork",
     "LeCun1989",
     "NormCNN",
     "OctaveCNN",
@@ -45,4 +47,5 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "locally-connected": locally_connected,
     "shared-weights": shared_weights,
     "octave-cnn": OctaveCNN,
+    "kernel": KernelNetwork,
 }

@@ -57,6 +57,7 @@ _ROWS: list[tuple] = [
     ("tanh", activation, [F.tanh, torch.tanh, Tensor.tanh]),
     ("tanh", activation, [torch.tanh_, Tensor.tanh_], adapters.in_place),
     ("gelu", activation, [F.gelu], adapters.gelu),
+    ("cos", activation, [torch.cos, Tensor.cos]),
     ("softmax", activation, [F.softmax], adapters.softmax),
     ("softmax", activation, [torch.softmax, Tensor.softmax]),
     ("log_softmax", activation, [F.log_softmax], adapters.softmax),

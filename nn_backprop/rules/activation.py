@@ -197,6 +197,34 @@ def _gelu(z, approximate="none"):
 gelu_forward, gelu_backward = elementwise(_gelu, _gelu_slope)
 
 
+def _cos_slope(z):
+    """A wave: what a random feature of a kernel makes of its weighted sum.
+
+    Forward:
+        a = cos z
+
+    Derivation:
+        By the addition theorem (cos(z + h) − cos z) / h = cos z (cos h − 1) / h − sin z sin h / h.
+        As h goes to 0, the first quotient goes to 0 and the second to 1; what is left is −sin z.
+
+    Backward:
+        grad_z = −grad_a · sin z
+
+    Saved:
+        z: the cosine does not tell the sign of the sine.
+
+    Shapes:
+        z and a have the same shape.
+
+    Source:
+        Rahimi & Recht 2007, Random features for large-scale kernel machines, algorithm 1.
+    """
+    return -torch.sin(z)
+
+
+cos_forward, cos_backward = elementwise(torch.cos, _cos_slope)
+
+
 def softmax_forward(
     z: Float[Tensor, "..."], dim: int, dtype: torch.dtype | None = None
 ) -> tuple[Float[Tensor, "..."], tuple]:

@@ -1,0 +1,273 @@
+"""Random Fourier features: their numbers, their gradients, and that their products are a kernel."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+import nn_backprop
+from nn_backprop import counting, layers, models
+
+SIZES = [  # channels, kernel, image, stride, padding, grid: odd ones, and a grid of all patches
+    (3, (2, 3), (11, 7), (2, 1), (1, 0), (3, 2)),
+    (1, 5, 13, 2, 0, 2),
+    (2, 3, 7, 1, 0, 5),
+    (1, 3, 5, 1, 1, 1),
+]
+
+
+def patches_layer(sizes, pooling="average", D=5, **kind):
+    channels, kernel, image, stride, padding, grid = sizes
+    return layers.RandomFourierFeatures2d(
+        channels, D, kernel, image, 1.7, stride, padding, grid, pooling, seed=3, **kind
+    )
+
+
+def image_for(layer, N=2):
+    generator = torch.Generator().manual_seed(4)
+    shape = (N, layer.in_channels, *layer.image_size)
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+def vectors_layer(**kind):
+    return layers.RandomFourierFeatures(3, 5, 1.7, seed=3, **kind)
+
+
+# --- the numbers ---
+
+
+def test_features_of_vectors_are_their_formula():
+    layer, x = vectors_layer(dtype=torch.float64), torch.randn(2, 7, 3, dtype=torch.float64)
+    z = layer(x)
+    for n in range(2):
+        for m in range(7):
+            for o in range(5):
+                u = sum(float(x[n, m, i] * layer.weight[o, i]) for i in range(3))
+                expected = math.sqrt(2 / 5) * math.cos(u + float(layer.bias[o]))
+                assert float(z[n, m, o]) == pytest.approx(expected, rel=1e-12)
+
+
+def cell_weight(k, cells, position, size, pooling):
+    """How much of a place counts in cell k, found by cutting the axis into fine slices."""
+    fine = 2520  # divisible by every number of cells and sizes here
+    part = size / cells
+    if pooling == "average":
+        slices = [position + (j + 0.5) / fine for j in range(fine)]
+        return sum(k * part <= s < (k + 1) * part for s in slices) / fine
+    away = (position + 0.5 - (k + 0.5) * part) / (part / 2)
+    return math.exp(-away * away / 2)
+
+
+@pytest.mark.parametrize("pooling", ["average", "gaussian"])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_features_of_patches_are_the_weighted_means_of_each_patch(sizes, pooling):
+    layer = patches_layer(sizes, pooling, dtype=torch.float64)
+    x = image_for(layer)
+    (top, left), (P, Q), (s, t) = layer.padding, layer.kernel_size, layer.stride
+    padded = F.pad(x, (left, left, top, top))
+    H, W = layer.map_size
+    vectors = layers.RandomFourierFeatures(1, 5, dtype=torch.float64)  # given the filters below
+    vectors.weight, vectors.bias = layer.weight.flatten(1), layer.bias
+    lifted = {
+        (h, w): vectors(padded[:, :, s * h : s * h + P, t * w : t * w + Q].flatten(1))
+        for h in range(H)
+        for w in range(W)
+    }
+    z = layer(x)
+    assert z.shape == (2, 5, *layer.grid)
+    for k in range(layer.grid[0]):
+        for m in range(layer.grid[1]):
+            rows = [cell_weight(k, layer.grid[0], h, H, pooling) for h in range(H)]
+            columns = [cell_weight(m, layer.grid[1], w, W, pooling) for w in range(W)]
+            mean = sum(lifted[h, w] * rows[h] * columns[w] for h, w in lifted)
+            assert_close(z[:, :, k, m], mean / sum(rows) / sum(columns), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("pooling", ["average", "gaussian"])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_pooling_leaves_a_constant_as_it_is(sizes, pooling):
+    layer = patches_layer(sizes, pooling, dtype=torch.float64)
+    for matrix in (layer.rows, layer.columns):
+        assert (matrix >= 0).all()
+        assert_close(matrix.sum(1), torch.ones(len(matrix), dtype=torch.float64))
+    if pooling == "average":  # every patch counts alike
+        assert_close(layer.rows.sum(0), torch.full_like(layer.rows[0], len(layer.rows)
+                                                        / layer.rows.shape[1]))  # fmt: skip
+
+
+def test_both_dimensions():
+    layer = patches_layer(SIZES[0])
+    assert (layer.map_size, layer.lifted, layer.pooled) == ((6, 5), 5 * 6 * 5, 5 * 3 * 2)
+    full = patches_layer(SIZES[2])
+    assert full.lifted == full.pooled and torch.equal(full.rows, torch.eye(5))
+    model = models.KernelNetwork()
+    assert (model.features.lifted, model.features.pooled) == (36_864, 4_096)
+
+
+def test_a_multiply_add_is_counted_as_the_docstring_does():
+    layer = layers.RandomFourierFeatures2d(3, 5, 2, 11, stride=2, grid=3)
+    H = W = layer.map_size[0]
+    by_hand = H * W * 5 * 3 * 2 * 2 + 5 * (H * W + H * 3) * 3
+    assert counting.multiply_adds(layer, image_for(layer, 7).float()) == 7 * by_hand
+    assert counting.parameters(layer) == 0
+    assert counting.multiply_adds(vectors_layer(), torch.randn(7, 3)) == 7 * 15
+
+
+# --- the kernel ---
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.7, 2.0, 5.0])
+def test_the_product_is_the_gaussian_kernel_within_its_derived_deviation(distance):
+    D, sigma = 200_000, 1.3
+    layer = layers.RandomFourierFeatures(5, D, sigma, seed=2, dtype=torch.float64)
+    x = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = x + distance * F.normalize(torch.ones(5, dtype=torch.float64), dim=0)
+    k = math.exp(-(distance**2) / (2 * sigma**2))
+    deviation = math.sqrt((1 + k**4 / 2 - k**2) / D)
+    product = layer(x) * layer(y)
+    assert abs(float(product.sum()) - k) < 4 * deviation
+    # the deviation itself, from that of the D terms
+    assert float(product.std()) * math.sqrt(D) == pytest.approx(deviation, rel=0.02)
+
+
+def test_the_numbers_are_those_of_the_seed_in_every_type():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    for make in (vectors_layer, lambda **kind: patches_layer(SIZES[0], **kind)):
+        single, double = make(dtype=torch.float32), make(dtype=torch.float64)
+        assert make().weight.dtype == torch.get_default_dtype()
+        for name, buffer in double.named_buffers():
+            assert torch.equal(buffer.float(), single.get_buffer(name))
+        assert not list(double.parameters())
+        assert set(double.state_dict()) >= {"weight", "bias"}
+    assert torch.equal(state, torch.get_rng_state())
+    other = layers.RandomFourierFeatures(3, 5, 1.7, seed=4)
+    assert not torch.equal(other.weight, vectors_layer().weight)
+    # σ only scales W
+    assert_close(layers.RandomFourierFeatures(3, 5, 3.4, 3).weight * 2, vectors_layer().weight)
+
+
+# --- the gradients ---
+
+
+def networks():
+    for pooling in ("average", "gaussian"):
+        for number, sizes in enumerate(SIZES):
+            features = patches_layer(sizes, pooling)
+            yield f"{pooling} {number}", features, image_for(features, 3)
+    yield "vectors", vectors_layer(), torch.randn(7, 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "features, x", [case[1:] for case in networks()], ids=[case[0] for case in networks()]
+)
+def test_the_tape_gives_autograds_gradients_through_the_features(features, x):
+    torch.manual_seed(0)
+    first = torch.nn.Linear(x.shape[-1], x.shape[-1])  # below: it needs the features' own gradient
+    last = torch.nn.Linear(features(x.float()).flatten(1).shape[1], 3)
+    model = torch.nn.Sequential(first, features, torch.nn.Flatten(), last).double()
+    y = torch.arange(len(x)) % 3
+    loss, grads = nn_backprop.backprop(model, F.cross_entropy, x, y)
+    expected = F.cross_entropy(model(x), y)
+    expected.backward()
+    assert_close(loss, expected.detach())
+    assert len(grads) == 4
+    for name, parameter in model.named_parameters():
+        assert_close(grads[name], parameter.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_checker_passes_them(dtype):
+    for layer in (vectors_layer(dtype=dtype), patches_layer(SIZES[0], dtype=dtype),
+                  patches_layer(SIZES[1], "gaussian", dtype=dtype)):  # fmt: skip
+        x = torch.randn(7, 3) if layer.weight.dim() == 2 else image_for(layer)
+        assert nn_backprop.check_gradients(layer, x.to(dtype)).ok
+
+
+def test_the_gradient_of_the_input_is_the_one_that_the_docstring_derives():
+    layer = patches_layer(SIZES[0], dtype=torch.float64)
+    x = image_for(layer).requires_grad_()
+    z = layer(x)
+    grad_z = torch.randn_like(z)
+    grad_a = torch.einsum("kh,lw,nokl->nohw", layer.rows, layer.columns, grad_z)
+    u = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
+    grad_u = -math.sqrt(2 / 5) * grad_a * u.sin()
+    (through_u,) = torch.autograd.grad(u, x, grad_u.detach())
+    (expected,) = torch.autograd.grad(z, x, grad_z)
+    assert_close(through_u, expected)
+    vectors, x = vectors_layer(dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
+    x.requires_grad_()
+    z = vectors(x)
+    grad_z = torch.randn_like(z)
+    grad_u = -math.sqrt(2 / 5) * grad_z * F.linear(x, vectors.weight, vectors.bias).sin()
+    (expected,) = torch.autograd.grad(z, x, grad_z)
+    assert_close(torch.einsum("no,oi->ni", grad_u, vectors.weight).detach(), expected)
+
+
+# --- σ ---
+
+
+def test_the_median_distance_is_the_median_of_distances():
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    assert layers.median_distance(x) == 5.0
+    x = torch.randn(50, 1, 5, 7, generator=torch.Generator().manual_seed(0))
+    all_pairs = F.pdist(x.flatten(1)).median().item()
+    assert layers.median_distance(x) == pytest.approx(all_pairs, rel=0.02)
+    assert layers.median_distance(x, 100, 1) == layers.median_distance(x, 100, 1)
+    assert layers.median_distance(x, 100, 1) != layers.median_distance(x, 100, 2)
+    # pairs are of two different rows: of two, every pair is 0 and 1
+    assert layers.median_distance(torch.tensor([[0.0], [2.0]]), pairs=1) == 2.0
+
+
+def test_random_patches_are_patches_and_none_is_constant():
+    images = torch.zeros(3, 2, 11, 13)
+    images[:, :, 4:7, 5:8] = torch.arange(1.0, 55).view(3, 2, 3, 3)
+    patches = layers.random_patches(images, (2, 3), 500, seed=1)
+    assert 0 < len(patches) < 500 and patches.shape[1:] == (2, 2, 3)
+    assert torch.equal(patches, layers.random_patches(images, (2, 3), 500, seed=1))
+    every = images.unfold(2, 2, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+    assert {tuple(p) for p in patches.flatten(1).tolist()} <= {tuple(p) for p in every.tolist()}
+    assert all(len(set(p)) > 1 for p in patches.flatten(1).tolist())
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    "call, named",
+    [
+        (lambda: layers.RandomFourierFeatures(0, 5), "in_features must be at least 1, not 0"),
+        (lambda: layers.RandomFourierFeatures(5, 0), "out_features must be at least 1, not 0"),
+        (lambda: layers.RandomFourierFeatures(5, 3, 0.0), "sigma must be positive and finite"),
+        (lambda: layers.RandomFourierFeatures(5, 3, -1.0), "sigma must be positive and finite"),
+        (lambda: layers.RandomFourierFeatures(5, 3, math.nan), "sigma must be positive"),
+        (lambda: layers.RandomFourierFeatures(5, 3, math.inf), "sigma must be positive"),
+        (lambda: patches_layer((0, 3, 7, 1, 0, 2)), "in_channels must be at least 1"),
+        (lambda: patches_layer((1, 3, 7, 1, 0, 2), D=0), "out_channels must be at least 1"),
+        (lambda: patches_layer((1, (3, 0), 7, 1, 0, 2)), "kernel_size must be at least 1"),
+        (lambda: patches_layer((1, 3, 7, 0, 0, 2)), "stride must be at least 1"),
+        (lambda: patches_layer((1, 3, 7, 1, -1, 2)), "padding must be at least 0"),
+        (lambda: patches_layer((1, 3, 7, 1, 0, 0)), "grid must be at least 1"),
+        (lambda: patches_layer((1, 3, 7, 1, 0, 6)), "larger than the map of (5, 5) patches"),
+        (lambda: patches_layer((1, 8, 7, 1, 0, 1)), "larger than an image of (7, 7)"),
+        (lambda: patches_layer((1, 3, 7, 1, 0, 2), "max"), "['average', 'gaussian'], not 'max'"),
+        (lambda: patches_layer((1, 3, 7, 1, 0, 2))(torch.zeros(1, 1, 7, 8)), "image_size is"),
+        (lambda: layers.median_distance(torch.zeros(1, 3)), "two rows"),
+        (lambda: layers.median_distance(torch.zeros(2, 3), 0), "one pair"),
+        (lambda: layers.random_patches(torch.zeros(2, 1, 5, 5), 6, 9), "larger than images"),
+        (lambda: layers.random_patches(torch.zeros(2, 1, 5, 5), 3, 9), "constant"),
+        (lambda: models.KernelNetwork(classes=0), "classes must be at least 1"),
+        (lambda: models.KernelNetwork(image_size=8), "larger than the map"),
+    ],
+)
+def test_what_is_refused_is_named(call, named):
+    with pytest.raises(ValueError) as raised:
+        call()
+    assert named in str(raised.value)
+
+
+def test_they_say_what_they_are():
+    assert "out_features=5, sigma=1.7, seed=3" in repr(vectors_layer())
+    assert "grid=(3, 2), pooling='average', seed=3" in repr(patches_layer(SIZES[0]))
