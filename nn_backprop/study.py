@@ -145,8 +145,8 @@ class Study:
         write_results(
             self.folder / "results.json", self.name, config, self.rows, claims, about, seconds
         )
-        figures.save(figure, self.folder / "results.png")
-        self.run.figure("results", figure, len(self.rows))
+        png = self.run.figure("results", figure, len(self.rows))
+        (self.folder / "results.png").write_bytes(png)
         if claims:
             tables = {**tables, "Claims": [_told(claim) for claim in claims]}
         text = "\n".join(f"**{title}**\n\n{markdown_table(rows)}" for title, rows in tables.items())

@@ -194,8 +194,11 @@ class Run:
             if finite.numel():
                 self._writer.add_histogram(tag, finite, step)
 
-    def figure(self, tag: str, figure: Any, step: int, file: str | None = None) -> None:
-        """Shows a matplotlib Figure under `tag`, and keeps it as figures/<file>.png if named."""
+    def figure(self, tag: str, figure: Any, step: int, file: str | None = None) -> bytes:
+        """Shows a matplotlib Figure under `tag`; returns the PNG.
+
+        It is kept as figures/<file>.png if that is named.
+        """
         png = io.BytesIO()
         figure.savefig(png, format="png")
         width, height = figure.canvas.get_width_height()
@@ -206,6 +209,7 @@ class Run:
         if file is not None:
             (self.path / "figures").mkdir(exist_ok=True)
             _replace(self.path / "figures" / f"{file}.png", png.getvalue())
+        return png.getvalue()
 
     def image(self, tag: str, pixels: Any, step: int) -> None:
         """Shows an image, uint8 (height, width, 3)."""
