@@ -198,7 +198,7 @@ def _vectors(job: Job, data: ImageData) -> tuple[Predict, dict[str, Any]]:
 
 def _patches(job: Job, data: ImageData) -> tuple[Predict, dict[str, Any]]:
     lift = RandomFourierFeatures2d(
-        1, job.features, PATCH, data.images.shape[-1], _sigma_of_patches(data, job.seed), STRIDE,
+        1, job.features, data.images.shape[-1], PATCH, _sigma_of_patches(data, job.seed), STRIDE,
         grid=job.grid, pooling=job.pooling, seed=job.seed,
     )  # fmt: skip
     predict, about = _ridge(lambda x: lift(x).flatten(1), data)

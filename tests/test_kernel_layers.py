@@ -21,13 +21,13 @@ SIZES = [  # channels, kernel, image, stride, padding, grid: odd ones, and a gri
 def patches_layer(sizes, pooling="average", D=5, **kind):
     channels, kernel, image, stride, padding, grid = sizes
     return layers.RandomFourierFeatures2d(
-        channels, D, kernel, image, 1.7, stride, padding, grid, pooling, seed=3, **kind
+        channels, D, image, kernel, 1.7, stride, padding, grid, pooling, seed=3, **kind
     )
 
 
 def image_for(layer, N=2):
     generator = torch.Generator().manual_seed(4)
-    shape = (N, layer.in_channels, *layer.image_size)
+    shape = (N, layer.in_channels, *layer.input_size)
     return torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
@@ -107,7 +107,7 @@ def test_both_dimensions():
 
 
 def test_a_multiply_add_is_counted_as_the_docstring_does():
-    layer = layers.RandomFourierFeatures2d(3, 5, 2, 11, stride=2, grid=3)
+    layer = layers.RandomFourierFeatures2d(3, 5, 11, 2, stride=2, grid=3)
     H = W = layer.map_size[0]
     by_hand = H * W * 5 * 3 * 2 * 2 + 5 * (H * W + H * 3) * 3
     assert counting.multiply_adds(layer, image_for(layer, 7).float()) == 7 * by_hand
@@ -253,7 +253,7 @@ def test_random_patches_are_patches_and_none_is_constant():
         (lambda: patches_layer((1, 3, 7, 1, 0, 6)), "larger than the map of (5, 5) patches"),
         (lambda: patches_layer((1, 8, 7, 1, 0, 1)), "larger than an image of (7, 7)"),
         (lambda: patches_layer((1, 3, 7, 1, 0, 2), "max"), "['average', 'gaussian'], not 'max'"),
-        (lambda: patches_layer((1, 3, 7, 1, 0, 2))(torch.zeros(1, 1, 7, 8)), "image_size is"),
+        (lambda: patches_layer((1, 3, 7, 1, 0, 2))(torch.zeros(1, 1, 7, 8)), "input_size is"),
         (lambda: layers.median_distance(torch.zeros(1, 3)), "two rows"),
         (lambda: layers.median_distance(torch.zeros(2, 3), 0), "one pair"),
         (lambda: layers.random_patches(torch.zeros(2, 1, 5, 5), 6, 9), "larger than images"),

@@ -105,7 +105,7 @@ class RandomFourierFeatures2d(nn.Module):
 
     Both dimensions: `lifted` = D H' W' numbers before the pooling, `pooled` = D times the cells.
 
-    Shapes: x (N, in_channels, *image_size); z (N, D, *grid); weight (D, in_channels, P, Q), bias
+    Shapes: x (N, in_channels, *input_size); z (N, D, *grid); weight (D, in_channels, P, Q), bias
     (D,), rows (grid, H'), columns (grid, W') are buffers, none of them trained; H' = ⌊(H + 2 ·
     padding − P) / stride⌋ + 1. H' W' D · in_channels · P · Q multiply-adds an image for the lift,
     and D (H' W' + H' · grid) · grid for the pooling (a square grid).
@@ -127,8 +127,8 @@ class RandomFourierFeatures2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
+        input_size: Pair,
         kernel_size: Pair,
-        image_size: Pair,
         sigma: float = 1.0,
         stride: Pair = 1,
         padding: Pair = 0,
@@ -139,21 +139,21 @@ class RandomFourierFeatures2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.kernel_size, self.image_size = pair(kernel_size), pair(image_size)
+        self.kernel_size, self.input_size = pair(kernel_size), pair(input_size)
         self.stride, self.padding, self.grid = pair(stride), pair(padding), pair(grid)
         _require_positive(
             in_channels=in_channels, out_channels=out_channels, kernel_size=self.kernel_size,
-            image_size=self.image_size, stride=self.stride, grid=self.grid,
+            input_size=self.input_size, stride=self.stride, grid=self.grid,
         )  # fmt: skip
         if min(self.padding) < 0:
             raise ValueError(f"padding must be at least 0, not {padding}")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {list(POOLINGS)}, not {pooling!r}")
-        axes = zip(self.image_size, self.padding, self.kernel_size, strict=True)
+        axes = zip(self.input_size, self.padding, self.kernel_size, strict=True)
         free = [size + 2 * border - kernel for size, border, kernel in axes]
         if min(free) < 0:
             raise ValueError(
-                f"a kernel of {self.kernel_size} is larger than an image of {self.image_size} with "
+                f"a kernel of {self.kernel_size} is larger than an image of {self.input_size} with "
                 f"a border of {self.padding}"
             )
         self.map_size = (free[0] // self.stride[0] + 1, free[1] // self.stride[1] + 1)
@@ -182,9 +182,9 @@ class RandomFourierFeatures2d(nn.Module):
         return self.out_channels * self.grid[0] * self.grid[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[-2:]) != self.image_size:
+        if tuple(x.shape[-2:]) != self.input_size:
             raise ValueError(
-                f"images of {tuple(x.shape[-2:])} pixels, where image_size is {self.image_size}"
+                f"images of {tuple(x.shape[-2:])} pixels, where input_size is {self.input_size}"
             )
         u = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
         a = torch.cos(u).permute(0, 2, 3, 1)  # nhwo, as a convolution of images lays it out
@@ -196,7 +196,7 @@ class RandomFourierFeatures2d(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"image_size={self.image_size}, sigma={self.sigma:g}, stride={self.stride}, "
+            f"input_size={self.input_size}, sigma={self.sigma:g}, stride={self.stride}, "
             f"padding={self.padding}, grid={self.grid}, pooling={self.pooling!r}, seed={self.seed}"
         )
 

@@ -44,7 +44,7 @@ class KernelNetwork(nn.Module):
         if classes < 1:
             raise ValueError(f"classes must be at least 1, not {classes}")
         self.features = RandomFourierFeatures2d(
-            1, features, kernel_size, image_size, sigma, stride, grid=grid, pooling=pooling,
+            1, features, image_size, kernel_size, sigma, stride, grid=grid, pooling=pooling,
             seed=seed,
         )  # fmt: skip
         self.output = nn.Linear(self.features.pooled, classes)
