@@ -17,8 +17,9 @@ retold by Hastie, Tibshirani & Friedman 2009, section 11.7).
 number of training examples, and, with the most, against a shift of the test images.
 
 All contestants of a comparison see the same examples, in the same order and equally often. Learning
-rates were chosen on MNIST's validation split with other seeds; the test images are read once, at
-the end of each training.
+rates were chosen on MNIST's validation split with other seeds, each network's from 0.001 to 0.03 (at
+n = 320, or 300 and 55,000). The test images are read when a training has ended, as they are and
+moved, and nothing is chosen by them.
 """
 
 import functools
@@ -37,7 +38,7 @@ from nn_backprop.data import ImageData, load, resize, shift, subset, suited
 from nn_backprop.engines import autograd
 from nn_backprop.evidence import Claim, between
 from nn_backprop.models import MODELS
-from nn_backprop.study import Row, Study, StudyOptions, command
+from nn_backprop.study import Row, Study, StudyOptions, UsageError, command
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
 
 PUBLISHED = {"net1": 80.0, "net2": 87.0, "net3": 88.5, "net4": 94.0, "net5": 98.4}  # %
@@ -76,6 +77,8 @@ class Job:
 
 
 def conduct(study: Study, options: Options) -> None:
+    if options.draws < 2:
+        raise UsageError(f"--draws must be 2 or more, not {options.draws}")
     name, root = "digits" if options.smoke else "mnist", options.data_root
     load(name, root)
     jobs = [
@@ -94,7 +97,7 @@ def conduct(study: Study, options: Options) -> None:
             for seed in range(options.seeds)
             for family in FAMILIES
         ]
-    study.carry_out(train, jobs, lambda row: {f"{row['protocol']}/{row['model']}": row["test"]})
+    study.carry_out(train, jobs, lambda row: {f"{row['model']}/{row['n']}": row["test"]})
     study.finish(_tables(study.rows), _claims(study.rows, sizes), _figure(study.rows))
 
 
@@ -126,7 +129,6 @@ def train(job: Job) -> Row:
         "links": counting.links(model, data.batch(data.test[:1])[0]),
         "seconds": time.perf_counter() - began,
         "train": evaluate(model, data, data.train).accuracy,
-        "validation": evaluate(model, data, data.validation).accuracy,
         "test": evaluate(model, data, data.test).accuracy,
     }  # fmt: skip
     for pixels in job.shifts:
@@ -165,7 +167,7 @@ def _as_in_1989(data: ImageData, seed: int) -> ImageData:
         test.append(members[LEARNT:])
     return replace(
         data, images=images.flatten(0, 1), labels=labels,
-        train=torch.cat(train), validation=torch.cat(test), test=torch.cat(test),
+        train=torch.cat(train), validation=torch.zeros(0, dtype=torch.int64), test=torch.cat(test),
     )  # fmt: skip
 
 
@@ -225,10 +227,14 @@ def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
         }
         for family in FAMILIES
     ]
+    draws, seeds = (
+        len({row["seed"] for row in rows if row["protocol"] == protocol})
+        for protocol in ("clean", "28 × 28")
+    )
     return {
-        "1989's networks: test accuracy": nets,
-        "Test accuracy by training examples, %": by_size,
-        "Test accuracy on moved images, %": by_shift,
+        f"1989's networks, {draws} draws: test accuracy": nets,
+        f"Test accuracy by training examples, {seeds} seeds, %": by_size,
+        f"Test accuracy on moved images, {seeds} seeds, %": by_shift,
     }
 
 

@@ -6,6 +6,7 @@ leads from one unit, or from the constant 1 that a bias multiplies, to another: 
 multiply-add of an example, and one for each unit with a bias.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,12 +24,15 @@ def multiply_adds(model: nn.Module, *inputs: Any) -> int:
     """Multiply-adds of one forward pass in evaluation mode, for the whole batch.
 
     The virtual inputs of a border count like others. Only products of matrices and convolutions are
-    seen: a product written as a sum of element-wise ones is not.
+    seen: a product written as a sum of element-wise ones is not. Every module's mode stays.
     """
-    was_training = model.training
-    with FlopCounterMode(display=False) as counter:
-        model.eval()(*inputs)
-    model.train(was_training)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model.eval()(*inputs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
     flops = counter.get_total_flops()
     assert flops % 2 == 0
     return flops // 2
@@ -38,7 +42,7 @@ def multiply_adds(model: nn.Module, *inputs: Any) -> int:
 def links(model: nn.Module, example: Any) -> int:
     """Links of the network that sees `example`, a batch of one; shared weights have many each.
 
-    A layer with a parameter `bias…` is taken to add one to each of its outputs.
+    A layer with a bias, a parameter or a buffer `bias…`, is taken to add one to each of its outputs.
     """
     units = 0
 
@@ -50,10 +54,15 @@ def links(model: nn.Module, example: Any) -> int:
     hooks = [
         module.register_forward_hook(count)
         for module in model.modules()
-        if any(name.startswith("bias") for name, _ in module.named_parameters(recurse=False))
+        if any(name.startswith("bias") for name, _ in _own_tensors(module))
     ]
     try:
         return multiply_adds(model, example) + units
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)

@@ -7,12 +7,15 @@ network that is split between them.
 """
 
 import dataclasses
+import json
 import multiprocessing
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +27,7 @@ from nn_backprop import figures
 from nn_backprop.data import DataError
 from nn_backprop.evidence import Claim, markdown_table, write_results
 from nn_backprop.tracking import Run, RunError, default_run_dir, machine
+from nn_backprop.training import Diverged
 
 Job = TypeVar("Job")
 Row = dict[str, Any]
@@ -31,6 +35,10 @@ Row = dict[str, Any]
 
 class UsageError(Exception):
     """One clear sentence: what was wrong, what was expected, what to do."""
+
+
+class StudyError(Exception):
+    """A training that could not be brought to its end, in one sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,23 +62,26 @@ def command(kind: type[Options], doc: str | None, conduct: Callable[["Study", Op
             arguments: list[str] | None = None) -> int:  # fmt: skip
     """Reads the options, conducts the study, and returns the exit code.
 
-    0 done, 2 bad input (told in one sentence), 130 interrupted. The study is named after the script
-    in which `conduct` stands.
+    0 done, 1 if a training diverged or its process was killed, 2 bad input, 130 interrupted; what
+    is not 0 is told in one sentence. The study is named after the script in which `conduct` stands.
     """
     name = Path(conduct.__code__.co_filename).stem
     options = tyro.cli(kind, args=arguments, description=doc)
-    if options.smoke:
-        options = dataclasses.replace(options, seeds=2, workers=1)
     try:
         if options.seeds < 2:
             raise UsageError(f"--seeds must be 2 or more, not {options.seeds}")
         if options.workers < 1:
             raise UsageError(f"--workers must be 1 or more, not {options.workers}")
+        if options.smoke:
+            options = dataclasses.replace(options, seeds=2, workers=1)
         with Study(name, options) as study:
             conduct(study, options)
     except (UsageError, DataError, RunError) as error:
         print(f"{name}.py: {error}", file=sys.stderr)
         return 2
+    except StudyError as error:
+        print(f"{name}.py: {error}; the rows so far are in {study.folder}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{name}.py: interrupted", file=sys.stderr)
         return 130
@@ -80,8 +91,8 @@ def command(kind: type[Options], doc: str | None, conduct: Callable[["Study", Op
 class Study:
     """A study under way: its folder, which is a TensorBoard run too, and its trainings.
 
-    `folder` is `runs/<name>/<date>-<time>-<full|smoke>`, made with the first row. metrics.jsonl in
-    it gets what is logged as it arrives, so that an interrupted study has lost nothing.
+    `folder` is `runs/<name>/<date>-<time>-<full|smoke>`, made before the first training. Each row is
+    added to rows.jsonl in it as it arrives, so that a study that ends early has lost none.
     """
 
     def __init__(self, name: str, options: StudyOptions) -> None:
@@ -115,15 +126,17 @@ class Study:
         """Every job's row, in the order of the jobs; a progress bar meanwhile.
 
         Rows are added to `rows`. `tag(row)` names numbers of it for TensorBoard, where the step is
-        how many jobs are done.
+        how many jobs are done. Raises StudyError if a training diverges or its process is killed.
         """
+        run = self.run
         found: dict[int, Row] = {}
         bar = tqdm(total=len(jobs), unit="training", desc=function.__name__.strip("_"))
-        with bar:
+        with bar, open(self.folder / "rows.jsonl", "a", buffering=1, encoding="utf-8") as kept:
             for number, row in _results(function, jobs, self.options.workers):
                 found[number] = row
+                kept.write(json.dumps(row) + "\n")
                 step = len(self.rows) + len(found)
-                self.run.log(step, 0, {"done": float(step), **tag(row)})
+                run.log(step, 0, {"done": float(step), **tag(row)})
                 bar.update()
         rows = [found[number] for number in range(len(jobs))]
         self.rows += rows
@@ -151,7 +164,7 @@ class Study:
             tables = {**tables, "Claims": [_told(claim) for claim in claims]}
         text = "\n".join(f"**{title}**\n\n{markdown_table(rows)}" for title, rows in tables.items())
         text += (
-            f"\n{self.options.seeds} seeds, {len(self.rows)} rows in {seconds / 60:.1f} minutes; "
+            f"\n{len(self.rows)} rows in {seconds / 60:.1f} minutes; "
             f"{about['processor']}, {self.options.workers} processes of one thread, "
             f"torch {about['versions']['torch']}\n"
         )
@@ -184,8 +197,19 @@ def _results(
             torch.set_num_threads(threads)
         return
     # Spawned, since a forked torch may hang; they import the script anew, once each.
-    with multiprocessing.get_context("spawn").Pool(workers, _start) as pool:
-        yield from pool.imap_unordered(_carry_out, tasks)
+    spawned = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, spawned, _start)
+    try:
+        for future in as_completed([pool.submit(_carry_out, task) for task in tasks]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise StudyError(
+            "the process of a training was killed, perhaps for want of memory: try --workers 1"
+        ) from None
+    finally:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start() -> None:
@@ -196,4 +220,8 @@ def _start() -> None:
 
 def _carry_out(task: tuple[Callable[[Any], Row], int, Any]) -> tuple[int, Row]:
     function, number, job = task
-    return number, function(job)
+    try:
+        return number, function(job)
+    except Diverged as error:
+        what, _, _ = str(error).partition(":")  # goes on with advice for one who chose the rate
+        raise StudyError(f"a training diverged, {job}: {what}") from None

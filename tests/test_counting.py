@@ -1,5 +1,7 @@
 """Multiply-adds as counted by hand."""
 
+import contextlib
+
 import torch
 from torch import nn
 
@@ -21,9 +23,12 @@ def test_a_border_and_groups_are_counted_as_they_are_read():
 
 
 def test_a_batch_costs_its_size_and_the_mode_stays():
-    model = nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5)).train()
-    assert counting.multiply_adds(model, torch.randn(7, 5)) == 7 * 15
-    assert model.training and model[1].training
+    model = nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5), nn.BatchNorm1d(3)).train()
+    model[2].eval()
+    for inputs in (torch.randn(7, 5), torch.randn(7, 4)):
+        with contextlib.suppress(RuntimeError):  # of the second, which does not fit
+            assert counting.multiply_adds(model, inputs) == 7 * 15
+        assert [module.training for module in model.modules()] == [True, True, True, False]
 
 
 def test_parameters_are_those_that_are_trained():

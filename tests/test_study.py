@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import pytest
+import torch
 
 from nn_backprop import figures, study
 from nn_backprop.evidence import between
 from nn_backprop.study import Study, StudyOptions, UsageError
+from nn_backprop.training import Diverged, Step
 
 
 def square(job: int) -> dict:
@@ -42,10 +46,12 @@ def test_a_study_leaves_rows_tables_verdicts_and_a_picture(workers, tmp_path, mo
     assert sorted(record["square"] for record in logged) == [4, 9, 16, 25, 36]
     shown = capsys.readouterr().out
     assert shown.count((folder / "results.md").read_text()) == 1
-    assert "| 6 | 36 |" in shown and "**reproduced**" in shown and "3 seeds, 5 rows" in shown
+    assert "| 6 | 36 |" in shown and "**reproduced**" in shown and "5 rows in" in shown
 
 
-@pytest.mark.parametrize("wrong", [["--seeds", "1"], ["--workers", "0"]])
+@pytest.mark.parametrize(
+    "wrong", [["--seeds", "1"], ["--workers", "0"], ["--seeds", "1", "--smoke"]]
+)
 def test_a_bad_count_is_one_sentence_and_leaves_nothing(wrong, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert study.command(StudyOptions, "", conduct, wrong) == 2
@@ -70,8 +76,43 @@ def test_how_a_study_ends_early(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
     assert study.command(StudyOptions, "", interrupt, ["--workers", "1"]) == 130
     assert "interrupted" in capsys.readouterr().err
-    (metrics,) = tmp_path.glob("runs/test_study/*/metrics.jsonl")
-    assert json.loads(metrics.read_text())["done"] == 1
+    (rows,) = tmp_path.glob("runs/test_study/*/rows.jsonl")
+    assert json.loads(rows.read_text()) == square(1)
+
+
+def die(job: int) -> dict:
+    if job == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return square(job)
+
+
+def diverge(job: int) -> dict:
+    step = Step(number=7, epoch=0, examples=3, loss=torch.tensor(0.0), lr=0.5)
+    raise Diverged("the loss became nan", step)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [
+        (die, "the process of a training was killed"),
+        (diverge, "a training diverged, 0: the loss became nan at step 7"),
+    ],
+)
+def test_a_training_that_fails_is_one_sentence(
+    training, told, workers, tmp_path, monkeypatch, capsys
+):
+    if training is die and workers == "1":
+        pytest.skip("that one is this process")
+    monkeypatch.chdir(tmp_path)
+
+    def conduct(under_way: Study, options: StudyOptions) -> None:
+        under_way.carry_out(training, [0, 1] if training is die else [0])
+
+    assert study.command(StudyOptions, "", conduct, ["--workers", workers]) == 1
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert sentence.startswith(f"test_study.py: {told}")
+    assert "rows so far are in runs/test_study/" in sentence
 
 
 def test_a_smoke_run_has_two_seeds_and_one_process(tmp_path, monkeypatch):

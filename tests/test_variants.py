@@ -45,9 +45,13 @@ def test_a_subset_has_as_many_of_each_class(digits):
     assert set(part.train.tolist()) <= set(digits.train.tolist())
     assert (part.mean, part.std) == mean_and_std(digits.images[part.train])
     assert torch.equal(part.test, digits.test)
+    assert len(digits.labels[part.train[:20]].unique()) > 5  # not one class after the other
     assert torch.equal(part.train, data.subset(digits, 50, seed=3).train)
     assert not torch.equal(part.train, data.subset(digits, 50, seed=4).train)
     assert data.subset(digits, len(digits.train), seed=0) is digits
+    for n in (0, -5):
+        with pytest.raises(ValueError, match="an example or more"):
+            data.subset(digits, n, seed=0)
     with pytest.raises(ValueError, match="training examples, not 1000"):
         data.subset(digits, 10_000, seed=0)
 

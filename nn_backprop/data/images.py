@@ -49,7 +49,7 @@ def mean_and_std(images: Tensor) -> tuple[float, float]:
 
     Counted by grey value, so that the sums are exact and no floating copy of the images is made.
     """
-    counts = torch.bincount(images.flatten(), minlength=256).double()
+    counts = torch.bincount(images.flatten(), minlength=256).cpu().double()
     greys = torch.arange(256, dtype=torch.float64) / 255
     mean = (greys * counts).sum() / counts.sum()
     variance = ((greys - mean) ** 2 * counts).sum() / counts.sum()

@@ -110,10 +110,12 @@ def subset(data: ImageData, n: int, seed: int) -> ImageData:
     """n of the training examples, as many of each class as of any other if n is a multiple of them.
 
     If n is how many there are, all of them, in whatever shares. Mean and deviation of the pixels
-    are those of the n. Raises ValueError if a class is too small.
+    are those of the n. Raises ValueError for n < 1, or if a class is too small.
     """
     if n == len(data.train):
         return data
+    if n < 1:
+        raise ValueError(f"a subset needs an example or more, not {n}")
     generator = torch.Generator().manual_seed(seed)
     order = data.train[torch.randperm(len(data.train), generator=generator).to(data.train.device)]
     labels = data.labels[order]
@@ -126,6 +128,7 @@ def subset(data: ImageData, n: int, seed: int) -> ImageData:
             raise ValueError(f"class {k} has {len(members)} training examples, not {share}")
         parts.append(members[:share])
     train = torch.cat(parts)
+    train = train[torch.randperm(n, generator=generator).to(train.device)]
     mean, std = mean_and_std(data.images[train])
     return replace(data, train=train, mean=mean, std=std)
 
