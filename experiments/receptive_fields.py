@@ -16,10 +16,10 @@ retold by Hastie, Tibshirani & Friedman 2009, section 11.7).
 5 × 5 field with weights of its own, by a field whose weights all places share. Accuracy against the
 number of training examples, and, with the most, against a shift of the test images.
 
-All contestants of a comparison see the same examples, in the same order and equally often. Learning
-rates were chosen on MNIST's validation split with other seeds, each network's from 0.001 to 0.03 (at
-n = 320, or 300 and 55,000). The test images are read when a training has ended, as they are and
-moved, and nothing is chosen by them.
+All contestants of a comparison see the same examples, in the same order and equally often. Each
+network's learning rate was chosen from 0.001 to 0.03 on MNIST's validation split, with other seeds
+(at n = 320, or 300 and 55,000). The test images are read when a training has ended, as they are
+and moved, and nothing is chosen by them.
 """
 
 import functools

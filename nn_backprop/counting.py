@@ -42,7 +42,7 @@ def multiply_adds(model: nn.Module, *inputs: Any) -> int:
 def links(model: nn.Module, example: Any) -> int:
     """Links of the network that sees `example`, a batch of one; shared weights have many each.
 
-    A layer with a bias, a parameter or a buffer `bias…`, is taken to add one to each of its outputs.
+    A layer with a parameter or a buffer `bias…` is taken to add one to each of its outputs.
     """
     units = 0
 

@@ -91,8 +91,8 @@ def command(kind: type[Options], doc: str | None, conduct: Callable[["Study", Op
 class Study:
     """A study under way: its folder, which is a TensorBoard run too, and its trainings.
 
-    `folder` is `runs/<name>/<date>-<time>-<full|smoke>`, made before the first training. Each row is
-    added to rows.jsonl in it as it arrives, so that a study that ends early has lost none.
+    `folder` is `runs/<name>/<date>-<time>-<full|smoke>`, made before the first training. Each row
+    is added to rows.jsonl in it as it arrives, so that a study that ends early has lost none.
     """
 
     def __init__(self, name: str, options: StudyOptions) -> None:

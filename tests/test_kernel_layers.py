@@ -97,6 +97,29 @@ def test_pooling_leaves_a_constant_as_it_is(sizes, pooling):
                                                         / layer.rows.shape[1]))  # fmt: skip
 
 
+def test_a_batch_may_be_empty_and_an_image_alone():
+    layer = patches_layer(SIZES[0], dtype=torch.float64)
+    x = image_for(layer)
+    assert layer(x[:0]).shape == (0, 5, 3, 2)
+    assert_close(layer(x[1]), layer(x)[1])
+    assert models.KernelNetwork()(torch.zeros(0, 1, 28, 28)).shape == (0, 10)
+
+
+def test_a_state_dict_brings_the_filters_and_leaves_the_pooling():
+    other = layers.RandomFourierFeatures2d(3, 5, (11, 7), (2, 3), 9.0, (2, 1), (1, 0), (3, 2),
+                                           "gaussian", seed=8)  # fmt: skip
+    layer = patches_layer(SIZES[0])
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer.weight, other.weight) and torch.equal(layer.bias, other.bias)
+    assert (layer.sigma, layer.seed, layer.pooling) == (1.7, 3, "average")
+    assert torch.equal(layer.rows, patches_layer(SIZES[0]).rows)
+
+
+def test_the_network_tells_the_side_of_its_images():
+    model = models.KernelNetwork(image_size=20)
+    assert model.image_size == 20 and model(torch.zeros(2, 1, 20, 20)).shape == (2, 10)
+
+
 def test_both_dimensions():
     layer = patches_layer(SIZES[0])
     assert (layer.map_size, layer.lifted, layer.pooled) == ((6, 5), 5 * 6 * 5, 5 * 3 * 2)
@@ -141,7 +164,7 @@ def test_the_numbers_are_those_of_the_seed_in_every_type():
         for name, buffer in double.named_buffers():
             assert torch.equal(buffer.float(), single.get_buffer(name))
         assert not list(double.parameters())
-        assert set(double.state_dict()) >= {"weight", "bias"}
+        assert set(double.state_dict()) == {"weight", "bias"}
     assert torch.equal(state, torch.get_rng_state())
     other = layers.RandomFourierFeatures(3, 5, 1.7, seed=4)
     assert not torch.equal(other.weight, vectors_layer().weight)
@@ -238,22 +261,45 @@ def test_random_patches_are_patches_and_none_is_constant():
 @pytest.mark.parametrize(
     "call, named",
     [
-        (lambda: layers.RandomFourierFeatures(0, 5), "in_features must be at least 1, not 0"),
-        (lambda: layers.RandomFourierFeatures(5, 0), "out_features must be at least 1, not 0"),
+        (
+            lambda: layers.RandomFourierFeatures(0, 5),
+            "in_features must be an integer of at least 1, not 0",
+        ),
+        (
+            lambda: layers.RandomFourierFeatures(5, 0),
+            "out_features must be an integer of at least 1",
+        ),
         (lambda: layers.RandomFourierFeatures(5, 3, 0.0), "sigma must be positive and finite"),
         (lambda: layers.RandomFourierFeatures(5, 3, -1.0), "sigma must be positive and finite"),
         (lambda: layers.RandomFourierFeatures(5, 3, math.nan), "sigma must be positive"),
         (lambda: layers.RandomFourierFeatures(5, 3, math.inf), "sigma must be positive"),
-        (lambda: patches_layer((0, 3, 7, 1, 0, 2)), "in_channels must be at least 1"),
-        (lambda: patches_layer((1, 3, 7, 1, 0, 2), D=0), "out_channels must be at least 1"),
-        (lambda: patches_layer((1, (3, 0), 7, 1, 0, 2)), "kernel_size must be at least 1"),
-        (lambda: patches_layer((1, 3, 7, 0, 0, 2)), "stride must be at least 1"),
-        (lambda: patches_layer((1, 3, 7, 1, -1, 2)), "padding must be at least 0"),
-        (lambda: patches_layer((1, 3, 7, 1, 0, 0)), "grid must be at least 1"),
+        (lambda: patches_layer((0, 3, 7, 1, 0, 2)), "in_channels must be an integer of at least 1"),
+        (
+            lambda: patches_layer((1, 3, 7, 1, 0, 2), D=0),
+            "out_channels must be an integer of at least",
+        ),
+        (
+            lambda: patches_layer((1, (3, 0), 7, 1, 0, 2)),
+            "kernel_size must be an integer, or two, each at",
+        ),
+        (lambda: patches_layer((1, 3, 7, 0, 0, 2)), "stride must be an integer, or two, each at"),
+        (lambda: patches_layer((1, 3, 7, 1, -1, 2)), "padding must be an integer, or two, each at"),
+        (lambda: patches_layer((1, 3, 7, 1, 0, 0)), "grid must be an integer, or two, each at"),
         (lambda: patches_layer((1, 3, 7, 1, 0, 6)), "larger than the map of (5, 5) patches"),
         (lambda: patches_layer((1, 8, 7, 1, 0, 1)), "larger than an image of (7, 7)"),
         (lambda: patches_layer((1, 3, 7, 1, 0, 2), "max"), "['average', 'gaussian'], not 'max'"),
-        (lambda: patches_layer((1, 3, 7, 1, 0, 2))(torch.zeros(1, 1, 7, 8)), "input_size is"),
+        (
+            lambda: patches_layer((1, 3, 7, 1, "same", 2)),
+            "padding must be an integer, or two, each",
+        ),
+        (lambda: patches_layer((1, 3, 7, 1, 0, 2.0)), "at least 1, not 2.0"),
+        (lambda: patches_layer((1, (3, 3.0), 7, 1, 0, 2)), "at least 1, not (3, 3.0)"),
+        (lambda: patches_layer((1, (3, 3, 3), 7, 1, 0, 2)), "at least 1, not (3, 3, 3)"),
+        (lambda: patches_layer((1, 3, 7, 1, 0, 2), D=4096 / 16), "at least 1, not 256.0"),
+        (lambda: layers.RandomFourierFeatures(3, 5.0), "at least 1, not 5.0"),
+        (lambda: patches_layer((1, 3, 7, 1, 0, 2))(torch.zeros(1, 1, 7, 8)), "image (1, 7, 7)"),
+        (lambda: patches_layer((1, 3, 7, 1, 0, 2))(torch.zeros(7, 7)), "or a batch of them, not"),
+        (lambda: patches_layer((1, 3, 7, 1, 0, 2))(torch.zeros(1, 1, 1, 7, 7)), "(1, 1, 1, 7, 7)"),
         (lambda: layers.median_distance(torch.zeros(1, 3)), "two rows"),
         (lambda: layers.median_distance(torch.zeros(2, 3), 0), "one pair"),
         (lambda: layers.random_patches(torch.zeros(2, 1, 5, 5), 6, 9), "larger than images"),

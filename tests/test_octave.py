@@ -10,6 +10,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.testing import assert_close
 
 from nn_backprop import backprop, check_gradients, counting, models
+from nn_backprop.data import load, suited
 from nn_backprop.layers import OctaveConv2d
 from nn_backprop.layers.octave import cost_ratio, memory_ratio
 
@@ -174,9 +175,19 @@ def test_the_gradients_are_those_of_the_derivation():
 @pytest.mark.parametrize(
     "wrong, sentence",
     [
-        ({"in_channels": 0}, "must be at least 1, not 0"),
+        ({"in_channels": 0}, "must be integers of at least 1, not 0"),
+        ({"out_channels": 2.0}, "must be integers of at least 1, not 5, 2.0 and 3"),
+        ({"in_channels": "5"}, "must be integers of at least 1"),
+        ({"kernel_size": (3, 0)}, r"must be integers of at least 1, not 5, 7 and \(3, 0\)"),
+        ({"kernel_size": 3.0}, "kernel_size must be an integer or a pair of them, not 3.0"),
+        ({"kernel_size": (3, 3, 3)}, "kernel_size must be an integer or a pair of them, not"),
+        ({"kernel_size": ()}, "kernel_size must be an integer or a pair of them, not"),
+        ({"stride": "1"}, "stride must be an integer or a pair of them, not '1'"),
+        ({"padding": None}, "padding must be an integer or a pair of them, not None"),
+        ({"padding": "valid"}, "keep the size of the maps, 'same' or .*, not 'valid'"),
         ({"kernel_size": 4}, "kernel_size must be odd, to have a middle, not 4"),
         ({"stride": 2}, "stride must be 1, not 2"),
+        ({"stride": [1, 2]}, r"stride must be 1, not \[1, 2\]"),
         ({"padding": 0}, r"keep the size of the maps, 'same' or \(1, 1\), not 0"),
         ({"alpha_in": 1}, "alpha_in must be from 0 to below 1, not 1"),
         ({"alpha_out": -0.5}, "alpha_out must be from 0 to below 1, not -0.5"),
@@ -192,16 +203,23 @@ def test_what_the_layer_refuses_is_named(wrong, sentence):
 def test_maps_that_do_not_fit_are_refused():
     layer, (high, low) = OctaveConv2d(5, 7, 3, 0.4, 0.6), maps(5, 7, dtype=torch.float32)
     wrong = [high, (high,), (low, high), (high, low[..., :3]), (high[0], low[0]), (high, low[:1])]
+    wrong += [(), [], "high", ("high", "low"), (high, None), None, (high, low, low)]
     for x in wrong:
         with pytest.raises(ValueError, match=r"takes a pair of \(N, 3, H, W\) and \(N, 2, ⌈H/2⌉"):
             layer(x)
     with pytest.raises(ValueError, match=r"takes \(N, 5, H, W\), not \(2, 3, 5, 7\) and"):
         OctaveConv2d(5, 7, 3, 0, 0.6)((high, low))
+    with pytest.raises(ValueError, match=r"takes \(N, 5, H, W\), not nothing"):
+        OctaveConv2d(5, 7, 3, 0, 0.6)(())
 
 
-def test_the_padding_may_be_spelt_as_in_torch():
-    for padding in ("same", 1, (1, 1)):
-        assert OctaveConv2d(2, 2, 3, padding=padding).padding == (1, 1)
+def test_pairs_may_be_spelt_as_in_torch():
+    x = torch.randn(1, 4, 5, 5), torch.randn(1, 4, 3, 3)
+    for one, three in ((1, 3), ((1,), (3,)), ([1, 1], [3, 3]), ((1, 1), (3, 3)), ("same", 3)):
+        stride = 1 if one == "same" else one
+        layer = OctaveConv2d(8, 2, three, stride=stride, padding=one)
+        assert layer.padding == (1, 1) and layer.kernel_size == (3, 3)
+        assert layer(x)[0].shape == (1, 1, 5, 5)
 
 
 def test_how_it_is_shown():
@@ -251,7 +269,13 @@ def test_the_whole_network_costs_more_than_an_inner_layer():
     assert costs == sorted(costs, reverse=True) and costs[0] < dense
 
 
+def test_the_data_take_the_size_of_the_networks_images():
+    model = models.OctaveCNN((2, 2, 2), image_size=16)
+    data = suited(load("digits"), model)
+    assert model(data.batch(data.test[:3])[0]).shape == (3, 10)
+
+
 @pytest.mark.parametrize("wrong", [{"image_size": 0}, {"classes": 0}, {"channels": (0, 2, 2)}])
 def test_what_the_network_refuses(wrong):
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match=r"must be .*at least 1"):
         models.OctaveCNN(**wrong)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from nn_backprop import models
+from nn_backprop import models, study
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
+import receptive_fields  # noqa: E402
 
 
 def smoke(name: str, folder: Path) -> dict:
@@ -90,7 +92,7 @@ def test_octave(tmp_path):
         assert row["numbers_inner"] == 14 * 14 * 16 * (1 - 3 / 4 * alpha)
         assert row["numbers_network"] > row["numbers_inner"]
     steps = {row["step"] for row in timed}
-    assert len(steps) == 4 and len(timed) == 4 * 3 * 5
+    assert len(steps) == 4 and len(timed) == 4 * 6 * 5
     assert {(row["step"], row["alpha"]) for row in timed} == {(s, a) for s in steps for a in alphas}
     for row in timed:
         assert row["seconds"] > 0 and row["ratio"] > 0
@@ -98,7 +100,9 @@ def test_octave(tmp_path):
         assert 0 < row["multiply_adds_share"] <= 1
     counted = [claim["measured"] for claim in results["claims"] if "Chen" in claim["claim"]]
     assert counted == pytest.approx([0.8242, 0.6719, 0.4375, 0.2969], abs=1e-4)
-    assert {claim["verdict"] for claim in results["claims"]} == {"reproduced"}
+    counts = [claim for claim in results["claims"] if "smoke" not in claim["claim"]]
+    assert {claim["verdict"] for claim in counts} == {"reproduced"}
+    assert len(results["claims"]) == len(counts) + 5
 
 
 @pytest.mark.slow
@@ -134,7 +138,7 @@ def test_kernel_pooling(tmp_path):
             assert row["accuracy"] > {32: 0.6, 144: 0.9, 288: 0.95}[row["features"]]
     shifted = [row for row in contests if "accuracy_shift_6" in row]
     assert {row["n"] for row in shifted} == {300}
-    assert len(shifted) == 2 * 7
+    assert len(shifted) == 2 * 8
     for row in shifted:  # six pixels of 28: hardly anything is left
         assert row["accuracy_shift_6"] < row["accuracy"]
 
@@ -144,3 +148,61 @@ def test_kernel_pooling(tmp_path):
         assert low <= claim["measured"] <= high and "not MNIST" in claim["claim"]
     (slope,) = [c["measured"] for c in results["claims"] if "to the power" in c["claim"]]
     assert -0.65 < slope < -0.35
+
+
+# --- the claims, on rows made up for them ---
+
+
+def test_the_claims_about_receptive_fields_have_the_right_sign():
+    accuracy = {"net1": 70, "net2": 75, "net3": 76, "net4": 80, "net5": 90, "net5-unshared": 83}
+    rows = [
+        {"protocol": protocol, "model": net, "n": 320, "seed": seed,
+         "test": (percent + seed) / 100}
+        for protocol in ("clean", "leaky") for net, percent in accuracy.items() for seed in (0, 1)
+    ]  # fmt: skip
+    # at n = 100 sharing gains 7 and 9 points, at 1,000 3 and 4; moved, it loses 2 points, they 5, 4
+    for family, few, many, moved in (
+        ("shared-weights", 69, 93, 91),
+        ("locally-connected", 62, 90, 85),
+        ("fully-connected", 60, 89, 85),
+    ):
+        for seed in (0, 1):
+            common = {"protocol": "28 × 28", "model": family, "seed": seed}
+            rows.append({**common, "n": 100, "test": (few + seed) / 100})
+            rows.append(
+                {**common, "n": 1_000, "test": (many + seed) / 100, "shift 2": (moved + seed) / 100}
+            )
+    claims = receptive_fields._claims(rows[::-1], (100, 1_000))
+    measured = {claim.claim: round(claim.measured, 9) for claim in claims}
+    expected = {}
+    for protocol in ("leaky", "clean"):
+        for before, after, points in (
+            ("net1", "net2", 5), ("net2", "net3", 1), ("net3", "net4", 4), ("net4", "net5", 10)
+        ):  # fmt: skip
+            expected[f"{protocol}: {after} is more accurate than {before}, in points"] = points
+        for net, points in (("net4", 3), ("net5", 9)):
+            jump = f"{protocol}: the step to {net} is larger than the step to net3, by points"
+            expected[jump] = points
+        sharing = "sharing, not size: net5 is more accurate than net5-unshared, in points"
+        expected[f"{protocol}: {sharing}"] = 7
+    for other, gained, lost in (("locally-connected", 4, 3), ("fully-connected", 5, 2)):
+        gain = f"shared-weights gains more on {other} at n = 100 than at 1,000, in points"
+        expected[gain] = gained
+        expected[f"moved by 2 px, shared-weights loses less than {other}, in points"] = lost
+    assert measured == expected
+    assert {claim.verdict for claim in claims} == {"reproduced"}
+    # the other way round, nothing is
+    swapped = {"test", "shift 2"}
+    worse = [{k: 1 - v if k in swapped else v for k, v in row.items()} for row in rows]
+    found = receptive_fields._claims(worse, (100, 1_000))
+    assert {claim.verdict for claim in found} == {"not reproduced"}
+
+
+@pytest.mark.parametrize("draws", ["0", "1"])
+def test_receptive_fields_refuses_too_few_draws(draws, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = study.command(
+        receptive_fields.Options, "", receptive_fields.conduct, ["--draws", draws, "--smoke"]
+    )
+    assert code == 2 and list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err.startswith("receptive_fields.py: --draws must be 2 or more, not")

@@ -22,7 +22,8 @@ class RandomFourierFeatures(nn.Module):
     """z(x) = √(2/D) cos(W x + b), W from a normal distribution of deviation 1/σ, b even in [0, 2π].
 
     W and b are drawn once, from `seed` alone: the same numbers on every device and in every type,
-    up to rounding. They are buffers: saved with the model, never trained.
+    up to rounding. They are buffers, saved with the model, never trained: a state dict brings the
+    W and b it was saved with, while `sigma` and `seed` go on to name what the layer was built with.
 
     Why. Let δ = x − y, and w and b be those of one feature. By 2 cos α cos β = cos(α − β) +
     cos(α + β), D times its term in z(x)·z(y) is
@@ -44,7 +45,8 @@ class RandomFourierFeatures(nn.Module):
 
     Shapes: x (..., in_features); z (..., out_features), D = out_features; weight (D, in_features);
     bias (D,). No trained parameters; in_features · D multiply-adds an example, and D cosines.
-    Raises ValueError for a size below 1 or a sigma that is not positive and finite.
+    Raises ValueError for a size that is no integer of at least 1, or a sigma that is not positive
+    and finite.
 
     Source: Rahimi & Recht 2007, Random features for large-scale kernel machines, algorithm 1.
     """
@@ -62,7 +64,7 @@ class RandomFourierFeatures(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _require_positive(in_features=in_features, out_features=out_features)
+        _require(1, False, in_features=in_features, out_features=out_features)
         weight, bias = _draw((out_features, in_features), sigma, seed)
         self.register_buffer("weight", _placed(weight, device, dtype))
         self.register_buffer("bias", _placed(bias, device, dtype))
@@ -105,13 +107,15 @@ class RandomFourierFeatures2d(nn.Module):
 
     Both dimensions: `lifted` = D H' W' numbers before the pooling, `pooled` = D times the cells.
 
-    Shapes: x (N, in_channels, *input_size); z (N, D, *grid); weight (D, in_channels, P, Q), bias
-    (D,), rows (grid, H'), columns (grid, W') are buffers, none of them trained; H' = ⌊(H + 2 ·
-    padding − P) / stride⌋ + 1. H' W' D · in_channels · P · Q multiply-adds an image for the lift,
-    and D (H' W' + H' · grid) · grid for the pooling (a square grid).
-    Raises ValueError for sizes below 1 (padding below 0), a kernel larger than the padded image, a
-    grid larger than the map of positions, a sigma that is not positive and finite, or an unknown
-    pooling; in the forward, for images of another size.
+    Shapes: x (N, in_channels, *input_size); z (N, D, *grid), both without N for one image; weight
+    (D, in_channels, P, Q), bias (D,), rows (grid, H'), columns (grid, W') are buffers, none of them
+    trained; H' = ⌊(H + 2 · padding − P) / stride⌋ + 1. H' W' D · in_channels · P · Q multiply-adds
+    an image for the lift, and D (H' W' + H' · grid) · grid for the pooling (a square grid).
+    A state dict has weight and bias alone: sigma, seed and pooling are what the layer was built
+    with, whatever is loaded, and of those only the pooling takes part in the forward.
+    Raises ValueError for sizes that are no integers of at least 1 (padding: 0), a kernel larger
+    than the padded image, a grid larger than the map of positions, a sigma that is not positive and
+    finite, or an unknown pooling; in the forward, for images of another shape.
 
     Source: Rahimi & Recht 2007 for the lift; Mairal, Koniusz, Harchaoui & Schmid 2014,
     Convolutional kernel networks, for patches, kernel and Gaussian pooling: one layer of theirs,
@@ -139,14 +143,11 @@ class RandomFourierFeatures2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        _require(1, False, in_channels=in_channels, out_channels=out_channels)
+        _require(1, True, input_size=input_size, kernel_size=kernel_size, stride=stride, grid=grid)
+        _require(0, True, padding=padding)
         self.kernel_size, self.input_size = pair(kernel_size), pair(input_size)
         self.stride, self.padding, self.grid = pair(stride), pair(padding), pair(grid)
-        _require_positive(
-            in_channels=in_channels, out_channels=out_channels, kernel_size=self.kernel_size,
-            input_size=self.input_size, stride=self.stride, grid=self.grid,
-        )  # fmt: skip
-        if min(self.padding) < 0:
-            raise ValueError(f"padding must be at least 0, not {padding}")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {list(POOLINGS)}, not {pooling!r}")
         axes = zip(self.input_size, self.padding, self.kernel_size, strict=True)
@@ -167,7 +168,8 @@ class RandomFourierFeatures2d(nn.Module):
         for name, buffer in (
             ("weight", weight), ("bias", bias), ("rows", rows), ("columns", columns)
         ):  # fmt: skip
-            self.register_buffer(name, _placed(buffer, device, dtype))
+            drawn = name in ("weight", "bias")  # the others follow from the arguments
+            self.register_buffer(name, _placed(buffer, device, dtype), persistent=drawn)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.sigma, self.pooling, self.seed = sigma, pooling, seed
 
@@ -182,16 +184,19 @@ class RandomFourierFeatures2d(nn.Module):
         return self.out_channels * self.grid[0] * self.grid[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[-2:]) != self.input_size:
+        image = (self.in_channels, *self.input_size)
+        if x.dim() not in (3, 4) or x.shape[-3:] != image:
             raise ValueError(
-                f"images of {tuple(x.shape[-2:])} pixels, where input_size is {self.input_size}"
+                f"the layer takes an image {image} or a batch of them, not {tuple(x.shape)}"
             )
-        u = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        images = x.reshape(-1, *image)
+        u = F.conv2d(images, self.weight, self.bias, self.stride, self.padding)
         a = torch.cos(u).permute(0, 2, 3, 1)  # nhwo, as a convolution of images lays it out
         z = torch.matmul(self.columns, a).flatten(2)  # lw,nhwo->nhlo
-        z = torch.matmul(self.rows, z).reshape(len(x), *self.grid, -1)  # kh,nhlo->nklo
+        z = torch.matmul(self.rows, z).reshape(-1, *self.grid, self.out_channels)  # kh,nhlo->nklo
         # On what is left after the pooling, the factor costs less than on a.
-        return math.sqrt(2 / self.out_channels) * z.permute(0, 3, 1, 2)
+        z = math.sqrt(2 / self.out_channels) * z.permute(0, 3, 1, 2)
+        return z.reshape(*x.shape[:-3], self.out_channels, *self.grid)
 
     def extra_repr(self) -> str:
         return (
@@ -271,7 +276,10 @@ def _pooling_matrix(cells: int, size: int, pooling: str) -> Tensor:
     return weight / weight.sum(1, keepdim=True)
 
 
-def _require_positive(**sizes: int | tuple[int, ...]) -> None:
+def _require(least: int, two: bool, **sizes: object) -> None:
+    """ValueError unless all are integers of at least `least`, or if `two`, pairs of them."""
     for name, size in sizes.items():
-        if (size if isinstance(size, int) else min(size)) < 1:
-            raise ValueError(f"{name} must be at least 1, not {size}")
+        axes = size if two and isinstance(size, (tuple, list)) else (size,)
+        if len(axes) not in (1, 2) or not all(isinstance(k, int) and k >= least for k in axes):
+            integer = "an integer, or two, each" if two else "an integer of"
+            raise ValueError(f"{name} must be {integer} at least {least}, not {size!r}")

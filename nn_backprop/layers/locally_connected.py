@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nn_backprop.rules.convolution import Pair, Window, border, pair
-from nn_backprop.rules.locally_connected import locally_connected2d
+from nn_backprop.rules.convolution import Pair, pair
+from nn_backprop.rules.locally_connected import field, locally_connected2d
 
 
 class LocallyConnected2d(nn.Module):
     """A convolution without sharing: every output place has weights and biases of its own.
 
     With N images: input (N, C, H, W) or (C, H, W), where (H, W) is `input_size`; output
-    (N, O, H', W') or (O, H', W'), with H' = ⌊(H + 2 padding − P) / stride⌋ + 1 and W' likewise.
-    weight (H', W', O, C, P, Q), bias (O, H', W'); both start uniform in ±1/√(C P Q), as those of
-    torch.nn.Conv2d do. The other arguments are Conv2d's.
+    (N, O, H', W') or (O, H', W'), with H' = ⌊(H + 2 padding − P) / stride⌋ + 1 and W' likewise
+    (with padding="same", H' = H). weight (H', W', O, C, P, Q), bias (O, H', W'); both start uniform
+    in ±1/√(C P Q), as those of torch.nn.Conv2d do, whose arguments of the same names mean the same.
 
     It has as many weights as multiply-adds, H' W' O C P Q: H' W' times as many as a convolution
     needs for the same links. The rule and its derivation are in `rules.locally_connected`.
@@ -128,21 +128,12 @@ def _places(
         "out_channels": (out_channels,),
         "input_size": pair(input_size),
         "kernel_size": pair(kernel_size),
-        "stride": pair(stride),
     }
     for name, values in sizes.items():
-        if min(values) < 1:
-            raise ValueError(f"{name} must be at least 1, not {_plain(values)}")
-    if isinstance(padding, str):
-        if padding not in ("valid", "same"):
-            raise ValueError(f"padding must be 'valid', 'same' or a number, not {padding!r}")
-        if padding == "same" and pair(stride) != (1, 1):
-            raise ValueError(f"padding='same' needs stride 1, not {stride}")
-    elif min(pair(padding)) < 0:
-        raise ValueError(f"padding must not be negative, as {padding} is")
+        if not all(isinstance(value, int) for value in values) or min(values) < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, not {_plain(values)}")
     kernel = pair(kernel_size)
-    window = Window(kernel, pair(stride), border(padding, kernel, (1, 1)), (1, 1))
-    h, w = window.places(*pair(input_size))
+    h, w = field(kernel, stride, padding).places(*pair(input_size))
     if h < 1 or w < 1:
         raise ValueError(
             f"a field of {kernel[0]} × {kernel[1]} pixels does not fit into an image of "

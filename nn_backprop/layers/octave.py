@@ -1,10 +1,13 @@
 """Octave convolution: some channels at half the resolution, for what varies slowly in an image."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nn_backprop.rules.convolution import Pair, pair
 
 Maps = Tensor | tuple[Tensor, Tensor]
 
@@ -60,9 +63,9 @@ class OctaveConv2d(nn.Module):
         (C^H O^H + (C^L O^H + C^H O^L + C^L O^L) / 4) P Q H W for one image of an even size; of a
         plain convolution's, the share `cost_ratio`.
 
-    Raises ValueError for a size below 1, an even kernel, a stride other than 1, a `padding` that
-    does not keep the size, an alpha that is not from 0 to below 1, or that is above 0 and
-    leaves no channel of either kind; and for maps that do not fit the layer.
+    Raises ValueError for a size that is below 1 or no integer, an even kernel, a stride other than
+    1, a `padding` that does not keep the size, an alpha that is not from 0 to below 1, or that is
+    above 0 and leaves no channel of either kind; and for maps that do not fit the layer.
 
     Source: Chen et al. 2019, Drop an octave: reducing spatial redundancy in convolutional neural
     networks with octave convolution, section 3. Ours are the odd sizes, and that strides are
@@ -73,28 +76,29 @@ class OctaveConv2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
+        kernel_size: Pair,
         alpha_in: float = 0.5,
         alpha_out: float = 0.5,
-        stride: int = 1,
-        padding: int | tuple[int, int] | str = "same",
+        stride: Pair = 1,
+        padding: Pair | str = "same",
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        P, Q = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
-        if min(in_channels, out_channels, P, Q) < 1:
+        P, Q = _pair("kernel_size", kernel_size)
+        sizes = in_channels, out_channels, P, Q
+        if not all(isinstance(size, Integral) for size in sizes) or min(sizes) < 1:
             raise ValueError(
-                f"in_channels, out_channels and kernel_size must be at least 1, not {in_channels}, "
-                f"{out_channels} and {kernel_size}"
+                "in_channels, out_channels and kernel_size must be integers of at least 1, not "
+                f"{in_channels}, {out_channels} and {kernel_size}"
             )
         if P % 2 == 0 or Q % 2 == 0:
             raise ValueError(f"kernel_size must be odd, to have a middle, not {kernel_size}")
-        if stride not in (1, (1, 1)):
+        if _pair("stride", stride) != (1, 1):
             raise ValueError(f"stride must be 1, not {stride}: pool the maps instead")
         self.padding = (P // 2, Q // 2)
-        given = (padding, padding) if isinstance(padding, int) else padding
+        given = padding if isinstance(padding, str) else _pair("padding", padding)
         if given not in ("same", self.padding):
             raise ValueError(
                 f"padding must keep the size of the maps, 'same' or {self.padding}, not {padding!r}"
@@ -143,15 +147,17 @@ class OctaveConv2d(nn.Module):
     def _maps(self, x: Maps) -> tuple[Tensor, Tensor | None]:
         """X^H and X^L, or None for X^L; ValueError if the layer has not been made for them."""
         maps = list(x) if isinstance(x, (tuple, list)) else [x]
-        shapes = [tuple(part.shape) for part in maps]
-        N, _, H, W = shapes[0] if len(shapes[0]) == 4 else (0, 0, 0, 0)
+        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part) for part in maps]
+        is_map = bool(maps) and isinstance(maps[0], Tensor) and maps[0].dim() == 4
+        N, _, H, W = maps[0].shape if is_map else (0, 0, 0, 0)
         high_in, low_in = self.channels_in
         expected = [(N, high_in, H, W), (N, low_in, -(-H // 2), -(-W // 2))][: 2 if low_in else 1]
         if shapes != expected:
             form = f"(N, {high_in}, H, W)"
             if low_in:
                 form = f"a pair of {form} and (N, {low_in}, ⌈H/2⌉, ⌈W/2⌉)"
-            raise ValueError(f"the layer takes {form}, not {' and '.join(map(str, shapes))}")
+            given = " and ".join(map(str, shapes)) or "nothing"
+            raise ValueError(f"the layer takes {form}, not {given}")
         return maps[0], maps[1] if low_in else None
 
     def extra_repr(self) -> str:
@@ -175,6 +181,14 @@ def cost_ratio(alpha: float) -> float:
 def memory_ratio(alpha: float) -> float:
     """Numbers in maps of even size with a fraction α of low channels, as a share: 1 − ¾ α."""
     return 1 - 3 / 4 * alpha
+
+
+def _pair(name: str, size: Pair) -> tuple[int, int]:
+    """`pair` of an argument; ValueError if it is neither an integer nor one or two of them."""
+    numbers = size if isinstance(size, (tuple, list)) else (size,)
+    if len(numbers) not in (1, 2) or not all(isinstance(number, Integral) for number in numbers):
+        raise ValueError(f"{name} must be an integer or a pair of them, not {size!r}")
+    return pair(numbers)
 
 
 def _low(which: str, channels: int, alpha: float) -> int:

@@ -41,6 +41,7 @@ class KernelNetwork(nn.Module):
         classes: int = 10,
     ) -> None:
         super().__init__()
+        self.image_size = image_size
         if classes < 1:
             raise ValueError(f"classes must be at least 1, not {classes}")
         self.features = RandomFourierFeatures2d(

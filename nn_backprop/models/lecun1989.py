@@ -6,7 +6,7 @@ units range about from −1, the background, to 1, and the virtual inputs beyond
 constants of −1: they have weights, and count as links.
 
 All units compute f(z) = 1.7159 tanh(2/3 z), for which f(±1) = ±1; the wanted outputs are 1 for the
-class and −1 for the others. Weights and biases start uniform in ±2.4 / fan-in.
+class and −1 for the others. Weights and biases start uniform in ±2.4 / fan-in, the bias counted in.
 
 Sources: LeCun 1989, Generalization and network design strategies, for the networks (retold by
 Hastie, Tibshirani & Friedman 2009, The elements of statistical learning, section 11.7); LeCun et

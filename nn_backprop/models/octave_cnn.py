@@ -44,6 +44,7 @@ class OctaveCNN(nn.Module):
         self.conv1 = OctaveConv2d(1, first, kernel_size, 0, alpha)
         self.conv2 = OctaveConv2d(first, inner, kernel_size, alpha, alpha)
         self.conv3 = OctaveConv2d(inner, last, kernel_size, alpha, 0)
+        self.image_size = image_size
         side = -(-image_size // 8)  # ⌈⌈⌈s/2⌉/2⌉/2⌉
         self.output = nn.Linear(last * side * side, classes)
 

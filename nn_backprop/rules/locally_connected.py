@@ -26,8 +26,9 @@ def locally_connected2d(
     """A convolution whose every output has weights of its own.
 
     Shapes: input (N, C, H, W) or (C, H, W), weight (H', W', O, C, P, Q), bias (O, H', W'); output
-    (N, O, H', W'), with H' = ⌊(H + 2 padding − P) / stride⌋ + 1. Raises ValueError if the weights
-    are for another output size or other channels than the image has.
+    (N, O, H', W'), with H' = ⌊(H + 2 padding − P) / stride⌋ + 1. Raises ValueError for a stride
+    below 1, a negative or unknown padding, and for weights or biases of another size than image,
+    stride and padding ask for.
     """
     operands = tuple(t for t in (input, weight, bias) if t is not None)
     if has_torch_function(operands):
@@ -88,10 +89,12 @@ def locally_connected2d_forward(
     Source:
         LeCun 1989, Generalization and network design strategies, the network Net-3.
     """
-    h, w, _, C, P, Q = weight.shape
-    window = Window((P, Q), pair(stride), border(padding, (P, Q), (1, 1)), (1, 1))
-    if x.shape[-3] != C:
-        raise ValueError(f"the weights are for {C} channels, but the image has {x.shape[-3]}")
+    h, w, O, C, P, Q = weight.shape  # noqa: E741
+    window = field((P, Q), stride, padding)
+    if x.dim() not in (3, 4) or x.shape[-3] != C:
+        raise ValueError(f"the weights are for (N, {C}, H, W) or ({C}, H, W), not {(*x.shape,)}")
+    if bias is not None and bias.shape != (O, h, w):
+        raise ValueError(f"the bias must be {(O, h, w)}, one for each unit, not {(*bias.shape,)}")
     if (given := window.places(x.shape[-2], x.shape[-1])) != (h, w):
         raise ValueError(
             f"the weights are for {h} × {w} places, but a {P} × {Q} field with stride {stride} and "
@@ -117,6 +120,20 @@ def locally_connected2d_backward(grad_z: Tensor, saved: tuple, needs: tuple[bool
     if needs[2]:
         grad_bias = grad_z.sum(0)  # nohw->ohw
     return grad_x, grad_weight, grad_bias
+
+
+def field(kernel: tuple[int, int], stride: Pair, padding: Pair | str) -> Window:
+    """Where the fields lie. Raises ValueError for a stride or a padding that cannot be."""
+    if min(pair(stride)) < 1:
+        raise ValueError(f"stride must be at least 1, not {stride}")
+    if isinstance(padding, str):
+        if padding not in ("valid", "same"):
+            raise ValueError(f"padding must be 'valid', 'same' or a number, not {padding!r}")
+        if padding == "same" and pair(stride) != (1, 1):
+            raise ValueError(f"padding='same' needs stride 1, not {stride}")
+    elif min(pair(padding)) < 0:
+        raise ValueError(f"padding must not be negative, as {padding} is")
+    return Window(kernel, pair(stride), border(padding, kernel, (1, 1)), (1, 1))
 
 
 def _channels_last(x: Tensor) -> Tensor:
