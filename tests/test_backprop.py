@@ -483,7 +483,7 @@ class Calls(nn.Module):
     [
         (nn.Softplus(), "torch.nn.functional.softplus"),
         (nn.LSTM(3, 2), "torch.lstm"),
-        (nn.ZeroPad2d(1), "torch.nn.functional.pad"),
+        (nn.ReflectionPad1d(1), "torch.nn.functional.pad"),
         (parametrizations.weight_norm(nn.Linear(3, 2)), "_weight_norm"),
         (parametrizations.spectral_norm(nn.Linear(3, 2)), "torch.mv"),
         (Calls(lambda x: x[0]), "torch.Tensor.__getitem__"),

@@ -76,7 +76,9 @@ def test_gradcheck(case):
 
 @pytest.mark.parametrize("name", sorted({rule.name for rule in rules.TABLE.values()}))
 def test_gradcheck_refuses_a_rule_wrong_by_a_thousandth(name):
-    case = next(c for c in POSITIONAL if c.rule.name == name and not c.staircase)
+    """On the rule's smallest case: fast mode lets it pass in a weight of some thousand entries."""
+    cases = [c for c in POSITIONAL if c.rule.name == name and not c.staircase]
+    case = min(cases, key=lambda c: (-len(c.names), sum(t.numel() for t in leaves(c.draw()[0]))))
     for operand in case.names:
         wrong = check.spoilt(case.rule, operand)
         assert not gradcheck(seeded(case, wrong), case.draw()[0], **TOLERANCES,
