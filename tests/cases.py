@@ -171,7 +171,7 @@ CASES: list[Case] = [
     # locally_connected2d
     Case(local, (x(2, 3, 5, 7), x(4, 5, 11, 3, 2, 3), x(11, 4, 5))),
     Case(local, (x(2, 3, 5, 7), x(4, 5, 11, 3, 2, 3)), note="no bias"),
-    Case(local, (x(3, 5, 7), x(4, 5, 2, 3, 2, 3), x(2, 4, 5)), note="no batch"),
+    Case(local, (x(3, 3, 5), x(2, 3, 2, 3, 2, 3), x(2, 2, 3)), note="no batch"),
     Case(local, (x(2, 3, 7, 5), x(3, 2, 11, 3, 3, 2), x(11, 3, 2), (3, 4), (1, 1)), note="pairs"),
     Case(local, (x(2, 3, 5, 7), x(2, 3, 5, 3, 2, 2), None, 3, 1), note="overreaching border"),
     Case(local, (x(2, 3, 5, 7), x(5, 7, 2, 3, 2, 3), None, 1, "same"), note="same"),
