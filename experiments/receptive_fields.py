@@ -288,8 +288,13 @@ def _figure(rows: Sequence[Row]) -> figures.Figure:
         for protocol in ("leaky", "clean")
     }
     nets["published, 1989"] = [(k, v, 0.0) for k, v in enumerate(PUBLISHED.values(), start=1)]
-    nets["Net-5 unshared, clean"] = [_point(5, _of(rows, model="net5-unshared", protocol="clean"))]
-    by_size = {f: [_point(n, _of(rows, model=f, n=n)) for n in sizes] for f in FAMILIES}
+    for protocol in ("leaky", "clean"):
+        unshared = _of(rows, model="net5-unshared", protocol=protocol)
+        nets[f"Net-5 unshared, {protocol}"] = [_point(5, unshared)]
+    by_size = {
+        f: [_point(n, [100 - share for share in _of(rows, model=f, n=n)]) for n in sizes]
+        for f in FAMILIES
+    }
     by_shift = {
         f: [
             _point(s, _of(rows, f"shift {s}" if s else "test", model=f, n=sizes[-1]))
@@ -301,7 +306,9 @@ def _figure(rows: Sequence[Row]) -> figures.Figure:
     return figures.panels(
         [
             figures.Panel("320 digits of 16 × 16", "Net-1 to Net-5", accuracy, nets),
-            figures.Panel("The same units, 28 × 28", "training examples", accuracy, by_size, "x"),
+            figures.Panel(
+                "The same units, 28 × 28", "training examples", "test error, %", by_size, "xy"
+            ),
             figures.Panel(
                 f"Moved test images, n = {sizes[-1]:,}", "moved by, pixels", accuracy, by_shift
             ),
