@@ -263,8 +263,7 @@ def _trained(job: Job, data: ImageData) -> tuple[Predict, dict[str, Any]]:
         about = {"sigma": sigma, "lifted": model.features.lifted, "pooled": model.features.pooled}
     lr, decay = RATES[job.contestant]
     per_epoch = steps_per_epoch(len(data.train), BATCH)
-    least = STEPS // 50 if job.options.smoke else STEPS
-    epochs = max(EPOCHS, math.ceil(least / per_epoch))
+    epochs = 1 if job.options.smoke else max(EPOCHS, math.ceil(STEPS / per_epoch))
     optimizer = make_optimizer("adam", model.parameters(), lr, decay)
     schedule = make_schedule("one-cycle", optimizer, lr, epochs * per_epoch)
     with torch.enable_grad():

@@ -82,7 +82,7 @@ def conduct(study: Study, options: Options) -> None:
     name, root = "digits" if options.smoke else "mnist", options.data_root
     load(name, root)
     jobs = [
-        Job(name, root, protocol, net, 10 * LEARNT, seed, 2 if options.smoke else 60, 10)
+        Job(name, root, protocol, net, 10 * LEARNT, seed, 1 if options.smoke else 60, 10)
         for seed in range(2 if options.smoke else options.draws)
         for protocol in ("leaky", "clean")
         for net in NETS
