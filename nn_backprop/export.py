@@ -55,7 +55,7 @@ EXAMPLES: dict[str, Callable[[Draw], dict[str, Any]]] = {
         "x": draw.normal(2, 3, 17, 19), "weight": draw.normal(11, 3, 7, 5),
         "bias": draw.normal(11), "stride": 3, "padding": 1},
     "locally_connected2d": lambda draw: {
-        "x": draw.normal(2, 3, 13, 11), "weight": draw.normal(4, 3, 5, 3, 7, 5),
+        "x": draw.normal(2, 3, 13, 7), "weight": draw.normal(4, 3, 5, 3, 7, 4),
         "bias": draw.normal(5, 4, 3), "stride": 3, "padding": 2},
     "max_pool2d": _pooled,
     "avg_pool2d": _pooled,
