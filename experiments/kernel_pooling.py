@@ -1,6 +1,6 @@
 """What does a lift by a kernel buy, and what does pooling after it?
 
-    python experiments/kernel_pooling.py              # MNIST, about 25 minutes on two cores
+    python experiments/kernel_pooling.py              # MNIST, tens of minutes on two cores
     python experiments/kernel_pooling.py --smoke      # the embedded digits, seconds
 
 Random Fourier features of whole images ("vectors") and of patches of 5 × 5 pixels, pooled to a

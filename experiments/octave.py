@@ -31,7 +31,7 @@ from nn_backprop import figures, study
 from nn_backprop.counting import multiply_adds, parameters
 from nn_backprop.data import ImageData, load
 from nn_backprop.engines import ENGINES
-from nn_backprop.evidence import Claim, Verdict, between
+from nn_backprop.evidence import Claim, between, judged
 from nn_backprop.layers import OctaveConv2d
 from nn_backprop.layers.octave import cost_ratio, memory_ratio
 from nn_backprop.models import OctaveCNN
@@ -42,8 +42,6 @@ PUBLISHED = {0.125: 0.82, 0.25: 0.67, 0.5: 0.44, 0.75: 0.30}  # Chen et al. 2019
 EPOCHS, SMOKE_EPOCHS, BATCH, LR, DECAY = 4, 1, 128, 2e-2, 0.05
 CHANNELS, SMOKE_CHANNELS = (16, 32, 32), (8, 16, 16)
 MARGIN = 0.1  # percentage points
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,23 +71,9 @@ def conduct(under_way: study.Study, options: Options) -> None:
     timings = _timings(options)
     under_way.rows += timings
     by_alpha = {alpha: [row for row in rows if row["alpha"] == alpha] for alpha in ALPHAS}
-    by_step: dict[str, dict[float, list[Row]]] = {}
+    by_step: dict[str, dict[float, list[study.Row]]] = {}
     for row in timings:
         by_step.setdefault(row["step"], {}).setdefault(row["alpha"], []).append(row)
-    figure = figures.accuracy_and_time(
-        {
-            f"α = {alpha:g}": (
-                found[0]["multiply_adds_network"] / 1e6,
-                [row["test_accuracy"] for row in found],
-            )
-            for alpha, found in by_alpha.items()
-        },
-        {
-            step: {found[0]["multiply_adds_share"]: _ratios(found) for found in by.values()}
-            for step, by in by_step.items()
-        },
-        f"Octave convolution on {rows[0]['dataset']}, a fraction α of the maps at half the size",
-    )
     tables = {
         f"Accuracy and cost, {options.seeds} seeds": [
             _summary(alpha, found, by_alpha[0.0]) for alpha, found in by_alpha.items()
@@ -103,10 +87,10 @@ def conduct(under_way: study.Study, options: Options) -> None:
     claims = _found(by_alpha, by_step)
     if options.smoke:
         claims = [replace(claim, claim=f"{claim.claim} (smoke: not MNIST)") for claim in claims]
-    under_way.finish(tables, _costs(by_alpha) + claims, figure)
+    under_way.finish(tables, _costs(by_alpha) + claims, _picture(by_alpha, by_step))
 
 
-def train(job: Job) -> Row:
+def train(job: Job) -> study.Row:
     """One network, trained and tested."""
     data = _data(job.options)
     torch.manual_seed(job.seed)
@@ -163,7 +147,7 @@ def _seen(model: nn.Module, image: Tensor) -> list[Seen]:
     return seen
 
 
-def _timings(options: Options) -> list[Row]:
+def _timings(options: Options) -> list[study.Row]:
     """Steps timed on one thread: a round has every fraction once, in any order, and the ratios are
     those of a round, which are free of the machine's drift."""
     rounds, batch, large = (6, 8, 42) if options.smoke else (options.rounds, BATCH, 112)
@@ -171,16 +155,18 @@ def _timings(options: Options) -> list[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     channels = _channels(options)
-    C, O, _ = channels  # noqa: E741
+    before, after, _ = channels  # of the inner layer
     rows = []
     for name, make in {
         "training, 28×28 pixels": lambda alpha: _network_step(channels, alpha, batch),
-        f"{C} → {O} maps, 14×14": lambda alpha: _layer_step(C, O, alpha, 14, batch),
-        f"{C} → {O} maps, {large}×{large}": lambda alpha: _layer_step(
-            C, O, alpha, large, -(-batch // 64)
+        f"{before} → {after} maps, 14×14": lambda alpha: _layer_step(
+            before, after, alpha, 14, batch
         ),
-        f"{4 * C} → {4 * O} maps, 28×28": lambda alpha: _layer_step(
-            4 * C, 4 * O, alpha, 28, -(-batch // 8)
+        f"{before} → {after} maps, {large}×{large}": lambda alpha: _layer_step(
+            before, after, alpha, large, -(-batch // 64)
+        ),
+        f"{4 * before} → {4 * after} maps, 28×28": lambda alpha: _layer_step(
+            4 * before, 4 * after, alpha, 28, -(-batch // 8)
         ),
     }.items():
         steps = {alpha: make(alpha) for alpha in ALPHAS}
@@ -225,11 +211,13 @@ def _network_step(channels: tuple[int, int, int], alpha: float, batch: int) -> S
     return Step(carry_out, multiply_adds(model, images))
 
 
-def _layer_step(C: int, O: int, alpha: float, side: int, batch: int) -> Step:  # noqa: E741
+def _layer_step(in_channels: int, out_channels: int, alpha: float, side: int, batch: int) -> Step:
     """Forward and backward of an inner layer, the gradients of weights and maps."""
     torch.manual_seed(0)
-    layer, low = OctaveConv2d(C, O, 3, alpha, alpha), int(alpha * C)
-    shapes = [(batch, C - low, side, side), (batch, low, side // 2, side // 2)][: 2 if low else 1]
+    layer, low = OctaveConv2d(in_channels, out_channels, 3, alpha, alpha), int(alpha * in_channels)
+    shapes = [(batch, in_channels - low, side, side), (batch, low, side // 2, side // 2)][
+        : 2 if low else 1
+    ]
     maps = [_channels_last(torch.randn(shape)).requires_grad_() for shape in shapes]
     handed = (maps[0], maps[1]) if low else maps[0]
     leaves = [*maps, *layer.parameters()]
@@ -258,7 +246,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _costs(by_alpha: Mapping[float, Sequence[Row]]) -> list[Claim]:
+def _costs(by_alpha: Mapping[float, Sequence[study.Row]]) -> list[Claim]:
     """What is counted, on any data. A count has no spread: its interval is one number."""
 
     def share(alpha: float, what: str) -> float:  # the same for every seed
@@ -268,7 +256,7 @@ def _costs(by_alpha: Mapping[float, Sequence[Row]]) -> list[Claim]:
     def counted(
         claim: str, published: float | None, value: float, low: float, high: float
     ) -> Claim:
-        return _judged(claim, published, value, (value, value), low, high)
+        return judged(claim, published, value, (value, value), low, high)
 
     claims = [
         counted(
@@ -293,7 +281,8 @@ def _costs(by_alpha: Mapping[float, Sequence[Row]]) -> list[Claim]:
 
 
 def _found(
-    by_alpha: Mapping[float, Sequence[Row]], by_step: Mapping[str, Mapping[float, Sequence[Row]]]
+    by_alpha: Mapping[float, Sequence[study.Row]],
+    by_step: Mapping[str, Mapping[float, Sequence[study.Row]]],
 ) -> list[Claim]:
     """What training and timing found."""
     differences = [
@@ -309,26 +298,12 @@ def _found(
     for step, by in by_step.items():
         ratios = _ratios(by[0.5])
         claims.append(
-            _judged(
+            judged(
                 f"{step}, α = ½: the median ratio of a step's time to that with α = 0 is below 1",
                 None, statistics.median(ratios), _around_median(ratios), -math.inf, 1,
             )
         )  # fmt: skip
     return claims
-
-
-def _judged(
-    claim: str, published: float | None, measured: float, interval: tuple[float, float],
-    low: float, high: float,
-) -> Claim:  # fmt: skip
-    """As `between`, of an interval that is not Student's."""
-    least, most = interval
-    verdict: Verdict = "undecided"
-    if low <= least and most <= high:
-        verdict = "reproduced"
-    elif most < low or high < least:
-        verdict = "not reproduced"
-    return Claim(claim, published, measured, interval, verdict)
 
 
 def _around_median(values: Sequence[float]) -> tuple[float, float]:
@@ -345,7 +320,9 @@ def _around_median(values: Sequence[float]) -> tuple[float, float]:
     return ordered[k - 1], ordered[-k]
 
 
-def _summary(alpha: float, found: Sequence[Row], plain: Sequence[Row]) -> dict[str, str]:
+def _summary(
+    alpha: float, found: Sequence[study.Row], plain: Sequence[study.Row]
+) -> dict[str, str]:
     accuracies = [100 * row["test_accuracy"] for row in found]
     differences = [
         100 * (row["test_accuracy"] - other["test_accuracy"])
@@ -370,16 +347,54 @@ def _summary(alpha: float, found: Sequence[Row], plain: Sequence[Row]) -> dict[s
     }  # fmt: skip
 
 
+def _picture(
+    by_alpha: Mapping[float, Sequence[study.Row]],
+    by_step: Mapping[str, Mapping[float, Sequence[study.Row]]],
+) -> figures.Figure:
+    """What a network reaches for its multiply-adds, and what time they take."""
+    reached = {}
+    for alpha, found in by_alpha.items():
+        accuracies = [row["test_accuracy"] for row in found]
+        million = found[0]["multiply_adds_network"] / 1e6
+        reached[f"α = {alpha:g}"] = [
+            (million, statistics.fmean(accuracies), statistics.stdev(accuracies))
+        ]
+    times = {}
+    for step, by in by_step.items():
+        points = []
+        for found in by.values():
+            low, middle, high = statistics.quantiles(_ratios(found), n=4, method="inclusive")
+            points.append((found[0]["multiply_adds_share"], middle, (high - low) / 2))
+        times[step] = points
+    shares = sorted({share for points in times.values() for share, *_ in points})
+    times["as the multiply-adds"] = [(share, share, 0.0) for share in shares]
+    return figures.panels(
+        [
+            figures.Panel(
+                "Accuracy, mean ± sd", "million multiply-adds of an image, whole network",
+                "test accuracy", reached, percent=True,
+            ),
+            figures.Panel(
+                "Time, median ± half the interquartile range",
+                "multiply-adds left, of a plain one's", "time of a step, of a plain one's", times,
+                levels={"a plain one's": 1.0},
+            ),
+        ],
+        "Octave convolution on "
+        f"{by_alpha[0.0][0]['dataset']}: a fraction α of the maps at half the size",
+    )  # fmt: skip
+
+
 def _mean(values: Sequence[float], sign: str = "") -> str:
     return f"{statistics.fmean(values):{sign}.2f} ± {statistics.stdev(values):.2f}"
 
 
-def _spread(rows: Sequence[Row]) -> str:
+def _spread(rows: Sequence[study.Row]) -> str:
     low, middle, high = statistics.quantiles(_ratios(rows), n=4, method="inclusive")
     return f"{middle:.2f} ({low:.2f}–{high:.2f}) [{rows[0]['multiply_adds_share']:.2f}]"
 
 
-def _ratios(rows: Sequence[Row]) -> list[float]:
+def _ratios(rows: Sequence[study.Row]) -> list[float]:
     return [row["ratio"] for row in rows]
 
 

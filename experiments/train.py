@@ -26,6 +26,7 @@ import torch
 import tyro
 from torch import nn
 
+from nn_backprop import counting
 from nn_backprop.by_hand_fast import flat_parameter
 from nn_backprop.data import DataError, load, suited
 from nn_backprop.engines import for_training, has_bfloat16, in_precision
@@ -269,8 +270,8 @@ def train(options: Options) -> int:
     config = read_json(path / "config.json")
     began -= past["wall_seconds"]  # the clocks go on
     print(
-        f"{options.model} with {_parameters(model):,} parameters, {options.engine} gradients, "
-        f"{options.precision} on {device}, on {data.name}; run in {path}"
+        f"{options.model} with {counting.parameters(model):,} parameters, {options.engine} "
+        f"gradients, {options.precision} on {device}, on {data.name}; run in {path}"
     )
 
     with Interruptible() as interrupt, run, Monitor(run, model, data, batch_size) as monitor:
@@ -318,7 +319,7 @@ def train(options: Options) -> int:
             "engine": options.engine,
             "device": str(device),
             "precision": options.precision,
-            "parameters": _parameters(model),
+            "parameters": counting.parameters(model),
             "epochs": epochs,
             "seed": options.seed,
             "train_seconds": monitor.seconds,
@@ -355,10 +356,6 @@ def _restore(path: Path, *state: Any) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _print_table(summary: dict[str, Any], path: Path) -> None:

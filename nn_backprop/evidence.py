@@ -40,13 +40,29 @@ def between(
     Reproduced if the whole 95 % interval of the mean lies there, not reproduced if none of it does,
     else undecided. For a claim about two groups, `values` are the differences of each seed.
     """
-    least, most = interval(values)
+    return judged(claim, published, statistics.fmean(values), interval(values), low, high)
+
+
+def judged(
+    claim: str,
+    published: float | str | None,
+    measured: float,
+    interval: tuple[float, float],
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Claim:
+    """The claim that what was measured, with its interval, lies from `low` to `high`.
+
+    For what is no mean over seeds: a median with an interval of its own, or a count, whose interval
+    is one number. The verdict follows as at `between`.
+    """
+    least, most = interval
     verdict: Verdict = "undecided"
     if low <= least and most <= high:
         verdict = "reproduced"
     elif most < low or high < least:
         verdict = "not reproduced"
-    return Claim(claim, published, statistics.fmean(values), (least, most), verdict)
+    return Claim(claim, published, measured, interval, verdict)
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:

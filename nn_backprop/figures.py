@@ -392,50 +392,6 @@ def log_lines(
     return figure
 
 
-def accuracy_and_time(
-    accuracies: Mapping[str, tuple[float, Sequence[float]]],
-    times: Mapping[str, Mapping[float, Sequence[float]]],
-    title: str,
-) -> Figure:
-    """On the left what a network reaches for its multiply-adds, on the right what time they take.
-
-    `accuracies` gives each network its multiply-adds of an image, in millions, and the accuracies
-    (0 to 1) of its seeds: pale dots, with the mean and its standard deviation. `times` gives each
-    case, by the share of multiply-adds that is left, the ratios of the times: their median, with
-    bars from the first quartile to the third. On the dashed line, time falls as they do.
-    """
-    figure = Figure(figsize=(11, 4.6), dpi=_DPI, layout="constrained")
-    figure.suptitle(title)
-    left, right = figure.subplots(1, 2)
-    for number, (name, (cost, seeds)) in enumerate(accuracies.items()):
-        points, colour = np.asarray(seeds, dtype=float), _LINES[number]
-        left.plot([cost] * len(points), points, "o", color=colour, alpha=0.35, markersize=5)
-        left.errorbar(cost, points.mean(), points.std(ddof=1), fmt="s", color=colour, capsize=4,
-                      markeredgecolor="black", label=name)  # fmt: skip
-    left.set(
-        xlabel="million multiply-adds of an image, whole network",
-        ylabel="test accuracy (dots: seeds; squares: mean ± sd)",
-    )
-    left.set_xlim(0)
-    left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=2, symbol=" %"))
-    shares = sorted({share for ratios in times.values() for share in ratios})
-    right.plot(shares, shares, "--", color="0.4", label="as the multiply-adds")
-    right.axhline(1, color="0.7", linewidth=2, zorder=0)
-    for number, (name, ratios) in enumerate(times.items()):
-        low, middle, high = np.array([np.quantile(r, (0.25, 0.5, 0.75)) for r in ratios.values()]).T
-        right.errorbar(list(ratios), middle, (middle - low, high - middle), fmt="o-", capsize=3,
-                       color=_LINES[number], label=name)  # fmt: skip
-    right.set(
-        xlabel="multiply-adds left, of a plain one's",
-        ylabel="time, of a plain one's (median, quartiles)",
-        ylim=(0, None),
-    )
-    right.xaxis.set_major_formatter(_PERCENT)
-    _legend(left)
-    _legend(right)
-    return figure
-
-
 @dataclass(frozen=True)
 class Panel:
     """One of `panels`: a line a name through its points (x, mean, deviation), or an image.

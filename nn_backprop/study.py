@@ -198,18 +198,18 @@ def _results(
         return
     # Spawned, since a forked torch may hang; they import the script anew, once each.
     spawned = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, spawned, _start)
-    try:
-        for future in as_completed([pool.submit(_carry_out, task) for task in tasks]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise StudyError(
-            "the process of a training was killed, perhaps for want of memory: try --workers 1"
-        ) from None
-    finally:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
+    with ProcessPoolExecutor(workers, spawned, _start) as pool:
+        try:
+            for future in as_completed([pool.submit(_carry_out, task) for task in tasks]):
+                yield future.result()
+        except BrokenProcessPool:
+            raise StudyError(
+                "the process of a training was killed, perhaps for want of memory: try --workers 1"
+            ) from None
+        except BaseException:  # Ctrl-C, for one, to which they are deaf
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _start() -> None:

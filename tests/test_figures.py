@@ -127,20 +127,6 @@ def test_precision_recall_gives_the_average_precision_of_each_class():
     assert low < 2 / 3 and high > 1
 
 
-def test_accuracy_and_time_are_where_their_multiply_adds_are():
-    accuracies = {"plain": (1.5, [0.98, 0.96]), "octave": (0.5, [0.95, 0.97])}
-    times = {"small": {1.0: [1.0, 1.0, 1.0], 0.44: [3.0, 1.0, 2.0]}}
-    figure = rendered(figures.accuracy_and_time(accuracies, times, "Octave"))
-    left, right = figure.axes
-    dots = [line.get_xydata().tolist() for line in left.lines if line.get_alpha() == 0.35]
-    assert dots == [[[1.5, 0.98], [1.5, 0.96]], [[0.5, 0.95], [0.5, 0.97]]]
-    named = {text.get_text() for axes in figure.axes for text in axes.get_legend().get_texts()}
-    assert named == {"plain", "octave", "as the multiply-adds", "small"}
-    diagonal, _, medians, *_ = (line.get_xydata().tolist() for line in right.lines)
-    assert diagonal == [[0.44, 0.44], [1.0, 1.0]] and medians == [[1.0, 1.0], [0.44, 2.0]]
-    assert right.get_ylim()[0] == 0 and left.get_xlim()[0] == 0
-
-
 def test_a_saved_figure_is_a_small_png_and_leaves_nothing_else(tmp_path):
     figures.save(figures.weight_images(torch.randn(64, 28, 28), "W"), tmp_path / "weights.png")
     (file,) = tmp_path.iterdir()

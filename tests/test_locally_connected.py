@@ -204,8 +204,11 @@ def test_the_loss_of_1989_is_a_sum_of_squares():
     [
         ({"in_channels": 0}, "in_channels must be an integer of at least 1, not 0"),
         ({"out_channels": -1}, "out_channels must be an integer of at least 1, not -1"),
-        ({"input_size": (5, 0)}, "input_size must be an integer of at least 1, not \\(5, 0\\)"),
-        ({"kernel_size": 0}, "kernel_size must be an integer of at least 1"),
+        (
+            {"input_size": (5, 0)},
+            r"input_size must be an integer, or two, each at least 1, not \(5, 0\)",
+        ),
+        ({"kernel_size": 0}, "kernel_size must be an integer, or two, each at least 1"),
         ({"stride": 0}, "stride must be at least 1"),
         ({"in_channels": 4.0}, "in_channels must be an integer of at least 1, not 4.0"),
         ({"padding": -1}, "padding must not be negative"),

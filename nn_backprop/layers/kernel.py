@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nn_backprop.layers.arguments import as_pairs, require_integers
 from nn_backprop.rules.convolution import Pair, pair
 
 POOLINGS = ("average", "gaussian")
@@ -64,7 +65,7 @@ class RandomFourierFeatures(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _require(1, False, in_features=in_features, out_features=out_features)
+        require_integers(in_features=in_features, out_features=out_features)
         weight, bias = _draw((out_features, in_features), sigma, seed)
         self.register_buffer("weight", _placed(weight, device, dtype))
         self.register_buffer("bias", _placed(bias, device, dtype))
@@ -143,11 +144,11 @@ class RandomFourierFeatures2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _require(1, False, in_channels=in_channels, out_channels=out_channels)
-        _require(1, True, input_size=input_size, kernel_size=kernel_size, stride=stride, grid=grid)
-        _require(0, True, padding=padding)
-        self.kernel_size, self.input_size = pair(kernel_size), pair(input_size)
-        self.stride, self.padding, self.grid = pair(stride), pair(padding), pair(grid)
+        require_integers(in_channels=in_channels, out_channels=out_channels)
+        self.input_size, self.kernel_size, self.stride, self.grid = as_pairs(
+            input_size=input_size, kernel_size=kernel_size, stride=stride, grid=grid
+        )
+        (self.padding,) = as_pairs(0, padding=padding)
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {list(POOLINGS)}, not {pooling!r}")
         axes = zip(self.input_size, self.padding, self.kernel_size, strict=True)
@@ -274,12 +275,3 @@ def _pooling_matrix(cells: int, size: int, pooling: str) -> Tensor:
     else:
         weight = torch.exp(-(((pixel + 0.5 - cell - part / 2) / (part / 2)) ** 2) / 2)
     return weight / weight.sum(1, keepdim=True)
-
-
-def _require(least: int, two: bool, **sizes: object) -> None:
-    """ValueError unless all are integers of at least `least`, or if `two`, pairs of them."""
-    for name, size in sizes.items():
-        axes = size if two and isinstance(size, (tuple, list)) else (size,)
-        if len(axes) not in (1, 2) or not all(isinstance(k, int) and k >= least for k in axes):
-            integer = "an integer, or two, each" if two else "an integer of"
-            raise ValueError(f"{name} must be {integer} at least {least}, not {size!r}")

@@ -1,13 +1,13 @@
 """Octave convolution: some channels at half the resolution, for what varies slowly in an image."""
 
-from numbers import Integral
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nn_backprop.rules.convolution import Pair, pair
+from nn_backprop.layers.arguments import as_pairs, require_integers
+from nn_backprop.rules.convolution import Pair
 
 Maps = Tensor | tuple[Tensor, Tensor]
 
@@ -86,19 +86,14 @@ class OctaveConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        P, Q = _pair("kernel_size", kernel_size)
-        sizes = in_channels, out_channels, P, Q
-        if not all(isinstance(size, Integral) for size in sizes) or min(sizes) < 1:
-            raise ValueError(
-                "in_channels, out_channels and kernel_size must be integers of at least 1, not "
-                f"{in_channels}, {out_channels} and {kernel_size}"
-            )
+        require_integers(in_channels=in_channels, out_channels=out_channels)
+        (P, Q), steps = as_pairs(kernel_size=kernel_size, stride=stride)
         if P % 2 == 0 or Q % 2 == 0:
             raise ValueError(f"kernel_size must be odd, to have a middle, not {kernel_size}")
-        if _pair("stride", stride) != (1, 1):
+        if steps != (1, 1):
             raise ValueError(f"stride must be 1, not {stride}: pool the maps instead")
         self.padding = (P // 2, Q // 2)
-        given = padding if isinstance(padding, str) else _pair("padding", padding)
+        given = padding if isinstance(padding, str) else as_pairs(0, padding=padding)[0]
         if given not in ("same", self.padding):
             raise ValueError(
                 f"padding must keep the size of the maps, 'same' or {self.padding}, not {padding!r}"
@@ -181,14 +176,6 @@ def cost_ratio(alpha: float) -> float:
 def memory_ratio(alpha: float) -> float:
     """Numbers in maps of even size with a fraction α of low channels, as a share: 1 − ¾ α."""
     return 1 - 3 / 4 * alpha
-
-
-def _pair(name: str, size: Pair) -> tuple[int, int]:
-    """`pair` of an argument; ValueError if it is neither an integer nor one or two of them."""
-    numbers = size if isinstance(size, (tuple, list)) else (size,)
-    if len(numbers) not in (1, 2) or not all(isinstance(number, Integral) for number in numbers):
-        raise ValueError(f"{name} must be an integer or a pair of them, not {size!r}")
-    return pair(numbers)
 
 
 def _low(which: str, channels: int, alpha: float) -> int:

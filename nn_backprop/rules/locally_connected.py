@@ -89,12 +89,12 @@ def locally_connected2d_forward(
     Source:
         LeCun 1989, Generalization and network design strategies, the network Net-3.
     """
-    h, w, O, C, P, Q = weight.shape  # noqa: E741
+    h, w, out_channels, C, P, Q = weight.shape
     window = field((P, Q), stride, padding)
     if x.dim() not in (3, 4) or x.shape[-3] != C:
         raise ValueError(f"the weights are for (N, {C}, H, W) or ({C}, H, W), not {(*x.shape,)}")
-    if bias is not None and bias.shape != (O, h, w):
-        raise ValueError(f"the bias must be {(O, h, w)}, one for each unit, not {(*bias.shape,)}")
+    if bias is not None and bias.shape != (units := (out_channels, h, w)):
+        raise ValueError(f"the bias must be {units}, one for each unit, not {(*bias.shape,)}")
     if (given := window.places(x.shape[-2], x.shape[-1])) != (h, w):
         raise ValueError(
             f"the weights are for {h} × {w} places, but a {P} × {Q} field with stride {stride} and "
