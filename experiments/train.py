@@ -68,6 +68,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "shared-weights": {"epochs": 10, "batch_size": 128, "lr": 2e-2, "weight_decay": 0.0},
     "octave-cnn": {"epochs": 10, "batch_size": 128, "lr": 1e-2, "weight_decay": 0.05},
     "kernel": {"epochs": 10, "batch_size": 128, "lr": 0.1, "weight_decay": 0.0},
+    "tied": {"epochs": 10, "batch_size": 128, "lr": 2e-3, "weight_decay": 0.0},
+    "lenet-300-100": {"epochs": 20, "batch_size": 128, "lr": 3e-3, "weight_decay": 0.1},
+    "lenet-5": {"epochs": 10, "batch_size": 128, "lr": 3e-3, "weight_decay": 0.1},
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"model": "fast-cnn", "precision": "auto"},
@@ -94,13 +97,14 @@ class Options:
     model: Literal[
         "cnn", "mlp", "happy", "fast-cnn", "accurate-cnn", "net1", "net2", "net3", "net4", "net5",
         "net5-unshared", "fully-connected", "locally-connected", "shared-weights", "octave-cnn",
-        "kernel"
+        "kernel", "tied", "lenet-300-100", "lenet-5"
     ] = "cnn"  # fmt: skip
     """cnn: two stages of convolution and pooling. mlp: 784-128-10. happy: 784-16-16-10 with sigmoid
     and squared error. fast-cnn, accurate-cnn: those of the presets, with batch norm. net1 … net5:
     LeCun's of 1989, on 16 × 16 pixels. fully-connected, locally-connected, shared-weights: the same
     units, linked in three ways. octave-cnn: half of the maps at half the size. kernel: random
-    features of patches, pooled, and one trained layer."""
+    features of patches, pooled, and one trained layer. tied: one hidden layer, applied four times.
+    lenet-300-100: 784-300-100-10. lenet-5: the one of 431,080 parameters."""
     engine: Literal["autograd", "tape", "by-hand"] = "autograd"
     """What computes the gradients."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -7,14 +7,19 @@ from nn_backprop.layers.kernel import (
     random_patches,
 )
 from nn_backprop.layers.locally_connected import LocallyConnected2d, UnitBiasConv2d
+from nn_backprop.layers.low_rank import LowRankLinear
 from nn_backprop.layers.octave import OctaveConv2d
+from nn_backprop.layers.tied import TiedStack, UntiedStack
 
 __all__ = [
     "LocallyConnected2d",
+    "LowRankLinear",
     "OctaveConv2d",
     "RandomFourierFeatures",
     "RandomFourierFeatures2d",
+    "TiedStack",
     "UnitBiasConv2d",
+    "UntiedStack",
     "median_distance",
     "random_patches",
 ]

@@ -13,9 +13,11 @@ from nn_backprop.models.fields import (
 )
 from nn_backprop.models.kernel import KernelNetwork
 from nn_backprop.models.lecun1989 import NETS, LeCun1989
+from nn_backprop.models.lenet import LeNet5, lenet_300_100
 from nn_backprop.models.mlp import MLP, happy
 from nn_backprop.models.norm_cnn import NormCNN, accurate_cnn, fast_cnn
 from nn_backprop.models.octave_cnn import OctaveCNN
+from nn_backprop.models.tied import StackNetwork, tied_network, untied_network
 
 __all__ = [
     "CNN",
@@ -25,14 +27,19 @@ __all__ = [
     "FieldNetwork",
     "KernelNetwork",
     "LeCun1989",
+    "LeNet5",
     "NormCNN",
     "OctaveCNN",
+    "StackNetwork",
     "accurate_cnn",
     "fast_cnn",
     "fully_connected",
     "happy",
+    "lenet_300_100",
     "locally_connected",
     "shared_weights",
+    "tied_network",
+    "untied_network",
 ]
 
 # By name, as the command line takes them: each makes the network in its default size.
@@ -48,4 +55,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "shared-weights": shared_weights,
     "octave-cnn": OctaveCNN,
     "kernel": KernelNetwork,
+    "tied": tied_network,
+    "lenet-300-100": lenet_300_100,
+    "lenet-5": LeNet5,
 }

@@ -7,6 +7,12 @@ from nn_backprop.training.graph import GraphedUpdate
 from nn_backprop.training.loop import Diverged, Interruptible, Step, fit, steps_per_epoch
 from nn_backprop.training.many import ManyEvaluation, evaluate_many, fit_many
 from nn_backprop.training.optimizers import LeanAdamW, LeanSGD, make_optimizer, make_schedule
+from nn_backprop.training.pruning import (
+    make_permanent,
+    parameters_left,
+    prune_smallest,
+    shares_kept,
+)
 
 __all__ = [
     "Diverged",
@@ -24,8 +30,12 @@ __all__ = [
     "fit_many",
     "load_checkpoint",
     "make_optimizer",
+    "make_permanent",
     "make_schedule",
+    "parameters_left",
+    "prune_smallest",
     "read_checkpoint",
     "save_checkpoint",
+    "shares_kept",
     "steps_per_epoch",
 ]

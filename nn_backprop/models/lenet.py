@@ -1,0 +1,52 @@
+"""The two networks on which pruning was first measured: LeNet-300-100 and a wide LeNet-5."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nn_backprop.models.mlp import MLP
+
+
+def lenet_300_100() -> MLP:
+    """784-300-100-10 with ReLUs: 266,610 weights and biases.
+
+    Source: LeCun et al. 1998, Gradient-based learning applied to document recognition, for the
+    sizes; ReLUs as in Han et al. 2015.
+    """
+    model = MLP((784, 300, 100, 10))
+    assert sum(p.numel() for p in model.parameters()) == 266_610
+    return model
+
+
+class LeNet5(nn.Module):
+    """20 and 50 maps of 5 × 5 fields, each stage with a 2 × 2 max-pool, then 500 ReLUs: 431,080.
+
+    Not LeCun's own of 1998, which has 61,706 parameters, but the one that Caffe brought and Han et
+    al. pruned; the two convolutions have no activation but the pool.
+
+    Shapes: inputs (N, 1, 28, 28); output (N, 10), logits.
+
+    Source: Han et al. 2015, Learning both weights and connections for efficient neural networks,
+    tables 1 and 4.
+    """
+
+    loss_name = "cross_entropy"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
+        self.hidden, self.output = nn.Linear(50 * 4 * 4, 500), nn.Linear(500, 10)
+        assert sum(p.numel() for p in self.parameters()) == 431_080
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.conv1(x), 2)
+        x = F.max_pool2d(self.conv2(x), 2)
+        x = F.relu(self.hidden(x.flatten(1)))
+        return self.output(x)
+
+    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy of a batch: output (N, 10) logits, targets (N,) in 0..9."""
+        return F.cross_entropy(output, targets)
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        """The confidence in each class, (N, 10): softmax of the logits."""
+        return output.softmax(1)
