@@ -1,6 +1,6 @@
 """What does it save, and what does it cost, to use one weight for all layers?
 
-    python experiments/tied_depth.py              # MNIST, 9 networks × 5 seeds
+    python experiments/tied_depth.py              # MNIST, 9 networks × 20 seeds
     python experiments/tied_depth.py --smoke      # the embedded digits, seconds
 
 h_0 = ReLU(u), h_t = ReLU(W_t h_{t−1} + u) for t = 1 … L, with u = U x + b, at depths L = 1, 2, 4, 8
@@ -53,6 +53,9 @@ NAMES = {True: "tied", False: "untied"}
 @dataclass(frozen=True)
 class Options(study.StudyOptions):
     """One weight for all layers: parameters, multiply-adds, memory and accuracy by depth."""
+
+    seeds: int = 20
+    """Number of seeds, from 0; at least 2."""
 
 
 class Kind(NamedTuple):

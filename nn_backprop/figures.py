@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -438,7 +439,12 @@ def panels(parts: Sequence[Panel], title: str) -> Figure:
         if "x" in part.log:
             axes.set_xscale("log")
             marked = sorted({float(x) for points in part.lines.values() for x, *_ in points})
-            axes.set_xticks(marked, [f"{x:,.12g}" for x in marked], rotation=30 * (len(marked) > 5))
+            if all(b > 1.2 * a for a, b in pairwise(marked)):
+                axes.set_xticks(marked, [f"{x:,.12g}" for x in marked])
+                axes.tick_params("x", rotation=30 * (len(marked) > 5))
+            else:
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.12g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
         if "y" in part.log:
             axes.set_yscale("log")

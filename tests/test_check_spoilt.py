@@ -19,6 +19,8 @@ from nn_backprop.check.oracle import Oracle
 from nn_backprop.check.report import Probe
 from nn_backprop.check.target import Target
 
+pytestmark = pytest.mark.slow
+
 # --- the battery ---
 
 

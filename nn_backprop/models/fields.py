@@ -8,20 +8,20 @@ from nn_backprop.models.mlp import MLP
 
 
 class FieldNetwork(nn.Module):
-    """Four maps of 14 × 14 units, eight of 7 × 7, ten outputs; the units have 5 × 5 fields.
+    """Maps of 14 × 14 units, then of 7 × 7, ten outputs; the units have 5 × 5 fields.
 
-    `fields1` and `fields2` make the maps. Fields lie two pixels apart, in a border of zeros; units
-    are ReLUs.
+    `fields1` makes the first maps, `fields2` so many as `maps` says. Fields lie two pixels apart,
+    in a border of zeros; units are ReLUs.
 
     Shapes: inputs (N, 1, 28, 28); output (N, 10), logits.
     """
 
     loss_name = "cross_entropy"
 
-    def __init__(self, fields1: nn.Module, fields2: nn.Module) -> None:
+    def __init__(self, fields1: nn.Module, fields2: nn.Module, maps: int) -> None:
         super().__init__()
         self.fields1, self.fields2 = fields1, fields2
-        self.output = nn.Linear(8 * 7 * 7, 10)
+        self.output = nn.Linear(maps * 7 * 7, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.fields1(x))
@@ -42,16 +42,21 @@ def fully_connected() -> MLP:
     return MLP((28 * 28, 4 * 14 * 14, 8 * 7 * 7, 10))
 
 
-def locally_connected() -> FieldNetwork:
-    """Fields with weights of their own: 63,906 weights on as many links."""
+def locally_connected(maps: tuple[int, int] = (4, 8)) -> FieldNetwork:
+    """Fields with weights of their own: with the default maps, 63,906 weights on as many links."""
+    first, second = maps
     return FieldNetwork(
-        LocallyConnected2d(1, 4, 28, 5, stride=2, padding=2),
-        LocallyConnected2d(4, 8, 14, 5, stride=2, padding=2),
+        LocallyConnected2d(1, first, 28, 5, stride=2, padding=2),
+        LocallyConnected2d(first, second, 14, 5, stride=2, padding=2),
+        second,
     )
 
 
-def shared_weights() -> FieldNetwork:
-    """The same links with 4,842 weights."""
+def shared_weights(maps: tuple[int, int] = (4, 8)) -> FieldNetwork:
+    """The same links with shared weights: 4,842 with the default maps."""
+    first, second = maps
     return FieldNetwork(
-        nn.Conv2d(1, 4, 5, stride=2, padding=2), nn.Conv2d(4, 8, 5, stride=2, padding=2)
+        nn.Conv2d(1, first, 5, stride=2, padding=2),
+        nn.Conv2d(first, second, 5, stride=2, padding=2),
+        second,
     )

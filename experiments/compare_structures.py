@@ -1,0 +1,263 @@
+"""Eight ways to build a network, at one number of parameters: what does each reach, at what cost?
+
+    python experiments/compare_structures.py              # MNIST, 8 structures × 2 sizes × 5 seeds
+    python experiments/compare_structures.py --smoke      # the embedded digits, seconds
+
+**The structures**, each with at most 20,000 trained parameters and at least 19,000: a plain
+784-25-10; 5 × 5 fields with weights of their own; the same with weights shared over the image;
+octave convolution with half of the maps at half the size; random features of patches, pooled to
+4 × 4 (their filters are fixed, and not counted); one hidden layer of 24 units applied four times;
+LeNet-300-100 as products of rank 14 and 8; LeNet-300-100 with its smallest weights pruned. The last
+two begin as trained LeNet-300-100 of 266,610 parameters: they are trained as such for half of the
+steps, then cut, at once or in three rounds, and trained on for the other half.
+
+**The budget.** All see the same 1,000 or 55,000 examples of MNIST (5,000 of the 60,000 are kept for
+validation), equally often and in an order that the seed decides. The rate of every structure at
+either number was chosen among three on the validation split, in trainings of a third and of half
+the length with another seed. The test images are read once, when a training has ended.
+
+**The costs**: parameters that are trained and left; multiply-adds of one image, as they are carried
+out, and for the pruned network also without those by a zero; seconds of training, one thread.
+"""
+
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from nn_backprop import figures
+from nn_backprop.counting import multiply_adds
+from nn_backprop.data import ImageData, load, subset
+from nn_backprop.engines import autograd
+from nn_backprop.evidence import Claim, between
+from nn_backprop.layers import LowRankLinear
+from nn_backprop.models import (
+    MLP,
+    KernelNetwork,
+    OctaveCNN,
+    lenet_300_100,
+    locally_connected,
+    shared_weights,
+    tied_network,
+)
+from nn_backprop.study import Row, Study, StudyOptions, command
+from nn_backprop.training import (
+    evaluate,
+    fit,
+    make_optimizer,
+    make_schedule,
+    parameters_left,
+    prune_smallest,
+    shares_kept,
+    steps_per_epoch,
+)
+
+BUDGET = 20_000  # parameters
+BATCH = 128
+RANKS = (14, 8)  # of LeNet-300-100's first two layers
+# The shares of its weights that Han et al. 2015, table 3, keep, times what the budget leaves of
+# them: 19,577 weights and 410 biases.
+KEPT = {f"layers.{k}": 0.899 * share for k, share in enumerate((0.08, 0.09, 0.26))}
+ROUNDS = 3
+PLAIN = "plain"
+
+
+class Structure(NamedTuple):
+    """How a network is built, the rates of its training, and what is done to it at half-time."""
+
+    build: Callable[[], nn.Module]
+    lrs: Mapping[int, float]  # by the number of examples; 1,000 or fewer, or more
+    cut: str = ""  # "", "low rank" or "pruned"
+
+
+STRUCTURES: dict[str, Structure] = {
+    PLAIN: Structure(lambda: MLP((784, 25, 10)), {1_000: 3e-2, 55_000: 1e-2}),
+    "locally connected": Structure(lambda: locally_connected((2, 3)), {1_000: 1e-2, 55_000: 1e-2}),
+    "shared weights": Structure(lambda: shared_weights((10, 26)), {1_000: 1e-2, 55_000: 1e-2}),
+    "octave": Structure(OctaveCNN, {1_000: 1e-2, 55_000: 2e-2}),
+    "kernel + pooling": Structure(lambda: KernelNetwork(124), {1_000: 3e-2, 55_000: 3e-1}),
+    "tied": Structure(lambda: tied_network(24), {1_000: 3e-2, 55_000: 3e-2}),
+    "low rank": Structure(lenet_300_100, {1_000: 1e-2, 55_000: 1e-2}, "low rank"),
+    "pruned": Structure(lenet_300_100, {1_000: 1e-2, 55_000: 1e-2}, "pruned"),
+}
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Eight structures at one number of parameters, with few and with many examples."""
+
+
+class Job(NamedTuple):
+    """A network to train."""
+
+    data: str
+    root: Path | None
+    structure: str
+    n: int  # training examples
+    epochs: int
+    seed: int
+
+
+def conduct(study: Study, options: Options) -> None:
+    name, root = "digits" if options.smoke else "mnist", options.data_root
+    most = len(load(name, root).train)
+    # The longer first; about 2,600 and 1,500 steps.
+    epochs = {most: 4, 300: 12} if options.smoke else {most: 6, 1_000: 188}
+    jobs = [
+        Job(name, root, structure, n, epochs[n], seed)
+        for n in epochs
+        for seed in range(options.seeds)
+        for structure in STRUCTURES
+    ]
+    study.carry_out(train, jobs, lambda row: {f"{row['structure']}/{row['n']}": row["test"]})
+    study.finish(_tables(study.rows), _claims(study.rows), _figure(study.rows))
+
+
+# --- One training -------------------------------------------------------------------------------
+
+
+def train(job: Job) -> Row:
+    """Trains a network, and cuts it if it is one of those; accuracies are shares, 0 to 1."""
+    torch.manual_seed(job.seed)
+    structure = STRUCTURES[job.structure]
+    data = subset(_data(job.data, job.root), job.n, job.seed)
+    model = structure.build()
+    lr = structure.lrs[1_000 if job.n <= 1_000 else 55_000]
+    began = time.perf_counter()
+    if not structure.cut:
+        _fit(model, data, lr, job.epochs, job.seed)
+    else:
+        half = job.epochs // 2
+        _fit(model, data, lr, half, job.seed)
+        if structure.cut == "low rank":
+            for k, rank in enumerate(RANKS):
+                model.layers[k] = LowRankLinear.from_linear(model.layers[k], rank)
+            _fit(model, data, lr / 3, job.epochs - half, job.seed + 1_000)
+        else:
+            left = job.epochs - half
+            for done, kept in enumerate(shares_kept(KEPT, ROUNDS)):
+                prune_smallest(model, kept)
+                epochs = left // ROUNDS + (done >= ROUNDS - left % ROUNDS)
+                if epochs:
+                    _fit(model, data, lr / 3, epochs, job.seed + 1_000 * (done + 1))
+    seconds = time.perf_counter() - began
+    image = data.batch(data.test[:1])[0]
+    carried_out = multiply_adds(model, image)
+    zeros = sum(int((m == 0).sum()) for name, m in model.named_buffers() if "weight_mask" in name)
+    return {
+        "structure": job.structure, "n": job.n, "seed": job.seed,
+        "parameters": parameters_left(model),
+        "multiply_adds": carried_out,
+        "multiply_adds_without_zeros": carried_out - zeros,  # an affine layer: one a weight
+        "seconds": seconds,
+        "train": evaluate(model, data, data.train).accuracy,
+        "validation": evaluate(model, data, data.validation).accuracy,
+        "test": evaluate(model, data, data.test).accuracy,
+    }  # fmt: skip
+
+
+def _fit(model: nn.Module, data: ImageData, lr: float, epochs: int, seed: int) -> None:
+    optimizer = make_optimizer("adam", model.parameters(), lr, 0.0)
+    steps = epochs * steps_per_epoch(len(data.train), BATCH)
+    schedule = make_schedule("one-cycle", optimizer, lr, steps)
+    fit(model, autograd, optimizer, schedule, data, epochs=epochs, batch_size=BATCH, seed=seed)
+
+
+@functools.cache
+def _data(name: str, root: Path | None) -> ImageData:
+    return load(name, root, say=lambda line: None)
+
+
+# --- What the rows come to ----------------------------------------------------------------------
+
+
+def _of(rows: Sequence[Row], structure: str, n: int, value: str = "test") -> list[float]:
+    """One value of a structure's rows, in the order of the seeds."""
+    chosen = [row for row in rows if (row["structure"], row["n"]) == (structure, n)]
+    return [row[value] for row in sorted(chosen, key=lambda row: row["seed"])]
+
+
+def _sizes(rows: Sequence[Row]) -> list[int]:
+    return sorted({row["n"] for row in rows})
+
+
+def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    few, many = _sizes(rows)
+    table = []
+    for structure in STRUCTURES:
+        of = next(row for row in rows if row["structure"] == structure)
+        without = f"{of['multiply_adds_without_zeros']:,}"
+        table.append(
+            {
+                "structure": structure,
+                "parameters": f"{of['parameters']:,}",
+                "multiply-adds of an image": f"{of['multiply_adds']:,}"
+                + (f" ({without} without zeros)" if structure == "pruned" else ""),
+                f"n = {few:,}: test accuracy, %": _percent(_of(rows, structure, few)),
+                "training, s": _seconds(_of(rows, structure, few, "seconds")),
+                f"n = {many:,}: test accuracy, %": _percent(_of(rows, structure, many)),
+                "training, s ": _seconds(_of(rows, structure, many, "seconds")),
+            }
+        )
+    seeds = len({row["seed"] for row in rows})
+    return {f"Eight structures with about {BUDGET:,} parameters, {seeds} seeds": table}
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return f"{100 * statistics.fmean(shares):.2f} ± {100 * statistics.stdev(shares):.2f}"
+
+
+def _seconds(seconds: Sequence[float]) -> str:
+    return f"{statistics.median(seconds):.1f}"
+
+
+def _claims(rows: Sequence[Row]) -> list[Claim]:
+    claims = []
+    for n in _sizes(rows):
+        plain = _of(rows, PLAIN, n)
+        for structure in STRUCTURES:
+            if structure != PLAIN:
+                points = [
+                    100 * (a - b) for a, b in zip(_of(rows, structure, n), plain, strict=True)
+                ]
+                what = f"n = {n:,}: {structure} is more accurate than plain, in points"
+                claims.append(between(what, None, points, low=0))
+    return claims
+
+
+def _figure(rows: Sequence[Row]) -> figures.Figure:
+    def against(value: str, n: int) -> dict[str, list[tuple[float, float, float]]]:
+        points = {}
+        for structure in STRUCTURES:
+            accuracies = _of(rows, structure, n)
+            cost = statistics.median(_of(rows, structure, n, value))
+            spread = statistics.stdev(accuracies)
+            points[structure] = [(cost, statistics.fmean(accuracies), spread)]
+        return points
+
+    few, many = _sizes(rows)
+    parts = [
+        figures.Panel(
+            f"{n:,} training examples", axis, "test accuracy", against(value, n), "x", percent=True
+        )
+        for n, value, axis in (
+            (few, "multiply_adds", "multiply-adds of an image"),
+            (many, "multiply_adds", "multiply-adds of an image"),
+            (many, "seconds", "seconds of training, one thread"),
+        )
+    ]
+    return figures.panels(
+        parts,
+        f"Eight structures with about {BUDGET:,} parameters: mean ± standard deviation over seeds",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(command(Options, __doc__, conduct))
