@@ -1,6 +1,6 @@
 """Eight ways to build a network, at one number of parameters: what does each reach, at what cost?
 
-    python experiments/compare_structures.py              # MNIST, 8 structures × 2 sizes × 5 seeds
+    python experiments/compare_structures.py              # MNIST, 8 structures × 2 sizes × 10 seeds
     python experiments/compare_structures.py --smoke      # the embedded digits, seconds
 
 **The structures**, each with at most 20,000 trained parameters and at least 19,000: a plain
@@ -36,7 +36,7 @@ from nn_backprop import figures
 from nn_backprop.counting import multiply_adds
 from nn_backprop.data import ImageData, load, subset
 from nn_backprop.engines import autograd
-from nn_backprop.evidence import Claim, between
+from nn_backprop.evidence import Claim, between, differences, spread
 from nn_backprop.layers import LowRankLinear
 from nn_backprop.models import (
     MLP,
@@ -93,6 +93,9 @@ STRUCTURES: dict[str, Structure] = {
 class Options(StudyOptions):
     """Eight structures at one number of parameters, with few and with many examples."""
 
+    seeds: int = 10
+    """Number of seeds, from 0; at least 2."""
+
 
 class Job(NamedTuple):
     """A network to train."""
@@ -137,8 +140,11 @@ def train(job: Job) -> Row:
         half = job.epochs // 2
         _fit(model, data, lr, half, job.seed)
         if structure.cut == "low rank":
+            assert isinstance(model, MLP)
             for k, rank in enumerate(RANKS):
-                model.layers[k] = LowRankLinear.from_linear(model.layers[k], rank)
+                layer = model.layers[k]
+                assert isinstance(layer, nn.Linear)
+                model.layers[k] = LowRankLinear.from_linear(layer, rank)
             _fit(model, data, lr / 3, job.epochs - half, job.seed + 1_000)
         else:
             left = job.epochs - half
@@ -179,9 +185,10 @@ def _data(name: str, root: Path | None) -> ImageData:
 
 
 def _of(rows: Sequence[Row], structure: str, n: int, value: str = "test") -> list[float]:
-    """One value of a structure's rows, in the order of the seeds."""
+    """One value of a structure's rows, in the order of the seeds; accuracies in percent."""
+    scale = 100 if value == "test" else 1
     chosen = [row for row in rows if (row["structure"], row["n"]) == (structure, n)]
-    return [row[value] for row in sorted(chosen, key=lambda row: row["seed"])]
+    return [scale * row[value] for row in sorted(chosen, key=lambda row: row["seed"])]
 
 
 def _sizes(rows: Sequence[Row]) -> list[int]:
@@ -200,18 +207,14 @@ def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
                 "parameters": f"{of['parameters']:,}",
                 "multiply-adds of an image": f"{of['multiply_adds']:,}"
                 + (f" ({without} without zeros)" if structure == "pruned" else ""),
-                f"n = {few:,}: test accuracy, %": _percent(_of(rows, structure, few)),
+                f"n = {few:,}: test accuracy, %": spread(_of(rows, structure, few)),
                 "training, s": _seconds(_of(rows, structure, few, "seconds")),
-                f"n = {many:,}: test accuracy, %": _percent(_of(rows, structure, many)),
+                f"n = {many:,}: test accuracy, %": spread(_of(rows, structure, many)),
                 "training, s ": _seconds(_of(rows, structure, many, "seconds")),
             }
         )
     seeds = len({row["seed"] for row in rows})
     return {f"Eight structures with about {BUDGET:,} parameters, {seeds} seeds": table}
-
-
-def _percent(shares: Sequence[float]) -> str:
-    return f"{100 * statistics.fmean(shares):.2f} ± {100 * statistics.stdev(shares):.2f}"
 
 
 def _seconds(seconds: Sequence[float]) -> str:
@@ -224,29 +227,20 @@ def _claims(rows: Sequence[Row]) -> list[Claim]:
         plain = _of(rows, PLAIN, n)
         for structure in STRUCTURES:
             if structure != PLAIN:
-                points = [
-                    100 * (a - b) for a, b in zip(_of(rows, structure, n), plain, strict=True)
-                ]
+                points = differences(_of(rows, structure, n), plain)
                 what = f"n = {n:,}: {structure} is more accurate than plain, in points"
                 claims.append(between(what, None, points, low=0))
     return claims
 
 
 def _figure(rows: Sequence[Row]) -> figures.Figure:
-    def against(value: str, n: int) -> dict[str, list[tuple[float, float, float]]]:
-        points = {}
-        for structure in STRUCTURES:
-            accuracies = _of(rows, structure, n)
-            cost = statistics.median(_of(rows, structure, n, value))
-            spread = statistics.stdev(accuracies)
-            points[structure] = [(cost, statistics.fmean(accuracies), spread)]
-        return points
+    def against(value: str, n: int) -> dict[str, list[tuple[float | str, float, float]]]:
+        costs = {s: statistics.median(_of(rows, s, n, value)) for s in STRUCTURES}
+        return {s: [figures.point(cost, _of(rows, s, n))] for s, cost in costs.items()}
 
     few, many = _sizes(rows)
     parts = [
-        figures.Panel(
-            f"{n:,} training examples", axis, "test accuracy", against(value, n), "x", percent=True
-        )
+        figures.Panel(f"{n:,} training examples", axis, "test accuracy, %", against(value, n), "x")
         for n, value, axis in (
             (few, "multiply_adds", "multiply-adds of an image"),
             (many, "multiply_adds", "multiply-adds of an image"),

@@ -437,12 +437,12 @@ class Found:
 
     def loss(self, name: str, d: int) -> list[float]:
         """What a shift by d pixels adds to the error."""
-        return _excess(self.shifted(name, d), self.shifted(name, 0))
+        return evidence.differences(self.shifted(name, d), self.shifted(name, 0))
 
     def gap(self, name: str, n: int, variant: str = "plain") -> list[float]:
         """How much more it errs than the CNN."""
         own, cnn = (self.errors(self.ways[k], n, variant) for k in (name, "CNN"))
-        return _excess(own, cnn)
+        return evidence.differences(own, cnn)
 
     def of_kernel(self, d: int, key: str) -> list[float]:
         rows = [row for row in self.kernel_rows if row["features"] == d]
@@ -464,13 +464,8 @@ class Found:
                 for errors in by_seed]  # fmt: skip
 
 
-def _excess(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """a − b, for every seed."""
-    return [x - y for x, y in zip(a, b, strict=True)]
-
-
 def _told(errors: Sequence[float]) -> str:
-    return f"{100 * statistics.fmean(errors):.2f} ± {100 * statistics.stdev(errors):.2f}"
+    return evidence.spread([100 * error for error in errors])
 
 
 def _tables(found: Found) -> dict[str, list[dict[str, Any]]]:
@@ -530,7 +525,7 @@ def _claims(found: Found) -> list[evidence.Claim]:
 
     def less(a: Sequence[float], b: Sequence[float]) -> list[float]:
         """Points that a is less than b, for every seed."""
-        return [100 * x for x in _excess(b, a)]
+        return [100 * x for x in evidence.differences(b, a)]
 
     exact = found.errors({"contestant": "kernel ridge"}, size.small)
     near, far = (less(exact, found.vectors(d, size.small)) for d in (last, first))
@@ -593,7 +588,7 @@ def _picture(found: Found, pictures: Tensor, name: str) -> figures.Figure:
     size, n, ways = found.size, found.n, found.ways
 
     def line(points: dict[Any, list]) -> list[tuple[Any, float, float]]:
-        return [(x, statistics.fmean(v), statistics.stdev(v)) for x, v in points.items()]
+        return [figures.point(x, values) for x, values in points.items()]
 
     panel = functools.partial(figures.Panel, y="test error", percent=True)
     levels = {

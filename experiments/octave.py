@@ -31,7 +31,7 @@ from nn_backprop import figures, study
 from nn_backprop.counting import multiply_adds, parameters
 from nn_backprop.data import ImageData, load
 from nn_backprop.engines import ENGINES
-from nn_backprop.evidence import Claim, between, judged
+from nn_backprop.evidence import Claim, between, differences, judged, spread
 from nn_backprop.layers import OctaveConv2d
 from nn_backprop.layers.octave import cost_ratio, memory_ratio
 from nn_backprop.models import OctaveCNN
@@ -80,7 +80,7 @@ def conduct(under_way: study.Study, options: Options) -> None:
         ],
         "Time of a step as a multiple of that with α = 0: median (quartiles); in square brackets, "
         "of the multiply-adds": [
-            {"step": step, **{f"α = {a:g}": _spread(by[a]) for a in ALPHAS if a > 0}}
+            {"step": step, **{f"α = {a:g}": _quartiles(by[a]) for a in ALPHAS if a > 0}}
             for step, by in by_step.items()
         ],
     }  # fmt: skip
@@ -285,14 +285,11 @@ def _found(
     by_step: Mapping[str, Mapping[float, Sequence[study.Row]]],
 ) -> list[Claim]:
     """What training and timing found."""
-    differences = [
-        100 * (row["test_accuracy"] - plain["test_accuracy"])
-        for row, plain in zip(by_alpha[0.5], by_alpha[0.0], strict=True)
-    ]
+    points = differences(_percent(by_alpha[0.5]), _percent(by_alpha[0.0]))
     claims = [
         between(
             f"test accuracy with α = ½ less that with α = 0, percentage points: −{MARGIN:g} or "
-            "more (our bar)", None, differences, -MARGIN,
+            "more (our bar)", None, points, -MARGIN,
         )
     ]  # fmt: skip
     for step, by in by_step.items():
@@ -323,19 +320,15 @@ def _around_median(values: Sequence[float]) -> tuple[float, float]:
 def _summary(
     alpha: float, found: Sequence[study.Row], plain: Sequence[study.Row]
 ) -> dict[str, str]:
-    accuracies = [100 * row["test_accuracy"] for row in found]
-    differences = [
-        100 * (row["test_accuracy"] - other["test_accuracy"])
-        for row, other in zip(found, plain, strict=True)
-    ]
+    points = differences(_percent(found), _percent(plain))
 
     def share(what: str) -> str:
         return f"{100 * found[0][what] / plain[0][what]:.1f}"
 
     return {
         "α": f"{alpha:g}",
-        "test accuracy, %": _mean(accuracies),
-        "against α = 0, points": _mean(differences, "+") if alpha else "–",
+        "test accuracy, %": spread(_percent(found)),
+        "against α = 0, points": spread(points, "+") if alpha else "–",
         "multiply-adds left in the inner layer, % (by the formula)":
             f"{share('multiply_adds_inner')} ({100 * cost_ratio(alpha):.1f})",
         "in the network": share("multiply_adds_network"),
@@ -354,11 +347,8 @@ def _picture(
     """What a network reaches for its multiply-adds, and what time they take."""
     reached = {}
     for alpha, found in by_alpha.items():
-        accuracies = [row["test_accuracy"] for row in found]
         million = found[0]["multiply_adds_network"] / 1e6
-        reached[f"α = {alpha:g}"] = [
-            (million, statistics.fmean(accuracies), statistics.stdev(accuracies))
-        ]
+        reached[f"α = {alpha:g}"] = [figures.point(million, _percent(found))]
     times = {}
     for step, by in by_step.items():
         points = []
@@ -372,7 +362,7 @@ def _picture(
         [
             figures.Panel(
                 "Accuracy, mean ± sd", "million multiply-adds of an image, whole network",
-                "test accuracy", reached, percent=True,
+                "test accuracy, %", reached,
             ),
             figures.Panel(
                 "Time, median ± half the interquartile range",
@@ -385,13 +375,13 @@ def _picture(
     )  # fmt: skip
 
 
-def _mean(values: Sequence[float], sign: str = "") -> str:
-    return f"{statistics.fmean(values):{sign}.2f} ± {statistics.stdev(values):.2f}"
-
-
-def _spread(rows: Sequence[study.Row]) -> str:
+def _quartiles(rows: Sequence[study.Row]) -> str:
     low, middle, high = statistics.quantiles(_ratios(rows), n=4, method="inclusive")
     return f"{middle:.2f} ({low:.2f}–{high:.2f}) [{rows[0]['multiply_adds_share']:.2f}]"
+
+
+def _percent(rows: Sequence[study.Row]) -> list[float]:
+    return [100 * row["test_accuracy"] for row in rows]
 
 
 def _ratios(rows: Sequence[study.Row]) -> list[float]:

@@ -36,7 +36,7 @@ import torch
 from nn_backprop import counting, figures
 from nn_backprop.data import ImageData, load, resize, shift, subset, suited
 from nn_backprop.engines import autograd
-from nn_backprop.evidence import Claim, between
+from nn_backprop.evidence import Claim, between, differences, spread
 from nn_backprop.models import MODELS
 from nn_backprop.study import Row, Study, StudyOptions, UsageError, command
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
@@ -187,10 +187,6 @@ def _of(rows: Sequence[Row], value: str = "test", **wanted: object) -> list[floa
     return [100 * row[value] for row in sorted(chosen, key=lambda row: row["seed"])]
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
-
-
 def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
     nets: list[Row] = []
     for net in NETS:
@@ -201,9 +197,9 @@ def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
                 "links": f"{of['links']:,}",
                 "weights": f"{of['parameters']:,}",
                 "published, %": PUBLISHED.get(net, "–"),
-                "leaky, %": _spread(_of(rows, model=net, protocol="leaky")),
-                "clean, %": _spread(_of(rows, model=net, protocol="clean")),
-                "clean, on its training images, %": _spread(
+                "leaky, %": spread(_of(rows, model=net, protocol="leaky")),
+                "clean, %": spread(_of(rows, model=net, protocol="clean")),
+                "clean, on its training images, %": spread(
                     _of(rows, "train", model=net, protocol="clean")
                 ),
             }
@@ -213,7 +209,7 @@ def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
         {
             "28 × 28": family,
             "weights": f"{next(r for r in rows if r['model'] == family)['parameters']:,}",
-            **{f"n = {n:,}": _spread(_of(rows, model=family, n=n)) for n in sizes},
+            **{f"n = {n:,}": spread(_of(rows, model=family, n=n)) for n in sizes},
         }
         for family in FAMILIES
     ]
@@ -221,7 +217,7 @@ def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
         {
             f"n = {sizes[-1]:,}, moved by": family,
             **{
-                f"{s} px": _spread(_of(rows, f"shift {s}", model=family, n=sizes[-1]))
+                f"{s} px": spread(_of(rows, f"shift {s}", model=family, n=sizes[-1]))
                 for s in SHIFTS
             },
         }
@@ -244,45 +240,41 @@ def _claims(rows: Sequence[Row], sizes: Sequence[int]) -> list[Claim]:
         of = {net: _of(rows, model=net, protocol=protocol) for net in NETS}
         steps = {}
         for before, after in pairwise(PUBLISHED):
-            steps[after] = _differences(of[after], of[before])
+            steps[after] = differences(of[after], of[before])
             published = f"+{PUBLISHED[after] - PUBLISHED[before]:.1f}"
             what = f"{protocol}: {after} is more accurate than {before}, in points"
             claims.append(between(what, published, steps[after], low=0))
         for jump in ("net4", "net5"):
             what = f"{protocol}: the step to {jump} is larger than the step to net3, by points"
             published = f"+{PUBLISHED[jump] - {'net4': 88.5, 'net5': 94.0}[jump] - 1.5:.1f}"
-            claims.append(between(what, published, _differences(steps[jump], steps["net3"]), low=0))
+            claims.append(between(what, published, differences(steps[jump], steps["net3"]), low=0))
         what = f"{protocol}: sharing, not size: net5 is more accurate than net5-unshared, in points"
-        claims.append(between(what, None, _differences(of["net5"], of["net5-unshared"]), low=0))
+        claims.append(between(what, None, differences(of["net5"], of["net5-unshared"]), low=0))
     least, most = min(sizes), max(sizes)
     for other in ("locally-connected", "fully-connected"):
         gains = {
-            n: _differences(_of(rows, model="shared-weights", n=n), _of(rows, model=other, n=n))
+            n: differences(_of(rows, model="shared-weights", n=n), _of(rows, model=other, n=n))
             for n in sizes
         }
         what = f"shared-weights gains more on {other} at n = {least:,} than at {most:,}, in points"
-        claims.append(between(what, None, _differences(gains[least], gains[most]), low=0))
+        claims.append(between(what, None, differences(gains[least], gains[most]), low=0))
         pixels = 2
         losses = [
-            _differences(
+            differences(
                 _of(rows, model=family, n=most), _of(rows, f"shift {pixels}", model=family, n=most)
             )
             for family in (other, "shared-weights")
         ]
         what = f"moved by {pixels} px, shared-weights loses less than {other}, in points"
-        claims.append(between(what, None, _differences(*losses), low=0))
+        claims.append(between(what, None, differences(*losses), low=0))
     return claims
-
-
-def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    return [x - y for x, y in zip(a, b, strict=True)]
 
 
 def _figure(rows: Sequence[Row]) -> figures.Figure:
     sizes = sorted({row["n"] for row in rows if row["protocol"] == "28 × 28"})
     nets = {
         f"{protocol} split": [
-            _point(k, _of(rows, model=net, protocol=protocol))
+            figures.point(k, _of(rows, model=net, protocol=protocol))
             for k, net in enumerate(PUBLISHED, start=1)
         ]
         for protocol in ("leaky", "clean")
@@ -290,14 +282,14 @@ def _figure(rows: Sequence[Row]) -> figures.Figure:
     nets["published, 1989"] = [(k, v, 0.0) for k, v in enumerate(PUBLISHED.values(), start=1)]
     for protocol in ("leaky", "clean"):
         unshared = _of(rows, model="net5-unshared", protocol=protocol)
-        nets[f"Net-5 unshared, {protocol}"] = [_point(5, unshared)]
+        nets[f"Net-5 unshared, {protocol}"] = [figures.point(5, unshared)]
     by_size = {
-        f: [_point(n, [100 - share for share in _of(rows, model=f, n=n)]) for n in sizes]
+        f: [figures.point(n, [100 - share for share in _of(rows, model=f, n=n)]) for n in sizes]
         for f in FAMILIES
     }
     by_shift = {
         f: [
-            _point(s, _of(rows, f"shift {s}" if s else "test", model=f, n=sizes[-1]))
+            figures.point(s, _of(rows, f"shift {s}" if s else "test", model=f, n=sizes[-1]))
             for s in (0, *SHIFTS)
         ]
         for f in FAMILIES
@@ -315,10 +307,6 @@ def _figure(rows: Sequence[Row]) -> figures.Figure:
         ],
         "Local fields and shared weights: mean ± standard deviation over seeds",
     )
-
-
-def _point(x: float, values: Sequence[float]) -> tuple[float, float, float]:
-    return x, statistics.fmean(values), statistics.stdev(values)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from nn_backprop import figures, study
 from nn_backprop.counting import multiply_adds, parameters
 from nn_backprop.data import ImageData, load
 from nn_backprop.engines import ENGINES
-from nn_backprop.evidence import Claim, between, judged
+from nn_backprop.evidence import Claim, between, differences, judged, spread
 from nn_backprop.models import tied_network, untied_network
 from nn_backprop.models.tied import StackNetwork
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
@@ -241,13 +241,13 @@ def _tables(by: Rows) -> dict[str, list[study.Row]]:
         reached.append(
             {
                 "depth": depth,
-                "tied, %": _spread(_percent(by[tied])),
-                "untied, %": _spread(_percent(by[untied])),
+                "tied, %": spread(_percent(by[tied])),
+                "untied, %": spread(_percent(by[untied])),
                 "tied less untied, points": _gain(by, tied, untied),
                 "tied less depth 1": _gain(by, tied, SHALLOW),
                 "untied less depth 1": _gain(by, untied, SHALLOW),
-                "tied, on the training images, %": _spread(_percent(by[tied], "train_accuracy")),
-                "untied": _spread(_percent(by[untied], "train_accuracy")),
+                "tied, on the training images, %": spread(_percent(by[tied], "train_accuracy")),
+                "untied": spread(_percent(by[untied], "train_accuracy")),
             }
         )
     return {
@@ -261,24 +261,22 @@ def _picture(by: Rows) -> figures.Figure:
     by_depth, memory, by_size = {}, {}, {}
     for tied, name in NAMES.items():
         kinds = [kind_of(tied, depth) for depth in DEPTHS]
-        by_depth[name] = [_point(kind.depth, by[kind]) for kind in kinds]
+        by_depth[name] = [figures.point(kind.depth, _percent(by[kind])) for kind in kinds]
         memory[name] = [_kept(by, kind, "trained_bytes") for kind in kinds]
     memory["either: kept for the backward pass"] = [
         _kept(by, kind_of(True, depth), "kept_bytes") for depth in DEPTHS
     ]
     for depth in DEPTHS:
         by_size[f"depth {depth}"] = [
-            _point(_count(by, kind, "parameters") / 1000, by[kind])
+            figures.point(_count(by, kind, "parameters") / 1000, _percent(by[kind]))
             for kind in KINDS
             if kind.depth == depth
         ]
-    accuracy = "test accuracy"
+    accuracy = "test accuracy, %"
     return figures.panels(
         [
-            figures.Panel("At equal multiply-adds", "depth", accuracy, by_depth, "x", percent=True),
-            figures.Panel(
-                "From tied, left, to untied", "thousand parameters", accuracy, by_size, percent=True
-            ),
+            figures.Panel("At equal multiply-adds", "depth", accuracy, by_depth, "x"),
+            figures.Panel("From tied, left, to untied", "thousand parameters", accuracy, by_size),
             figures.Panel("Memory of parameters, gradients, moments", "depth", "KiB", memory, "x"),
         ],
         f"One weight for all layers, {first['dataset']}, width {first['width']}: "
@@ -300,16 +298,11 @@ def _percent(rows: Sequence[study.Row], what: str = "test_accuracy") -> list[flo
 
 def _differences(by: Rows, one: Kind, other: Kind) -> list[float]:
     """Of the test accuracies of each seed, in percentage points."""
-    pairs = zip(_percent(by[one]), _percent(by[other]), strict=True)
-    return [mine - theirs for mine, theirs in pairs]
+    return differences(_percent(by[one]), _percent(by[other]))
 
 
 def _gain(by: Rows, one: Kind, other: Kind) -> str:
-    return _spread(_differences(by, one, other), "+") if one != other else "–"
-
-
-def _spread(values: Sequence[float], sign: str = "") -> str:
-    return f"{statistics.fmean(values):{sign}.2f} ± {statistics.stdev(values):.2f}"
+    return spread(_differences(by, one, other), "+") if one != other else "–"
 
 
 def _kib(size: int) -> str:
@@ -318,11 +311,6 @@ def _kib(size: int) -> str:
 
 def _kept(by: Rows, kind: Kind, what: str) -> tuple[float, float, float]:
     return kind.depth, _count(by, kind, what) / 1024, 0.0
-
-
-def _point(x: float, rows: Sequence[study.Row]) -> tuple[float, float, float]:
-    shares = [row["test_accuracy"] for row in rows]
-    return x, statistics.fmean(shares), statistics.stdev(shares)
 
 
 @functools.cache

@@ -81,6 +81,16 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     return mean - half, mean + half
 
 
+def differences(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    """one − other, of each seed. Raises ValueError if they are not equally many."""
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean ± standard deviation of two or more values, for a table; sign "+" shows a plus, too."""
+    return f"{statistics.fmean(values):{sign}.2f} ± {statistics.stdev(values):.2f}"
+
+
 def write_results(
     path: str | Path,
     experiment: str,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -410,6 +411,11 @@ class Panel:
     percent: bool = False
     levels: Mapping[str, float] = field(default_factory=dict)
     image: Any = None
+
+
+def point(x: float | str, values: Sequence[float]) -> tuple[float | str, float, float]:
+    """A point of a Panel: mean and standard deviation of two or more values."""
+    return x, statistics.fmean(values), statistics.stdev(values)
 
 
 def panels(parts: Sequence[Panel], title: str) -> Figure:
