@@ -241,11 +241,23 @@ def test_every_option_has_its_sentence():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["net5", "net5-unshared", "locally-connected", "shared-weights"])
-def test_a_network_with_fields_trains_is_evaluated_and_predicts(model, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "model, epochs",
+    [
+        ("net5", 2),
+        ("net5-unshared", 2),
+        ("locally-connected", 2),
+        ("shared-weights", 2),
+        ("tied", 2),
+        ("lenet-300-100", 2),
+        ("lenet-5", 1),
+    ],
+)
+def test_a_network_trains_is_evaluated_and_predicts(model, epochs, tmp_path, capsys):
     """16 × 16 pixels for the networks of 1989, and first layers of every form, for the pictures."""
     run = tmp_path / "run"
-    arguments = ["--model", model, "--data", "digits", "--epochs", "2", "--run-dir", str(run)]
+    arguments = ["--model", model, "--data", "digits", "--epochs", str(epochs)]
+    arguments += ["--run-dir", str(run)]
     assert train.main([*arguments, "--engine", "tape"]) == 0
     summary = json.loads((run / "summary.json").read_text())
     assert summary["max_gradient_disagreement"] < 1e-12

@@ -12,15 +12,15 @@ from nn_backprop.layers.arguments import require_integers
 class LowRankLinear(nn.Module):
     """z = B (A x) + b: an affine layer whose weight W = B A has rank r or less.
 
-        a[n,r] = Σ_i x[n,i] A[r,i]
-        z[n,o] = Σ_r a[n,r] B[o,r] + b[o]
+        a[n,k] = Σ_i x[n,i] A[k,i]                                                k = 1 … r
+        z[n,o] = Σ_k a[n,k] B[o,k] + b[o]
 
     Gradients: those of two affine layers, one upon the other.
         grad_b[o]   = Σ_n grad_z[n,o]
-        grad_B[o,r] = Σ_n grad_z[n,o] a[n,r]
-        grad_a[n,r] = Σ_o grad_z[n,o] B[o,r]
-        grad_A[r,i] = Σ_n grad_a[n,r] x[n,i]
-        grad_x[n,i] = Σ_r grad_a[n,r] A[r,i]
+        grad_B[o,k] = Σ_n grad_z[n,o] a[n,k]
+        grad_a[n,k] = Σ_o grad_z[n,o] B[o,k]
+        grad_A[k,i] = Σ_n grad_a[n,k] x[n,i]
+        grad_x[n,i] = Σ_k grad_a[n,k] A[k,i]
     With the gradient that the whole matrix would have, grad_W[o,i] = Σ_n grad_z[n,o] x[n,i], the
     second and the fourth read grad_B = grad_W Aᵀ and grad_A = Bᵀ grad_W.
 
@@ -74,7 +74,7 @@ class LowRankLinear(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_linear(cls, linear: nn.Linear, rank: int) -> "LowRankLinear":
-        """The best approximation of a layer: its weight W cut to its `rank` largest singular values.
+        """The best approximation of a layer: of its weight W, the `rank` largest singular values.
 
         With W = Σ_k s_k u_k v_kᵀ, s_1 ≥ s_2 ≥ …, the sum of the first r terms is as near to W as a
         matrix of rank r can be: ‖W − B A‖² = Σ_{k>r} s_k² (Frobenius). Of each s_k, both factors

@@ -54,7 +54,7 @@ class TiedStack(_Stack):
 
     What it saves: parameters, and the memory of parameters, gradients and an optimizer's state:
     f's own, whatever L is. What it does not: L applications of f cost what L layers cost, and the
-    backward pass needs h_0 … h_{L−1} of either.
+    backward pass needs h_0 … h_{L−1} and the φ'(z_t) of either.
 
     Shapes: u and the output, as f takes and gives them; for f(h) = W h, (..., H) and W (H, H).
     Raises ValueError for a depth that is no integer of at least 1; in the forward, if the layer
@@ -78,7 +78,7 @@ class TiedStack(_Stack):
     def untied(self) -> "UntiedStack":
         """A stack that computes the same, with a copy of the layer, to be trained, at each step."""
         layers = [copy.deepcopy(self.layer) for _ in range(self.depth)]
-        return UntiedStack(layers, self.activation)
+        return UntiedStack(layers, copy.deepcopy(self.activation))
 
     def extra_repr(self) -> str:
         return f"depth={self.depth}"

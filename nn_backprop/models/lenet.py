@@ -1,4 +1,4 @@
-"""The two networks on which pruning was first measured: LeNet-300-100 and a wide LeNet-5."""
+"""The two networks of digits that Han et al. pruned: LeNet-300-100 and a wide LeNet-5."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,13 +20,13 @@ def lenet_300_100() -> MLP:
 class LeNet5(nn.Module):
     """20 and 50 maps of 5 × 5 fields, each stage with a 2 × 2 max-pool, then 500 ReLUs: 431,080.
 
-    Not LeCun's own of 1998, which has 61,706 parameters, but the one that Caffe brought and Han et
-    al. pruned; the two convolutions have no activation but the pool.
+    Not LeCun's own of 1998, which has 60,000 parameters, but Caffe's, whose sizes are those of the
+    one that Han et al. pruned. As in Caffe, the convolutions have no activation but the pool.
 
     Shapes: inputs (N, 1, 28, 28); output (N, 10), logits.
 
-    Source: Han et al. 2015, Learning both weights and connections for efficient neural networks,
-    tables 1 and 4.
+    Sources: Caffe's examples/mnist/lenet_train_test.prototxt; Han et al. 2015, Learning both
+    weights and connections for efficient neural networks, tables 1 and 4.
     """
 
     loss_name = "cross_entropy"

@@ -1,6 +1,6 @@
 """Magnitude pruning with torch.nn.utils.prune: drop the smallest weights, train on, drop more."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -16,60 +16,87 @@ def shares_kept(kept: Mapping[str, float], rounds: int) -> list[dict[str, float]
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, not {rounds}")
-    for name, share in kept.items():
-        if not 0 < share <= 1:
-            raise ValueError(f"the share of {name} must be above 0 and at most 1, not {share}")
+    _require_shares(kept)
     return [
         {name: share ** (done / rounds) for name, share in kept.items()}
         for done in range(1, rounds + 1)
     ]
 
 
+@torch.no_grad()
 def prune_smallest(model: nn.Module, kept: Mapping[str, float]) -> None:
     """Holds at 0 all but the largest weights of some layers, by absolute value.
 
     `kept` has, by the layer's name, the share of its `weight` that stays, of all of it: a layer can
-    be pruned again, to a smaller share. What is pruned gets no gradient. The parameter is
+    be pruned again, to a smaller share. What is pruned gets the gradient 0. The parameter is
     `weight_orig` from now on, the same object as before, and `weight` its product with the mask
-    `weight_mask` (see torch.nn.utils.prune); `make_permanent` ends that.
-    Raises ValueError for a share that would bring pruned weights back.
+    `weight_mask`, computed anew before each forward pass (see torch.nn.utils.prune);
+    `make_permanent` ends that.
+    Only the next forward pass knows the new mask, not a recorded one: make an engine of
+    `engines.for_training` anew after each pruning. The gradients by hand know no mask, and
+    copy.deepcopy refuses a pruned model whose last forward pass was for gradients.
+    Raises ValueError, before anything is changed, for a share that is not above 0 and at most 1,
+    or that would bring pruned weights back.
 
     Source: Han et al. 2015, Learning both weights and connections for efficient neural networks,
     section 3; theirs is a threshold, of which such a share follows.
     """
+    _require_shares(kept)
+    drops = []
     for name, share in kept.items():
         layer = model.get_submodule(name)
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
-        left = _left(layer)
+        left = weight.numel() - _dropped(layer)
         drop = left - round(share * weight.numel())
         if drop < 0:
             raise ValueError(
                 f"{name} has {left} of {weight.numel()} weights left, fewer than the share {share} "
                 "that it is to keep"
             )
-        prune.l1_unstructured(layer, "weight", drop)
+        drops.append((layer, drop))
+    for layer, drop in drops:
+        # Of a layer that is pruned already, `weight` may be older than the last step.
+        latest = getattr(layer, "weight_orig", layer.weight)
+        prune.l1_unstructured(layer, "weight", drop, importance_scores=latest)
+        _put_first(layer, "weight_orig")
 
 
 def make_permanent(model: nn.Module) -> None:
     """Turns every pruned layer into an ordinary one, with zeros in its weight."""
-    for layer in model.modules():
-        if hasattr(layer, "weight_mask"):
-            prune.remove(layer, "weight")
+    for layer in _pruned(model):
+        prune.remove(layer, "weight")
+        _put_first(layer, "weight")
 
 
 def parameters_left(model: nn.Module) -> int:
     """Parameters that are trained and not pruned."""
-    pruned = sum(
-        int((layer.weight_mask == 0).sum())
-        for layer in model.modules()
-        if isinstance(getattr(layer, "weight_mask", None), torch.Tensor)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained - sum(
+        _dropped(layer)
+        for layer in _pruned(model)
+        if layer.get_parameter("weight_orig").requires_grad
     )
-    return sum(p.numel() for p in model.parameters() if p.requires_grad) - pruned
 
 
-def _left(layer: nn.Module) -> int:
+def _require_shares(kept: Mapping[str, float]) -> None:
+    for name, share in kept.items():
+        if not 0 < share <= 1:
+            raise ValueError(f"the share of {name} must be above 0 and at most 1, not {share}")
+
+
+def _pruned(model: nn.Module) -> Iterator[nn.Module]:
+    return (layer for layer in model.modules() if hasattr(layer, "weight_mask"))
+
+
+def _dropped(layer: nn.Module) -> int:
     mask = getattr(layer, "weight_mask", None)
-    weight = layer.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.numel() if mask is None else int(mask.sum())
+    return 0 if mask is None else int((mask == 0).sum())  # exact in any type
+
+
+def _put_first(layer: nn.Module, first: str) -> None:
+    """Puts a parameter before the others, where `weight` was: optimizers go by the order."""
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        if name != first:
+            delattr(layer, name)
+            layer.register_parameter(name, parameter)

@@ -1,0 +1,534 @@
+"""Magnitude pruning: what is kept, what stays 0, what is counted; the networks that are pruned."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from nn_backprop import backprop, check_gradients, counting, models
+from nn_backprop.data import ImageData
+from nn_backprop.engines import ENGINES, disagreement, for_training
+from nn_backprop.layers import TiedStack
+from nn_backprop.training import (
+    LeanAdamW,
+    evaluate,
+    fit,
+    load_checkpoint,
+    make_optimizer,
+    make_permanent,
+    make_schedule,
+    parameters_left,
+    prune_smallest,
+    save_checkpoint,
+    shares_kept,
+)
+
+STRIPES, SIDE = 3, 7
+
+
+def network(dtype=torch.float32) -> nn.Sequential:
+    """A convolution of 5 · 2 · 3 · 5 = 150 weights, then 13 · 45 = 585 and 3 · 13 = 39."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 5, (3, 5)), nn.ReLU(), nn.Flatten(), nn.Linear(45, 13), nn.Tanh()
+    return nn.Sequential(*layers, nn.Linear(13, 3, bias=False)).to(dtype)
+
+
+def images(dtype=torch.float32, count: int = 2) -> Tensor:
+    return torch.randn(count, 2, 5, 7, dtype=dtype)
+
+
+def largest(weight: Tensor, count: int) -> set[int]:
+    """The places of so many entries, by sorting Python's own numbers."""
+    values = [abs(v) for v in weight.detach().flatten().tolist()]
+    return set(sorted(range(len(values)), key=values.__getitem__)[len(values) - count :])
+
+
+def kept_places(layer: nn.Module) -> set[int]:
+    return set(layer.weight_mask.flatten().nonzero().flatten().tolist())
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    """Images whose class is the row with the brightest stripe: easy, and not too easy."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(STRIPES, (211,), generator=generator)
+    pictures = torch.randint(0, 101, (211, 1, SIDE, SIDE), generator=generator)
+    pictures[torch.arange(211), 0, 2 * labels] += 101
+    splits = torch.arange(211).split([101, 53, 57])
+    return ImageData("made up", "", pictures.to(torch.uint8), labels, *splits, 0.3, 0.2)
+
+
+class OneLayer(nn.Module):
+    """A single parameter, which is what the lean optimizers are for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(SIDE * SIDE, STRIPES, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1))
+
+    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(output, targets)
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        return output.softmax(1)
+
+
+def small_mlp() -> models.MLP:
+    torch.manual_seed(0)
+    return models.MLP((SIDE * SIDE, 11, STRIPES))
+
+
+def trained(model, data, engine, optimizer=None, epochs: int = 2, seed: int = 0, **options):
+    """Trains on; returns the optimizer."""
+    if optimizer is None:
+        optimizer = make_optimizer("adam", model.parameters(), 1e-2, 0.1)
+    schedule = make_schedule("constant", optimizer, 1e-2, 1)
+    fit(
+        model, engine, optimizer, schedule, data, epochs=epochs, batch_size=17, seed=seed, **options
+    )
+    return optimizer
+
+
+# --- what is kept ---
+
+
+def test_shares_of_the_rounds():
+    assert shares_kept({"a": 0.125, "b": 1.0}, 3) == [
+        {"a": pytest.approx(0.5), "b": 1.0},
+        {"a": pytest.approx(0.25), "b": 1.0},
+        {"a": 0.125, "b": 1.0},  # the last is the share itself, not a rounded one
+    ]
+    shares = [left["a"] for left in shares_kept({"a": 0.08}, 5)]
+    assert [b / a for a, b in zip([1.0, *shares], shares, strict=False)] == pytest.approx(
+        [0.08 ** (1 / 5)] * 5
+    )
+    assert shares[-1] == 0.08 and shares_kept({"a": 0.3}, 1) == [{"a": 0.3}]
+    assert shares_kept({}, 2) == [{}, {}]
+
+
+@pytest.mark.parametrize("share", [0.08, 0.3, 0.5, 0.997, 1.0, 1])
+@pytest.mark.parametrize("name", ["0", "3", "5"])
+def test_exactly_the_largest_weights_stay(name, share):
+    model = network()
+    layer = model.get_submodule(name)
+    parameter, before = layer.weight, layer.weight.detach().clone()
+    prune_smallest(model, {name: share})
+    count = round(share * before.numel())
+    places = kept_places(layer)
+    assert places == largest(before, count) and len(places) == count
+    assert layer.weight_orig is parameter and torch.equal(parameter, before)
+    assert torch.equal(layer.weight, layer.weight_mask * before)
+    others = [m for key, m in model.named_modules() if key != name]
+    assert not any(hasattr(other, "weight_mask") for other in others)
+    assert parameters_left(model) == counting.parameters(model) - before.numel() + count
+
+
+def test_layers_are_pruned_each_by_its_own_share():
+    model = network()
+    prune_smallest(model, {"0": 0.66, "3": 0.12})
+    assert [len(kept_places(model[k])) for k in (0, 3)] == [99, 70]  # of 150 and 585
+    assert parameters_left(model) == 99 + 5 + 70 + 13 + 39
+
+
+def test_round_after_round_fewer_of_the_same_are_kept():
+    model = network()
+    before, last = model[3].weight.detach().clone(), set(range(585))
+    for shares in shares_kept({"3": 0.1}, 3):
+        prune_smallest(model, shares)
+        places = kept_places(model[3])
+        assert places < last and places == largest(before, round(585 * shares["3"]))
+        last = places
+    assert len(last) == 58
+    prune_smallest(model, {"3": 0.1})  # once more: nothing is left to drop
+    assert kept_places(model[3]) == last
+
+
+def test_a_later_round_judges_the_weights_as_they_are_by_then():
+    """Not as they were at the last forward pass, a step of the optimizer or a loading before."""
+    model = network()
+    prune_smallest(model, {"3": 0.5})
+    places = kept_places(model[3])
+    model(images())
+    new = torch.randn(13, 45)
+    new.view(-1)[[k for k in range(585) if k not in places]] *= 1000  # pruned, however large
+    with torch.no_grad():
+        model[3].weight_orig.copy_(new)
+    prune_smallest(model, {"3": 0.2})
+    still = torch.tensor([k in places for k in range(585)]).view(13, 45)
+    assert kept_places(model[3]) == largest(new * still, 117)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_counts_are_exact_in_16_bits(dtype):
+    """Where a sum of 50,000 ones would be rounded to a multiple of 256 or 32."""
+    model = nn.Sequential(nn.Linear(331, 307, dtype=dtype))
+    prune_smallest(model, {"0": 0.5})
+    prune_smallest(model, {"0": 0.3001})
+    count = round(0.3001 * 331 * 307)
+    assert len(kept_places(model[0])) == count
+    assert parameters_left(model) == count + 307
+
+
+def test_frozen_parameters_do_not_count():
+    model = network()
+    assert parameters_left(model) == 150 + 5 + 585 + 13 + 39
+    model[0].requires_grad_(False)
+    prune_smallest(model, {"0": 0.1, "3": 0.2})
+    assert parameters_left(model) == 117 + 13 + 39
+    model[3].bias.requires_grad_(False)
+    assert parameters_left(model) == 117 + 39
+    make_permanent(model)
+    assert parameters_left(model) == 585 + 39  # ordinary layers again: nothing is held at 0
+
+
+# --- gradients ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name, shape", [("0", (2, 2, 5, 7)), ("3", (5, 45)), ("5", (5, 13))])
+def test_the_gradients_of_a_pruned_layer_pass_the_checker(dtype, name, shape):
+    model = network(dtype)
+    prune_smallest(model, {name: 0.5})
+    prune_smallest(model, {name: 0.3})
+    x = torch.randn(shape, dtype=dtype)
+    report = check_gradients(model.get_submodule(name), x, second_order=True)
+    assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
+    assert "weight_orig" in {entry.name for entry in report.tensors}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_so_do_those_of_a_pruned_network_and_of_a_pruned_layer_applied_many_times(dtype):
+    model = network(dtype)
+    prune_smallest(model, {"0": 0.6, "3": 0.1, "5": 0.3})
+    stack = TiedStack(nn.Linear(7, 7, dtype=dtype), 3, torch.tanh)
+    prune_smallest(stack, {"layer": 0.3})
+    for target, x in ((model, images(dtype)), (stack, torch.randn(5, 7, dtype=dtype))):
+        report = check_gradients(target, x)
+        assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
+
+
+def test_what_is_pruned_gets_the_gradient_0():
+    model = network()
+    prune_smallest(model, {"0": 0.6, "3": 0.1})
+    z = model(images())
+    (z * torch.randn_like(z)).sum().backward()
+    by_tape = backprop(model, lambda z, y: (z * y).sum(), images(), torch.randn(2, 3))[1]
+    for name in ("0", "3"):
+        layer = model.get_submodule(name)
+        dropped = layer.weight_mask == 0
+        for grad in (layer.weight_orig.grad, by_tape[f"{name}.weight_orig"]):
+            assert not grad[dropped].any() and grad[~dropped].any()
+
+
+# The shares that the layers of both networks keep in Han et al. 2015, tables 3 and 4.
+HAN_300_100 = {"layers.0": 0.08, "layers.1": 0.09, "layers.2": 0.26}
+HAN_5 = {"conv1": 0.66, "conv2": 0.12, "hidden": 0.08, "output": 0.19}
+NETWORKS = {
+    "lenet-300-100": (models.lenet_300_100, HAN_300_100),
+    "lenet-5": (models.LeNet5, HAN_5),
+    "tied": (models.tied_network, {"input": 0.08, "stack.layer": 0.3}),
+    "untied": (models.untied_network, {"input": 0.08, "stack.layers.1": 0.3}),
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+@every_network
+@pytest.mark.parametrize("pruned", [False, True])
+def test_the_tape_has_autograds_gradients(name, pruned):
+    make, kept = NETWORKS[name]
+    torch.manual_seed(0)
+    model, x, y = make().double(), torch.randn(3, 1, 28, 28).double(), torch.tensor([1, 0, 9])
+    if pruned:
+        prune_smallest(model, kept)
+    engine = for_training("tape")
+    loss, grads = backprop(model, model.loss, x, y)
+    replayed = engine(model, x, y)
+    of_replay = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    expected = model.loss(model(x), y)
+    expected.backward()
+    assert_close(torch.stack([loss, replayed]), expected.detach().expand(2))
+    assert grads.keys() == of_replay.keys()
+    assert ("weight_orig" in " ".join(grads)) is pruned
+    for key, parameter in model.named_parameters():
+        for found in (grads[key], of_replay[key]):
+            assert_close(found, parameter.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_lenet_300_100_by_hand(pruned):
+    """The chain rule by hand knows no mask: it follows once the zeros are permanent."""
+    torch.manual_seed(0)
+    model, x, y = models.lenet_300_100(), torch.randn(3, 1, 28, 28), torch.tensor([1, 0, 9])
+    if pruned:
+        prune_smallest(model, HAN_300_100)
+        model.loss(model(x), y).backward()
+        make_permanent(model)
+        model.zero_grad()
+    found = disagreement(model, x, y)
+    assert set(found) == {"tape", "by-hand"}
+    assert max(max(grads.values()) for grads in found.values()) < 1e-13
+    expected = model.loss(model(x), y)
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    for engine in (ENGINES["by-hand"], for_training("by-hand")):
+        assert_close(engine(model, x, y), expected.detach())
+        for parameter, grad in zip(model.parameters(), wanted, strict=True):
+            assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-6)
+
+
+def test_an_engine_made_anew_knows_the_new_mask(data):
+    model = small_mlp()
+    inputs, targets = data.batch(data.train[:17])
+    for share in (0.5, 0.2):
+        prune_smallest(model, {"layers.0": share})
+        replayed = for_training("tape")(model, inputs, targets)
+        assert_close(replayed, ENGINES["autograd"](model, inputs, targets))
+
+
+# --- training ---
+
+
+@pytest.mark.parametrize("engine", ["autograd", "tape"])
+def test_the_lean_optimizer_leaves_zeros_and_moves_the_rest(data, engine):
+    torch.manual_seed(0)
+    model = OneLayer()
+    optimizer = make_optimizer("adam", model.parameters(), 1e-2, 0.1)
+    assert type(optimizer) is LeanAdamW
+    trained(model, data, for_training(engine), optimizer)  # its moments are there before the mask
+    for share in (0.5, 0.2):
+        prune_smallest(model, {"layer": share})
+        before = model.layer.weight.detach().clone()
+        dropped = model.layer.weight_mask == 0
+        seen = []
+
+        def on_step(step, layer=model.layer, dropped=dropped, seen=seen):
+            assert not layer.weight_orig.grad[dropped].any()
+            with torch.no_grad():
+                layer(torch.zeros(1, SIDE * SIDE))
+            seen.append(layer.weight[dropped].abs().max().item())
+
+        trained(model, data, for_training(engine), optimizer, on_step=on_step)
+        assert seen == [0.0] * 12
+        assert torch.equal(model.layer.weight == 0, dropped)
+        assert (model.layer.weight != before)[~dropped].all()
+    assert evaluate(model, data, data.validation).accuracy > 0.6  # chance is 1/3
+    make_permanent(model)
+    assert torch.equal(model.layer.weight == 0, dropped)
+
+
+@pytest.mark.parametrize("engine", ["autograd", "tape"])
+@pytest.mark.parametrize("optimizer", ["kept", "new"])
+@pytest.mark.parametrize("graph", [False, True])
+def test_train_prune_train_prune(data, engine, optimizer, graph):
+    """With biases and two layers, as the study does it: 30 % and 60 % of them are left."""
+    model = small_mlp()
+    same = make_optimizer("adam", model.parameters(), 1e-2, 0.1, graph)
+    trained(model, data, for_training(engine), same, graph=graph)
+    for shares in shares_kept({"layers.0": 0.3, "layers.1": 0.6}, 2):
+        prune_smallest(model, shares)
+        masks = [layer.weight_mask.clone() for layer in model.layers]
+        again = same if optimizer == "kept" else None
+        trained(model, data, for_training(engine), again, graph=graph)
+        evaluate(model, data, data.validation)
+        for layer, mask in zip(model.layers, masks, strict=True):
+            assert torch.equal(layer.weight_mask, mask) and not layer.weight[mask == 0].any()
+    assert parameters_left(model) == round(0.3 * 539) + 11 + round(0.6 * 33) + 3
+    accuracy = evaluate(model, data, data.validation).accuracy
+    assert accuracy > 0.6
+    make_permanent(model)
+    assert evaluate(model, data, data.validation).accuracy == accuracy
+
+
+# --- an ordinary network again; saved and read ---
+
+
+def test_make_permanent_leaves_an_ordinary_network():
+    model, fresh = network(), network()
+    parameters = list(model.parameters())
+    prune_smallest(model, {"0": 0.6, "3": 0.1, "5": 0.3})
+    prune_smallest(model, {"3": 0.05})
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    x = images()
+    z = model(x)
+    masks = {k: model[k].weight_mask for k in (0, 3, 5)}
+    with torch.no_grad():  # as an optimizer with moments does it to what is pruned, too
+        for k in masks:
+            model[k].weight_orig.add_(1 - masks[k])
+    make_permanent(model)
+    assert list(model.state_dict()) == list(fresh.state_dict())  # in this order, too
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert torch.equal(model(x), z)
+    for k, mask in masks.items():
+        assert torch.equal(model[k].weight != 0, mask != 0)
+        assert isinstance(model[k].weight, nn.Parameter) and model[k].weight.requires_grad
+        assert not model[k]._forward_pre_hooks and not list(model[k].buffers())
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(x), z) and torch.equal(copy.deepcopy(model)(x), z)
+    make_permanent(model)  # there is nothing left to do
+    assert torch.equal(model(x), z)
+
+
+def test_it_can_be_pruned_again_after_that():
+    model = network()
+    before = model[3].weight.detach().clone()
+    prune_smallest(model, {"3": 0.5})
+    make_permanent(model)
+    prune_smallest(model, {"3": 0.2})
+    assert kept_places(model[3]) == largest(before, 117)
+
+
+def test_a_pruned_network_can_be_copied_until_gradients_are_recorded():
+    model, x = network(), images()
+    prune_smallest(model, {"3": 0.5})
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    with torch.no_grad():
+        model(x)
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    stack = TiedStack(nn.Linear(7, 7), 3)
+    prune_smallest(stack, {"layer": 0.3})
+    u = torch.randn(5, 7)
+    assert torch.equal(stack.untied()(u), stack(u))
+
+
+def test_a_pruned_network_is_saved_and_read(tmp_path, data):
+    """Into one that was pruned otherwise: the masks come from the file, the state of the optimizer
+    too, by the order of the parameters, and training goes on as if it had never stopped."""
+    model, engine = small_mlp(), ENGINES["autograd"]
+    optimizer = trained(model, data, engine)  # made before the pruning
+    prune_smallest(model, {"layers.0": 0.3})
+    trained(model, data, engine, optimizer)
+    schedule = make_schedule("constant", optimizer, 1e-2, 1)
+    save_checkpoint(tmp_path / "saved.pt", model, optimizer, schedule, {"round": 1})
+
+    torch.manual_seed(1)
+    other = models.MLP((SIDE * SIDE, 11, STRIPES))
+    prune_smallest(other, {"layers.0": 1})
+    its_optimizer = make_optimizer("adam", other.parameters(), 1e-2, 0.1)
+    its_schedule = make_schedule("constant", its_optimizer, 1e-2, 1)
+    assert load_checkpoint(tmp_path / "saved.pt", other, its_optimizer, its_schedule) == {
+        "round": 1
+    }
+    keys = ["weight_orig", "bias", "weight_mask"]
+    assert [key for key in other.state_dict() if key.startswith("layers.0")] == [
+        f"layers.0.{key}" for key in keys
+    ]
+    prune_smallest(model, {"layers.0": 0.1})
+    prune_smallest(other, {"layers.0": 0.1})  # no forward pass since it was read
+    assert kept_places(other.layers[0]) == kept_places(model.layers[0])
+    assert parameters_left(other) == parameters_left(model) == 54 + 11 + 33 + 3
+    for each, its in ((model, optimizer), (other, its_optimizer)):
+        trained(each, data, engine, its, seed=7)
+    ends = model.state_dict(), other.state_dict()
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize("rounds", [0, -1])
+def test_no_round_is_refused(rounds):
+    with pytest.raises(ValueError, match=f"rounds must be at least 1, not {rounds}"):
+        shares_kept({"a": 0.5}, rounds)
+
+
+@pytest.mark.parametrize("share", [0, 0.0, -0.1, 1.1, float("nan"), float("inf")])
+def test_a_share_that_is_none_is_refused(share):
+    sentence = f"the share of 3 must be above 0 and at most 1, not {share}"
+    with pytest.raises(ValueError) as raised:
+        shares_kept({"0": 0.5, "3": share}, 2)
+    assert str(raised.value) == sentence
+    model, fresh = network(), network()
+    with pytest.raises(ValueError) as raised:
+        prune_smallest(model, {"0": 0.5, "3": share})
+    assert str(raised.value) == sentence
+    assert list(model.state_dict()) == list(fresh.state_dict())  # the first is not pruned either
+
+
+def test_weights_that_are_pruned_do_not_come_back():
+    model = network()
+    prune_smallest(model, {"3": 0.2})
+    before, x = model.state_dict(), images()
+    z = model(x)
+    with pytest.raises(ValueError):
+        prune_smallest(model, {"3": -1})
+    with pytest.raises(ValueError) as raised:
+        prune_smallest(model, {"0": 0.5, "3": 0.5})
+    assert str(raised.value) == (
+        "3 has 117 of 585 weights left, fewer than the share 0.5 that it is to keep"
+    )
+    assert list(model.state_dict()) == list(before)
+    with torch.no_grad():
+        model[3].weight_orig.add_(1 - model[3].weight_mask)  # the mask is still applied
+    assert torch.equal(model(x), z)
+
+
+@pytest.mark.parametrize("name, missing", [("7", "7"), ("conv", "conv"), ("1", "weight")])
+def test_a_layer_or_weight_that_is_not_there_is_named(name, missing):
+    with pytest.raises(AttributeError, match=f"no attribute .{missing}"):
+        prune_smallest(network(), {name: 0.5})
+
+
+# --- the networks that are pruned ---
+
+
+def test_lenet_300_100():
+    model = models.MODELS["lenet-300-100"]()
+    by_hand = 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
+    assert counting.parameters(model) == parameters_left(model) == by_hand == 266_610
+    cost = 3 * (784 * 300 + 300 * 100 + 100 * 10)
+    x = torch.randn(3, 1, 28, 28)
+    assert counting.multiply_adds(model, x) == cost
+    a, b, c = model.layers
+    plain = nn.Sequential(nn.Flatten(), a, nn.ReLU(), b, nn.ReLU(), c)
+    assert torch.equal(model(x), plain(x))
+
+
+def test_lenet_5():
+    """Its sizes and multiply-adds, and that the convolutions have no activation but the pool."""
+    torch.manual_seed(0)
+    model = models.MODELS["lenet-5"]()
+    by_hand = (25 + 1) * 20 + (20 * 25 + 1) * 50 + (50 * 16 + 1) * 500 + (500 + 1) * 10
+    assert counting.parameters(model) == parameters_left(model) == by_hand == 431_080
+    x = torch.randn(3, 1, 28, 28)
+    cost = 24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10
+    assert cost == 288_000 + 1_600_000 + 400_000 + 5_000
+    assert counting.multiply_adds(model, x) == 3 * cost
+    plain = nn.Sequential(
+        model.conv1, nn.MaxPool2d(2), model.conv2, nn.MaxPool2d(2),
+        nn.Flatten(), model.hidden, nn.ReLU(), model.output,
+    )  # fmt: skip
+    z = model(x)
+    assert z.shape == (3, 10) and torch.equal(z, plain(x))
+    assert (F.max_pool2d(model.conv1(x), 2) < 0).any()  # so a ReLU there would be seen
+    y = torch.tensor([1, 0, 9])
+    assert_close(model.loss(z, y), -z.log_softmax(1)[torch.arange(3), y].mean())
+    assert_close(model.probabilities(z), z.exp() / z.exp().sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    "name, weights, thousands, biases",
+    [
+        ("lenet-300-100", [18_816, 2_700, 260], 22, 410),
+        ("lenet-5", [330, 3_000, 32_000, 950], 36, 580),
+    ],
+)
+def test_hans_shares_add_up_to_his_totals(name, weights, thousands, biases):
+    """22 and 36 thousand parameters are left, a twelfth: his table 1. He counts no biases."""
+    make, kept = NETWORKS[name]
+    model = make()
+    before = counting.parameters(model)
+    prune_smallest(model, kept)
+    masks = [m.weight_mask for m in model.modules() if hasattr(m, "weight_mask")]
+    assert [int(mask.sum()) for mask in masks] == weights
+    assert round(sum(weights) / 1000) == thousands and round(before / sum(weights)) == 12
+    assert parameters_left(model) == sum(weights) + biases
+    assert counting.parameters(model) == before  # torch still holds and multiplies all of them
+    x = torch.randn(1, 1, 28, 28)
+    assert counting.multiply_adds(model, x) == counting.multiply_adds(make(), x)
