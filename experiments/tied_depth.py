@@ -37,8 +37,7 @@ from nn_backprop.counting import multiply_adds, parameters
 from nn_backprop.data import ImageData, load
 from nn_backprop.engines import ENGINES
 from nn_backprop.evidence import Claim, between, differences, judged, spread
-from nn_backprop.models import tied_network, untied_network
-from nn_backprop.models.tied import StackNetwork
+from nn_backprop.models import StackNetwork, tied_network, untied_network
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
 
 DEPTHS = (1, 2, 4, 8, 16)
