@@ -1,13 +1,22 @@
 """Intervals and verdicts, and the results of the experiments' smoke runs."""
 
 import json
+import math
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from nn_backprop.evidence import at_least, between, interval, markdown_table, write_results
+from nn_backprop.evidence import (
+    at_least,
+    between,
+    interval,
+    markdown_table,
+    median_interval,
+    write_results,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +32,24 @@ def test_the_interval_is_students():
 def test_one_value_has_no_interval():
     with pytest.raises(ValueError, match="two values"):
         interval([0.5])
+
+
+@pytest.mark.parametrize("n", range(6, 45))
+def test_the_interval_of_a_median_misses_it_at_each_end_in_at_most_2_5_percent(n):
+    values = [1.5**k for k in range(n)]
+    low, high = median_interval(random.Random(0).sample(values, n))
+    below, above = values.index(low), n - 1 - values.index(high)
+
+    def missed(outside: int) -> float:  # the median lies beyond: at most so many heads of n
+        return sum(math.comb(n, heads) for heads in range(outside + 1)) / 2**n
+
+    assert below == above
+    assert missed(below) <= 0.025 < missed(below + 1)  # the narrowest such interval
+
+
+def test_five_values_have_no_interval_of_a_median():
+    with pytest.raises(ValueError, match="six values or more, not 5"):
+        median_interval([1.0] * 5)
 
 
 @pytest.mark.parametrize(
