@@ -31,7 +31,7 @@ from nn_backprop import figures, study
 from nn_backprop.counting import multiply_adds, parameters
 from nn_backprop.data import ImageData, load
 from nn_backprop.engines import ENGINES
-from nn_backprop.evidence import Claim, between, differences, judged, spread
+from nn_backprop.evidence import Claim, between, differences, judged, median_interval, spread
 from nn_backprop.layers import OctaveConv2d
 from nn_backprop.layers.octave import cost_ratio, memory_ratio
 from nn_backprop.models import OctaveCNN
@@ -297,24 +297,10 @@ def _found(
         claims.append(
             judged(
                 f"{step}, α = ½: the median ratio of a step's time to that with α = 0 is below 1",
-                None, statistics.median(ratios), _around_median(ratios), -math.inf, 1,
+                None, statistics.median(ratios), median_interval(ratios), -math.inf, 1,
             )
         )  # fmt: skip
     return claims
-
-
-def _around_median(values: Sequence[float]) -> tuple[float, float]:
-    """A 95 % interval of the median of what independent values, at least six, were drawn from.
-
-    From the k-th smallest to the k-th largest, whatever the distribution: a value is below the
-    median with probability ½, and the k-th smallest misses it only if fewer than k values are; k is
-    the largest for which that happens in at most 2.5 % of all cases. Likewise at the other end.
-    """
-    from scipy.stats import binom
-
-    k = int(binom.ppf(0.025, len(values), 0.5))
-    ordered = sorted(values)
-    return ordered[k - 1], ordered[-k]
 
 
 def _summary(

@@ -81,6 +81,23 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     return mean - half, mean + half
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % interval of the median of what independent values, at least six, were drawn from.
+
+    From the k-th smallest to the k-th largest, whatever the distribution: a value is below the
+    median with probability ½, and the k-th smallest misses it only if fewer than k values are; k is
+    the largest for which that happens in at most 2.5 % of all cases. Likewise at the other end.
+    Raises ValueError for fewer values: all five are on one side in 6 % of all cases.
+    """
+    from scipy.stats import binom
+
+    if len(values) < 6:
+        raise ValueError(f"an interval of a median needs six values or more, not {len(values)}")
+    k = int(binom.ppf(0.025, len(values), 0.5))
+    ordered = sorted(values)
+    return ordered[k - 1], ordered[-k]
+
+
 def differences(one: Sequence[float], other: Sequence[float]) -> list[float]:
     """one − other, of each seed. Raises ValueError if they are not equally many."""
     return [a - b for a, b in zip(one, other, strict=True)]

@@ -1,13 +1,24 @@
 """Intervals and verdicts, and the results of the experiments' smoke runs."""
 
 import json
+import math
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from nn_backprop.evidence import at_least, between, interval, markdown_table, write_results
+from nn_backprop.evidence import (
+    at_least,
+    between,
+    differences,
+    interval,
+    markdown_table,
+    median_interval,
+    spread,
+    write_results,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +34,24 @@ def test_the_interval_is_students():
 def test_one_value_has_no_interval():
     with pytest.raises(ValueError, match="two values"):
         interval([0.5])
+
+
+@pytest.mark.parametrize("n", range(6, 45))
+def test_the_interval_of_a_median_misses_it_at_each_end_in_at_most_2_5_percent(n):
+    values = [1.5**k for k in range(n)]
+    low, high = median_interval(random.Random(0).sample(values, n))
+    below, above = values.index(low), n - 1 - values.index(high)
+
+    def missed(outside: int) -> float:  # the median lies beyond: at most so many heads of n
+        return sum(math.comb(n, heads) for heads in range(outside + 1)) / 2**n
+
+    assert below == above
+    assert missed(below) <= 0.025 < missed(below + 1)  # the narrowest such interval
+
+
+def test_five_values_have_no_interval_of_a_median():
+    with pytest.raises(ValueError, match="six values or more, not 5"):
+        median_interval([1.0] * 5)
 
 
 @pytest.mark.parametrize(
@@ -97,3 +126,11 @@ def test_a_bad_count_is_one_sentence_and_exit_code_2(script, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
     assert options[0] in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_differences_are_those_of_each_seed_and_a_spread_is_mean_and_deviation():
+    assert differences([3.0, 5.0], [1.0, 7.0]) == [2.0, -2.0]
+    with pytest.raises(ValueError):
+        differences([1.0, 2.0], [1.0])
+    assert spread([1.0, 2.0, 6.0]) == "3.00 ± 2.65"  # deviation √((4 + 1 + 9)/2)
+    assert spread([0.0, 1.0], "+") == "+0.50 ± 0.71"

@@ -163,3 +163,13 @@ def test_panels_draw_lines_levels_words_and_an_image():
     assert [label.get_text() for label in second.get_xticklabels()] == ["plain", "hard"]
     assert third.images[0].get_array().shape == (3, 5)
     assert len(spare) == 2 and not any(axes.axison for axes in spare)
+
+
+def test_a_point_is_mean_and_deviation_and_crowded_places_share_round_ticks():
+    assert figures.point("x", [1.0, 3.0]) == ("x", 2.0, pytest.approx(2**0.5))
+    apart, crowded = [10, 13, 20], [10, 11, 20]
+    for places, shared in ((apart, False), (crowded, True)):
+        lines = {f"{x}": [(x, 1.0, 0.1)] for x in places}
+        (axes,) = rendered(figures.panels([figures.Panel("a", lines=lines, log="x")], "b")).axes
+        assert (list(axes.get_xticks()) != places) == shared
+        assert {label.get_text() for label in axes.get_xticklabels()} >= {"10", "20"}
