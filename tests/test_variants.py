@@ -152,3 +152,78 @@ def test_what_clutter_refuses(side, digits):
         data.on_clutter(digits.images, 0, side=side)
     with pytest.raises(ValueError, match="only one"):
         data.on_clutter(digits.images[:1], 0)
+
+
+# --- noise ---
+
+
+def test_shuffled_pixels_are_one_permutation(digits):
+    images = digits.images[:50]
+    shuffled = data.shuffled_pixels(images, 3)
+    assert shuffled.shape == images.shape and not torch.equal(shuffled, images)
+    positions = torch.arange(7 * 11, dtype=torch.uint8).view(1, 1, 7, 11)
+    order = data.shuffled_pixels(positions, 3).flatten().long()
+    assert sorted(order.tolist()) == list(range(77)) and order.tolist() != list(range(77))
+    again = data.shuffled_pixels((2 * positions).expand(5, 1, 7, 11), 3)
+    assert torch.equal(again.flatten(1), (2 * order).to(torch.uint8).expand(5, 77))
+    assert not torch.equal(data.shuffled_pixels(images, 4), shuffled)
+
+
+def test_random_pixels_are_a_permutation_of_each_image(digits):
+    images = digits.images[:50]
+    random = data.random_pixels(images, 3)
+    assert torch.equal(random.flatten(1).sort(1).values, images.flatten(1).sort(1).values)
+    one = torch.arange(77, dtype=torch.uint8).view(1, 1, 7, 11).expand(50, 1, 7, 11)
+    orders = data.random_pixels(one, 3).flatten(1)
+    assert len(orders.unique(dim=0)) == 50
+    assert torch.equal(data.random_pixels(images, 3), random)
+    assert not torch.equal(data.random_pixels(images, 4), random)
+
+
+def test_gaussian_images_have_mean_and_covariance_up_to_one_affine_map():
+    torch.manual_seed(0)
+    mixed = torch.randn(20_000, 6) @ torch.randn(6, 6)  # correlated
+    bytes_ = (mixed * 12 + 120).round().clamp(0, 255).to(torch.uint8).view(-1, 1, 2, 3)
+    of = torch.arange(0, 20_000, 2)
+    drawn = data.gaussian_images(bytes_, 5, of)
+    assert drawn.shape == bytes_.shape and drawn.dtype == torch.uint8
+    assert (drawn.min(), drawn.max()) == (0, 255)
+    wanted, got = (x.flatten(1).double() for x in (bytes_[of], drawn))
+    scale = (got.var(0).sum() / wanted.var(0).sum()).sqrt()
+    # A variance is off by √(2/10,000) = 1.4 %, a mean by 1 % of a deviation; five times that.
+    assert torch.allclose(got.T.cov(), wanted.T.cov() * scale**2, atol=0.07 * got.var(0).max())
+    moved = got.mean(0) - wanted.mean(0) * scale
+    assert (moved - moved.mean()).abs().max() < 0.05 * got.std(0).max()
+    for one in drawn.flatten(1).T:  # normal: 31.7 % of it is beyond one deviation
+        z = (one.double() - one.double().mean()) / one.double().std()
+        assert abs((z.abs() > 1).double().mean() - 0.317) < 0.03
+    assert torch.equal(drawn, data.gaussian_images(bytes_, 5, of))
+    assert not torch.equal(drawn, data.gaussian_images(bytes_, 6, of))
+
+
+@pytest.mark.parametrize("share", [0, 0.2, 1])
+def test_random_labels_are_drawn_for_a_share_of_the_training_examples(digits, share):
+    noisy = data.random_labels(digits, share, 3)
+    n = len(digits.train)
+    assert torch.equal(noisy.images, digits.images) and torch.equal(noisy.train, digits.train)
+    for split in (digits.validation, digits.test):
+        assert torch.equal(noisy.labels[split], digits.labels[split])
+    changed = (noisy.labels != digits.labels)[digits.train].float().mean()
+    assert abs(changed - 0.9 * share) < 4 * (0.09 * max(share, 0.01) / n) ** 0.5
+    assert torch.equal(noisy.labels, data.random_labels(digits, share, 3).labels)
+    if share:
+        assert not torch.equal(noisy.labels, data.random_labels(digits, share, 4).labels)
+    if share == 1:  # what is drawn says nothing of the true class
+        counts = torch.zeros(10, 10).index_put_(
+            (digits.labels[digits.train], noisy.labels[digits.train]), torch.ones(n), True
+        )
+        expected = counts.sum(1, keepdim=True) * counts.sum(0) / n
+        assert (
+            (counts - expected) ** 2 / expected
+        ).sum() < 140  # χ² of 81 degrees: below 113, 99 %
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_of_random_labels_that_is_none_is_refused(digits, share):
+    with pytest.raises(ValueError, match="share must be from 0 to 1"):
+        data.random_labels(digits, share, 0)

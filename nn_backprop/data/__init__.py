@@ -5,21 +5,37 @@ from nn_backprop.data.images import ImageData, channels_last
 from nn_backprop.data.loading import load
 from nn_backprop.data.pictures import read_digit
 from nn_backprop.data.repair import prepare
-from nn_backprop.data.variants import on_clutter, on_noise, resize, rotated, shift, subset, suited
+from nn_backprop.data.variants import (
+    gaussian_images,
+    on_clutter,
+    on_noise,
+    random_labels,
+    random_pixels,
+    resize,
+    rotated,
+    shift,
+    shuffled_pixels,
+    subset,
+    suited,
+)
 
 __all__ = [
     "DataError",
     "ImageData",
     "channels_last",
     "data_root",
+    "gaussian_images",
     "load",
     "on_clutter",
     "on_noise",
     "prepare",
+    "random_labels",
+    "random_pixels",
     "read_digit",
     "resize",
     "rotated",
     "shift",
+    "shuffled_pixels",
     "subset",
     "suited",
     "verify",

@@ -1,4 +1,4 @@
-"""Data sets made from another: fewer images, smaller ones, shifted, rotated, cluttered ones.
+"""Data sets made from another: fewer images, smaller ones, moved, rotated, cluttered ones; noise.
 
 Each takes uint8 images (N, 1, H, W), or the `ImageData` that holds them, and returns new ones.
 """
@@ -104,6 +104,67 @@ def on_clutter(images: Tensor, seed: int, pieces: int = 8, side: int = 8) -> Ten
         place = (rows[:, :, None] * W + columns[:, None, :]).view(N, 1, -1).expand_as(piece)
         flat.scatter_reduce_(2, place, piece, "amax")
     return seen
+
+
+def shuffled_pixels(images: Tensor, seed: int) -> Tensor:
+    """All images with their pixels in another order, the same for all.
+
+    Source of this and of the next two: Zhang, Bengio, Hardt, Recht & Vinyals 2017, Understanding
+    deep learning requires rethinking generalization, section 2.
+    """
+    pixels = images.shape[1:].numel()
+    order = torch.randperm(pixels, generator=torch.Generator().manual_seed(seed))
+    return images.flatten(1)[:, order.to(images.device)].view_as(images)
+
+
+def random_pixels(images: Tensor, seed: int) -> Tensor:
+    """Each image with its pixels in an order of its own: its greys stay, its shape goes."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for part in images.flatten(1).split(10_000):
+        keys = torch.rand(part.shape, generator=generator)
+        parts.append(part.gather(1, keys.argsort(1).to(images.device)))
+    return torch.cat(parts).view_as(images)
+
+
+def gaussian_images(images: Tensor, seed: int, of: Tensor | None = None) -> Tensor:
+    """As many images from a normal distribution with the mean and the covariance of the pixels.
+
+    Mean and covariance are those of images[of], by default of all. An image is x = μ + Σ_k √λ_k ε_k
+    v_k, with the eigenvectors v_k and eigenvalues λ_k of the covariance and ε_k standard normal.
+    Normal numbers have no bounds, and bytes have: all x are brought to 0 … 255 by one affine map,
+    the smallest to 0, the largest to 255, and rounded. Training normalises such a map away.
+    """
+    flat = images.flatten(1)
+    sample = (flat if of is None else flat[of]).double()
+    mean = sample.mean(0)
+    sample -= mean
+    values, vectors = torch.linalg.eigh(sample.T @ sample / len(sample))
+    root = vectors * values.clamp(min=0).sqrt()  # rounding makes some of the zeros negative
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(flat.shape, generator=generator).to(images.device)
+    drawn = drawn @ root.T.float() + mean.float()
+    least, most = drawn.aminmax()
+    drawn.sub_(least).mul_(255 / (most - least).clamp(min=1e-30))
+    return drawn.round_().clamp_(0, 255).to(torch.uint8).view_as(images)
+
+
+def random_labels(data: ImageData, share: float, seed: int) -> ImageData:
+    """The data with a share of the training labels drawn anew, evenly from all K classes.
+
+    round(share · n) of the n training examples, chosen by the seed, get a label that does not
+    depend on the image, and keep it in every epoch; of them, one in K gets its own again. The
+    labels of the other splits stay. Raises ValueError for a share that is not from 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be from 0 to 1, not {share}")
+    generator = torch.Generator().manual_seed(seed)
+    n, classes = len(data.train), int(data.labels.max()) + 1
+    chosen = torch.randperm(n, generator=generator)[: round(share * n)]
+    drawn = torch.randint(classes, (len(chosen),), generator=generator)
+    labels = data.labels.clone()
+    labels[data.train[chosen.to(labels.device)]] = drawn.to(labels.device)
+    return replace(data, labels=labels)
 
 
 def subset(data: ImageData, n: int, seed: int) -> ImageData:
