@@ -445,9 +445,10 @@ def panels(parts: Sequence[Panel], title: str) -> Figure:
         if "x" in part.log:
             axes.set_xscale("log")
             marked = sorted({float(x) for points in part.lines.values() for x, *_ in points})
-            if all(b > 1.2 * a for a, b in pairwise(marked)):
+            crowded = any(b < 1.2 * a for a, b in pairwise(marked))
+            axes.tick_params("x", rotation=30 * (crowded or len(marked) > 5))
+            if not crowded:
                 axes.set_xticks(marked, [f"{x:,.12g}" for x in marked])
-                axes.tick_params("x", rotation=30 * (len(marked) > 5))
             else:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.12g}")
