@@ -394,19 +394,23 @@ def log_lines(
     return figure
 
 
+Point = tuple[float | str, float, float | tuple[float, float]]
+
+
 @dataclass(frozen=True)
 class Panel:
     """One of `panels`: a line a name through its points (x, mean, deviation), or an image.
 
-    An x may be a word; then the points are not joined. `log` names the logarithmic axes: "x", "y"
-    or "xy". With `percent`, y is a share. `levels` are horizontal lines to be held against. `image`
-    (H, W) is uint8.
+    A deviation may be two numbers, how far an interval reaches below and above y. An x may be a
+    word; then the points are not joined. `log` names the logarithmic axes: "x", "y" or "xy". With
+    `percent`, y is a share. `levels` are horizontal lines to be held against. `image` (H, W) is
+    uint8.
     """
 
     title: str
     x: str = ""
     y: str = ""
-    lines: Mapping[str, Sequence[tuple[float | str, float, float]]] = field(default_factory=dict)
+    lines: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     log: str = ""
     percent: bool = False
     levels: Mapping[str, float] = field(default_factory=dict)
@@ -437,8 +441,9 @@ def panels(parts: Sequence[Panel], title: str) -> Figure:
             places, means, deviations = zip(*points, strict=True)
             number = names.index(name) % len(_LINES)
             joined = "none" if isinstance(places[0], str) else "-"
-            axes.errorbar(places, means, deviations, color=_LINES[number], label=name, capsize=3,
-                          marker="os^Dv<>pP*"[number], markersize=5, linestyle=joined)  # fmt: skip
+            axes.errorbar(places, means, np.transpose(deviations), color=_LINES[number], capsize=3,
+                          marker="os^Dv<>pP*"[number], markersize=5, linestyle=joined,
+                          label=name)  # fmt: skip
         for number, (name, level) in enumerate(part.levels.items()):
             style = ("--", ":", "-.")[number % 3]
             axes.axhline(level, color="0.3", linestyle=style, linewidth=1, label=name)

@@ -165,6 +165,13 @@ def test_panels_draw_lines_levels_words_and_an_image():
     assert len(spare) == 2 and not any(axes.axison for axes in spare)
 
 
+def test_a_bar_may_reach_further_to_one_side():
+    lines = {"one": [(1, 5.0, (2.0, 0.5)), (2, 4.0, (1.0, 3.0))], "two": [(1, 2.0, 0.5)]}
+    (axes,) = rendered(figures.panels([figures.Panel("a", lines=lines)], "b")).axes
+    bars = [segment for container in axes.containers for segment in container[2][0].get_segments()]
+    np.testing.assert_allclose(bars, [[[1, 3], [1, 5.5]], [[2, 3], [2, 7]], [[1, 1.5], [1, 2.5]]])
+
+
 def test_a_point_is_mean_and_deviation_and_crowded_places_share_round_ticks():
     assert figures.point("x", [1.0, 3.0]) == ("x", 2.0, pytest.approx(2**0.5))
     apart, crowded = [10, 13, 20], [10, 11, 20]
