@@ -394,19 +394,23 @@ def log_lines(
     return figure
 
 
+Point = tuple[float | str, float, float | tuple[float, float]]
+
+
 @dataclass(frozen=True)
 class Panel:
     """One of `panels`: a line a name through its points (x, mean, deviation), or an image.
 
-    An x may be a word; then the points are not joined. `log` names the logarithmic axes: "x", "y"
-    or "xy". With `percent`, y is a share. `levels` are horizontal lines to be held against. `image`
-    (H, W) is uint8.
+    A deviation may be two numbers, how far an interval reaches below and above y. An x may be a
+    word; then the points are not joined. `log` names the logarithmic axes: "x", "y" or "xy". With
+    `percent`, y is a share. `levels` are horizontal lines to be held against. `image` (H, W) is
+    uint8.
     """
 
     title: str
     x: str = ""
     y: str = ""
-    lines: Mapping[str, Sequence[tuple[float | str, float, float]]] = field(default_factory=dict)
+    lines: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     log: str = ""
     percent: bool = False
     levels: Mapping[str, float] = field(default_factory=dict)
@@ -423,8 +427,42 @@ def panels(parts: Sequence[Panel], title: str) -> Figure:
     rows, columns = math.ceil(len(parts) / 3), min(3, len(parts))
     figure = Figure(figsize=(5 * columns, 0.5 + 4 * rows), dpi=_DPI, layout="constrained")
     figure.suptitle(title)
+    _panels(figure.subplots(rows, columns, squeeze=False).ravel(), parts)
+    return figure
+
+
+def weights_over_time(
+    rows: Mapping[str, Mapping[str, Any]], parts: Sequence[Panel], title: str
+) -> Figure:
+    """The weights of several networks at several moments, as images; below, one to three panels.
+
+    `rows` gives each network its weights (units, H, W), at most 64 units, by the moment's name; the
+    moments are the same for all. White is zero; each picture has a scale of its own, written below
+    it, for weights grow.
+    """
+    moments = list(next(iter(rows.values())))
+    size = 2.7 * len(moments) + 0.6, 2.2 * len(rows) + 4.7
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    figure.suptitle(title)
+    above, below = figure.subfigures(2, 1, False, height_ratios=(2.2 * len(rows), 4))[:, 0]
+    pictures = above.subplots(len(rows), len(moments), squeeze=False)
+    shades = _SIGNS.resampled(15)  # of 256, noise would make a file half as large again
+    for line, (name, by_moment) in zip(pictures, rows.items(), strict=True):
+        line[0].set_ylabel(name)
+        for axes, weight in zip(line, by_moment.values(), strict=True):
+            grid, largest = _tiled(_array(weight).astype(float))
+            axes.imshow(grid, cmap=shades, vmin=-largest, vmax=largest, interpolation="nearest")
+            axes.set(xticks=[], yticks=[], xlabel=f"± {largest:.2g}")
+            axes.spines[:].set_visible(False)
+    for axes, moment in zip(pictures[0], moments, strict=True):
+        axes.set_title(moment)
+    _panels(below.subplots(1, len(parts), squeeze=False).ravel(), parts)
+    return figure
+
+
+def _panels(grid: np.ndarray, parts: Sequence[Panel]) -> None:
+    """Draws each part in its axes; axes that are left over stay empty."""
     names = list(dict.fromkeys(name for part in parts for name in part.lines))
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(parts) :]:
         axes.set_axis_off()
     for axes, part in zip(grid, parts, strict=False):
@@ -437,8 +475,9 @@ def panels(parts: Sequence[Panel], title: str) -> Figure:
             places, means, deviations = zip(*points, strict=True)
             number = names.index(name) % len(_LINES)
             joined = "none" if isinstance(places[0], str) else "-"
-            axes.errorbar(places, means, deviations, color=_LINES[number], label=name, capsize=3,
-                          marker="os^Dv<>pP*"[number], markersize=5, linestyle=joined)  # fmt: skip
+            axes.errorbar(places, means, np.transpose(deviations), color=_LINES[number], capsize=3,
+                          marker="os^Dv<>pP*"[number], markersize=5, linestyle=joined,
+                          label=name)  # fmt: skip
         for number, (name, level) in enumerate(part.levels.items()):
             style = ("--", ":", "-.")[number % 3]
             axes.axhline(level, color="0.3", linestyle=style, linewidth=1, label=name)
@@ -461,7 +500,6 @@ def panels(parts: Sequence[Panel], title: str) -> Figure:
         axes.yaxis.set_major_formatter(lambda y, _, s=scale, u=unit: f"{s * y:g}{u}")
         axes.margins(x=0.08)
         _legend(axes)
-    return figure
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from nn_backprop.evidence import (
     at_least,
     between,
+    bootstrap_interval,
     differences,
     interval,
     markdown_table,
@@ -52,6 +55,30 @@ def test_the_interval_of_a_median_misses_it_at_each_end_in_at_most_2_5_percent(n
 def test_five_values_have_no_interval_of_a_median():
     with pytest.raises(ValueError, match="six values or more, not 5"):
         median_interval([1.0] * 5)
+
+
+def test_the_bootstrap_draws_the_same_seeds_from_each_sample():
+    generator = np.random.default_rng(1)
+    one = generator.normal(size=50)
+    # Each difference is 3, whatever is drawn, as long as the same is drawn from both.
+    low, high = bootstrap_interval(lambda a, b: (a - b).mean(-1), one + 3, one)
+    assert low == pytest.approx(3) and high == pytest.approx(3)
+
+
+def test_the_bootstrap_interval_is_scipys():
+    one = np.random.default_rng(1).exponential(size=60)
+    found = bootstrap_interval(lambda a: a.std(-1, ddof=1), one.tolist())
+    theirs = bootstrap(
+        (one,), lambda a, axis: a.std(axis, ddof=1), n_resamples=10_000, method="percentile"
+    ).confidence_interval
+    assert found == pytest.approx(tuple(theirs), rel=0.03)  # theirs is drawn otherwise
+    assert found == bootstrap_interval(lambda a: a.std(-1, ddof=1), one)
+
+
+@pytest.mark.parametrize("sizes, told", [((19,), "not 19"), ((30, 29), "not 30, 29")])
+def test_a_bootstrap_needs_enough_values_equally_many(sizes, told):
+    with pytest.raises(ValueError, match=told):
+        bootstrap_interval(lambda *samples: samples[0].mean(-1), *([0.5] * n for n in sizes))
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,34 @@ def test_panels_draw_lines_levels_words_and_an_image():
     assert len(spare) == 2 and not any(axes.axison for axes in spare)
 
 
+def test_weights_over_time_have_a_picture_for_each_network_and_moment():
+    weights = {
+        name: {"before": torch.full((4, 3, 5), 0.25), "after": torch.full((4, 3, 5), size)}
+        for name, size in (("one", -2.0), ("two", 0.5))
+    }
+    parts = [figures.Panel("a", lines={"one": [(1, 2.0, 0.5)]}), figures.Panel("b")]
+    figure = rendered(figures.weights_over_time(weights, parts, "all"))
+    *pictures, first, second = figure.axes
+    assert [axes.get_title() for axes in pictures] == ["before", "after", "", ""]
+    assert [axes.get_ylabel() for axes in pictures] == ["one", "", "two", ""]
+    assert [axes.get_xlabel() for axes in pictures] == ["± 0.25", "± 2", "± 0.25", "± 0.5"]
+    for axes, largest in zip(pictures, (0.25, 2, 0.25, 0.5), strict=True):
+        (drawn,) = axes.images
+        assert drawn.get_clim() == (-largest, largest)
+        assert drawn.get_array().shape == (2 * 3 + 1, 2 * 5 + 1)
+        assert min(drawn.cmap(drawn.norm(0.0))[:3]) > 0.95
+    assert pictures[1].images[0].get_array()[0, 0] == -2
+    assert (first.get_title(), second.get_title()) == ("a", "b")
+    assert figure.get_suptitle() == "all"
+
+
+def test_a_bar_may_reach_further_to_one_side():
+    lines = {"one": [(1, 5.0, (2.0, 0.5)), (2, 4.0, (1.0, 3.0))], "two": [(1, 2.0, 0.5)]}
+    (axes,) = rendered(figures.panels([figures.Panel("a", lines=lines)], "b")).axes
+    bars = [segment for container in axes.containers for segment in container[2][0].get_segments()]
+    np.testing.assert_allclose(bars, [[[1, 3], [1, 5.5]], [[2, 3], [2, 7]], [[1, 1.5], [1, 2.5]]])
+
+
 def test_a_point_is_mean_and_deviation_and_crowded_places_share_round_ticks():
     assert figures.point("x", [1.0, 3.0]) == ("x", 2.0, pytest.approx(2**0.5))
     apart, crowded = [10, 13, 20], [10, 11, 20]
