@@ -14,6 +14,7 @@ from nn_backprop.models.fields import (
 from nn_backprop.models.kernel import KernelNetwork
 from nn_backprop.models.lecun1989 import NETS, LeCun1989
 from nn_backprop.models.lenet import LeNet5, lenet_300_100
+from nn_backprop.models.memoriser import Memoriser, memorise
 from nn_backprop.models.mlp import MLP, happy
 from nn_backprop.models.norm_cnn import NormCNN, accurate_cnn, fast_cnn
 from nn_backprop.models.octave_cnn import OctaveCNN
@@ -28,6 +29,7 @@ __all__ = [
     "KernelNetwork",
     "LeCun1989",
     "LeNet5",
+    "Memoriser",
     "NormCNN",
     "OctaveCNN",
     "StackNetwork",
@@ -37,6 +39,7 @@ __all__ = [
     "happy",
     "lenet_300_100",
     "locally_connected",
+    "memorise",
     "shared_weights",
     "tied_network",
     "untied_network",
