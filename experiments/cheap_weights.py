@@ -15,8 +15,9 @@ LeNet-300-100 is trained, and from the same trained network of a seed start
 - `dense, longer`: nothing is done but as many epochs more, lest these be taken for a gain.
 
 `small dense` is 784-w₁-w₂-10 with as many parameters, within 1 %, and a start of its own: w₂ is
-about w₁/3, but no less than the ten outputs. It is trained for as many epochs as the others had
-altogether. All see the same batches in the same epoch. LeNet-5 is pruned only, 12×.
+about w₁/3 at 2× and 4×, and w₁ or nearly so where a third of it would be too narrow. It is trained
+for as many epochs as the others had altogether. All see the same batches in the same epoch. LeNet-5
+is pruned only, 12×.
 
 Han et al. found that the error falls, from 1.64 to 1.59 % and from 0.80 to 0.77 % (table 1), and L2
 regularization best for what is to be pruned. Here it is weight decay, the same for all. It was

@@ -307,3 +307,17 @@ def test_training_a_cut_layer_brings_it_nearer_to_what_is_wanted():
             for name, parameter in layer.named_parameters():
                 parameter -= 0.1 * grads[name]
     assert F.mse_loss(layer(x), wanted).item() < 0.9 * first
+
+
+def test_from_linear_draws_no_random_numbers_and_wants_real_ones():
+    linear = nn.Linear(M, N_OUT)
+    state = torch.get_rng_state()
+    LowRankLinear.from_linear(linear, RANK)
+    assert torch.equal(torch.get_rng_state(), state)
+    for wrong in (nn.Linear(M, N_OUT, dtype=torch.complex64), nn.Linear(M, N_OUT, device="meta")):
+        with pytest.raises(ValueError, match="the layer's weight must have real numbers, not"):
+            LowRankLinear.from_linear(wrong, RANK)
+
+
+def test_without_a_bias_it_is_registered_as_none_as_in_torch():
+    assert "bias" in LowRankLinear(M, N_OUT, RANK, bias=False)._parameters

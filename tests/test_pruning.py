@@ -532,3 +532,27 @@ def test_hans_shares_add_up_to_his_totals(name, weights, thousands, biases):
     assert counting.parameters(model) == before  # torch still holds and multiplies all of them
     x = torch.randn(1, 1, 28, 28)
     assert counting.multiply_adds(model, x) == counting.multiply_adds(make(), x)
+
+
+def test_a_layer_with_two_names_and_a_share_of_nothing_are_refused():
+    layer = nn.Linear(7, 5)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    with pytest.raises(ValueError, match="2 is a layer that has another name, too"):
+        prune_smallest(model, {"0": 0.5, "2": 0.5})
+    with pytest.raises(ValueError, match=r"the share 0\.01 of 0 is none of its 35 weights"):
+        prune_smallest(model, {"0": 0.01})
+    assert set(layer.state_dict()) == {"weight", "bias"}  # nothing was changed
+
+
+def test_parameters_keep_their_order_whatever_it_was():
+    class BiasFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(5))
+            self.weight = nn.Parameter(torch.randn(5, 7))
+
+    model = nn.Sequential(BiasFirst())
+    prune_smallest(model, {"0": 0.5})
+    assert [name for name, _ in model.named_parameters()] == ["0.bias", "0.weight_orig"]
+    make_permanent(model)
+    assert [name for name, _ in model.named_parameters()] == ["0.bias", "0.weight"]

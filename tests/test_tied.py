@@ -330,3 +330,11 @@ def test_of_depth_1_they_are_the_same():
 def test_what_the_networks_refuse(make, name, wrong):
     with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, not {wrong!r}"):
         make(**{name: wrong})
+
+
+def test_an_activation_in_place_changes_neither_the_input_nor_the_output():
+    torch.manual_seed(0)
+    layer, u = nn.Linear(5, 5, bias=False), torch.randn(3, 5)
+    before = u.clone()
+    assert_close(TiedStack(layer, 2, nn.ReLU(inplace=True))(u), TiedStack(layer, 2)(before))
+    assert torch.equal(u, before)

@@ -57,7 +57,8 @@ class LowRankLinear(nn.Module):
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.down = nn.Parameter(torch.empty(rank, in_features, device=device, dtype=dtype))
         self.up = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
-        self.bias: nn.Parameter | None = None
+        self.register_parameter("bias", None)
+        self.bias: nn.Parameter | None
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         self.reset_parameters()
@@ -80,14 +81,19 @@ class LowRankLinear(nn.Module):
         matrix of rank r can be: ‖W − B A‖² = Σ_{k>r} s_k² (Frobenius). Of each s_k, both factors
         get the root: B = [√s_k u_k], A = [√s_k v_kᵀ], so that neither learns faster for its scale.
         `linear` stays as it is; device, type and the bias are taken over. The sum is computed in
-        float64. Raises ValueError as the constructor does, and for a weight that is not finite.
+        float64. Raises ValueError as the constructor does, and for a weight that is complex, on the
+        meta device, or not finite.
 
         Source: Eckart & Young 1936, The approximation of one matrix by another of lower rank.
         """
         weight = linear.weight.detach()
-        layer = cls(
-            linear.in_features, linear.out_features, rank, linear.bias is not None,
-            weight.device, weight.dtype,
+        if weight.is_complex() or weight.is_meta:
+            raise ValueError(
+                f"the layer's weight must have real numbers, not {weight.dtype} on {weight.device}"
+            )
+        layer = nn.utils.skip_init(  # which draws nothing
+            cls, linear.in_features, linear.out_features, rank, linear.bias is not None,
+            device=weight.device, dtype=weight.dtype,
         )  # fmt: skip
         if not weight.isfinite().all():
             raise ValueError("the layer's weight has entries that are NaN or infinite")

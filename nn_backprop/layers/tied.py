@@ -20,7 +20,7 @@ class _Stack(nn.Module):
         raise NotImplementedError
 
     def forward(self, u: Tensor) -> Tensor:
-        h = self.activation(u)
+        h = self.activation(u.clone())  # an activation in place must leave u, for the steps to add
         for layer in self._layers():
             f = layer(h)
             if f.shape != u.shape:  # a sum that broadcasts would hide it

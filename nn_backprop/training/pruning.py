@@ -36,19 +36,23 @@ def prune_smallest(model: nn.Module, kept: Mapping[str, float]) -> None:
     `engines.for_training` anew after each pruning. The gradients by hand know no mask, and
     copy.deepcopy refuses a pruned model whose last forward pass was for gradients.
     Raises ValueError, before anything is changed, for a share that is not above 0 and at most 1,
-    or that would bring pruned weights back.
+    that would leave no weight or bring pruned ones back, or for a layer that is named twice.
 
     Source: Han et al. 2015, Learning both weights and connections for efficient neural networks,
     section 3; theirs is a threshold, of which such a share follows.
     """
     _require_shares(kept)
-    drops = []
+    drops: list[tuple[nn.Module, int]] = []
     for name, share in kept.items():
         layer = model.get_submodule(name)
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
-        left = weight.numel() - _dropped(layer)
-        drop = left - round(share * weight.numel())
+        if any(layer is other for other, _ in drops):
+            raise ValueError(f"{name} is a layer that has another name, too: give it one share")
+        left, keep = weight.numel() - _dropped(layer), round(share * weight.numel())
+        if keep == 0:
+            raise ValueError(f"the share {share} of {name} is none of its {weight.numel()} weights")
+        drop = left - keep
         if drop < 0:
             raise ValueError(
                 f"{name} has {left} of {weight.numel()} weights left, fewer than the share {share} "
@@ -58,15 +62,17 @@ def prune_smallest(model: nn.Module, kept: Mapping[str, float]) -> None:
     for layer, drop in drops:
         # Of a layer that is pruned already, `weight` may be older than the last step.
         latest = getattr(layer, "weight_orig", layer.weight)
+        order = _names(layer)
         prune.l1_unstructured(layer, "weight", drop, importance_scores=latest)
-        _put_first(layer, "weight_orig")
+        _reorder(layer, ["weight_orig" if name == "weight" else name for name in order])
 
 
 def make_permanent(model: nn.Module) -> None:
     """Turns every pruned layer into an ordinary one, with zeros in its weight."""
     for layer in _pruned(model):
+        order = _names(layer)
         prune.remove(layer, "weight")
-        _put_first(layer, "weight")
+        _reorder(layer, ["weight" if name == "weight_orig" else name for name in order])
 
 
 def parameters_left(model: nn.Module) -> int:
@@ -94,9 +100,13 @@ def _dropped(layer: nn.Module) -> int:
     return 0 if mask is None else int((mask == 0).sum())  # exact in any type
 
 
-def _put_first(layer: nn.Module, first: str) -> None:
-    """Puts a parameter before the others, where `weight` was: optimizers go by the order."""
-    for name, parameter in list(layer.named_parameters(recurse=False)):
-        if name != first:
-            delattr(layer, name)
-            layer.register_parameter(name, parameter)
+def _names(layer: nn.Module) -> list[str]:
+    return [name for name, _ in layer.named_parameters(recurse=False)]
+
+
+def _reorder(layer: nn.Module, names: list[str]) -> None:
+    """Gives the parameters the order of the names: optimizers go by it."""
+    for name in names:
+        parameter = layer.get_parameter(name)
+        delattr(layer, name)
+        layer.register_parameter(name, parameter)
