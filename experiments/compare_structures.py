@@ -16,8 +16,7 @@ validation), equally often and in an order that the seed decides. The rate of ev
 either number was chosen among three on the validation split, in trainings of a third and of half
 the length with another seed: 0.003, 0.01 and 0.03, for shared weights and octave 0.005, 0.01 and
 0.02, for the kernel 0.03, 0.1 and 0.3, for those that are cut 0.001, 0.003 and 0.01; these train on
-with a third of it after the cut. The kernel's random filters are the same for all seeds. The test
-images are read once, when a training has ended.
+with a third of it after the cut. The test images are read once, when a training has ended.
 
 **The costs**: parameters that are trained and left; multiply-adds of one image, as they are carried
 out, and for the pruned network also without those by a zero; seconds of training, one thread.
@@ -75,20 +74,24 @@ PLAIN = "plain"
 class Structure(NamedTuple):
     """How a network is built, the rates of its training, and what is done to it at half-time."""
 
-    build: Callable[[], nn.Module]
+    build: Callable[[int], nn.Module]  # of a seed, which torch has already
     lrs: Mapping[int, float]  # by the number of examples; 1,000 or fewer, or more
     cut: str = ""  # "", "low rank" or "pruned"
 
 
 STRUCTURES: dict[str, Structure] = {
-    PLAIN: Structure(lambda: MLP((784, 25, 10)), {1_000: 3e-2, 55_000: 1e-2}),
-    "locally connected": Structure(lambda: locally_connected((2, 3)), {1_000: 1e-2, 55_000: 1e-2}),
-    "shared weights": Structure(lambda: shared_weights((10, 26)), {1_000: 1e-2, 55_000: 1e-2}),
-    "octave": Structure(OctaveCNN, {1_000: 1e-2, 55_000: 2e-2}),
-    "kernel + pooling": Structure(lambda: KernelNetwork(124), {1_000: 3e-2, 55_000: 3e-1}),
-    "tied": Structure(lambda: tied_network(24), {1_000: 3e-2, 55_000: 3e-2}),
-    "low rank": Structure(lenet_300_100, {1_000: 1e-2, 55_000: 1e-2}, "low rank"),
-    "pruned": Structure(lenet_300_100, {1_000: 1e-2, 55_000: 1e-2}, "pruned"),
+    PLAIN: Structure(lambda _: MLP((784, 25, 10)), {1_000: 3e-2, 55_000: 1e-2}),
+    "locally connected": Structure(
+        lambda _: locally_connected((2, 3)), {1_000: 1e-2, 55_000: 1e-2}
+    ),
+    "shared weights": Structure(lambda _: shared_weights((10, 26)), {1_000: 1e-2, 55_000: 1e-2}),
+    "octave": Structure(lambda _: OctaveCNN(), {1_000: 1e-2, 55_000: 2e-2}),
+    "kernel + pooling": Structure(
+        lambda seed: KernelNetwork(124, seed=seed), {1_000: 3e-2, 55_000: 3e-1}
+    ),
+    "tied": Structure(lambda _: tied_network(24), {1_000: 3e-2, 55_000: 3e-2}),
+    "low rank": Structure(lambda _: lenet_300_100(), {1_000: 1e-2, 55_000: 1e-2}, "low rank"),
+    "pruned": Structure(lambda _: lenet_300_100(), {1_000: 1e-2, 55_000: 1e-2}, "pruned"),
 }
 
 
@@ -134,7 +137,7 @@ def train(job: Job) -> Row:
     torch.manual_seed(job.seed)
     structure = STRUCTURES[job.structure]
     data = subset(_data(job.data, job.root), job.n, job.seed)
-    model = structure.build()
+    model = structure.build(job.seed)
     lr = structure.lrs[1_000 if job.n <= 1_000 else 55_000]
     began = time.perf_counter()
     if not structure.cut:

@@ -602,7 +602,7 @@ def _picture(found: Found, pictures: Tensor, name: str) -> figures.Figure:
     }
     kernel = {
         label: line({d: found.of_kernel(d, key) for d in size.pairs_of})
-        for label, key in [("mean", "mean_error"), ("derived deviation", "derived")]
+        for label, key in [("root mean square", "root_mean_square"), ("derived", "derived")]
     }  # fmt: skip
     shifted = {
         name: line({d: found.shifted(name, d) for d in (0, *SHIFTS)})

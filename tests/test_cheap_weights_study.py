@@ -309,3 +309,34 @@ def test_too_few_timings_are_refused(tmp_path, monkeypatch, capsys):
     assert code == 2 and list(tmp_path.iterdir()) == []
     expected = "cheap_weights.py: --rounds must be 6 or more, not 5"
     assert capsys.readouterr().err.startswith(expected)
+
+
+def test_all_go_on_where_the_dense_network_stopped_each_at_its_rate(tmp_path, monkeypatch):
+    """The batches of an epoch follow from the seed and the number of steps done before it."""
+    fitted, rates = [], []
+    make = cheap_weights.make_optimizer
+
+    def record(*arguments, epochs, done, seed, **more):
+        fitted.append((seed, done, epochs))
+
+    def made(name, parameters, lr, decay):
+        rates.append((lr, decay))
+        return make(name, parameters, lr, decay)
+
+    monkeypatch.setattr(cheap_weights, "fit", record)
+    monkeypatch.setattr(cheap_weights, "make_optimizer", made)
+    options = cheap_weights.Options(smoke=True)
+    per_epoch = -(-len(cheap_weights._data(options).train) // 128)
+
+    def trained(contestant, factor):
+        fitted.clear(), rates.clear()
+        job = cheap_weights.Job("LeNet-300-100", contestant, factor, 7, tmp_path, options)
+        cheap_weights.train(job)
+        return list(fitted), set(rates)
+
+    assert trained("dense", 1) == ([(7, 0, 2)], {(0.003, 0.3)})
+    more = [(7, 2 * per_epoch, 3), (7, 3 * per_epoch, 4)]
+    assert trained("dense, longer", 1) == (more, {(0.0003, 0.3)})
+    for contestant in ("pruned", "low rank"):
+        assert trained(contestant, 12) == (more, {(0.003, 0.3)})
+    assert trained("small dense", 12) == ([(7, 0, 4)], {(0.003, 0.3)})

@@ -38,7 +38,7 @@ COUNTS = {
 
 def test_every_structure_keeps_to_the_budget():
     for name, structure in study.STRUCTURES.items():
-        model = structure.build()
+        model = structure.build(3)
         if structure.cut == "pruned":
             prune_smallest(model, study.KEPT)
         elif structure.cut:
@@ -50,7 +50,7 @@ def test_every_structure_keeps_to_the_budget():
         if products is not None:
             assert multiply_adds(model, torch.zeros(1, 1, 28, 28)) == products
         if structure.cut:
-            assert parameters(structure.build()) == LENET + 410
+            assert parameters(structure.build(3)) == LENET + 410
     assert study.STRUCTURES.keys() == COUNTS.keys()
 
 
@@ -103,3 +103,9 @@ def test_the_claims_have_the_right_sign(better, verdict):
     octave = [claim for claim in claims if ": octave is more accurate" in claim.claim]
     assert [round(claim.measured, 9) for claim in octave] == [better * 4, better * 4]
     assert [claim.claim[:12] for claim in octave] == ["n = 1,000: o", "n = 55,000: "]
+
+
+def test_another_seed_has_other_random_filters():
+    build = study.STRUCTURES["kernel + pooling"].build
+    first, same, other = (build(seed).features.weight for seed in (0, 0, 1))
+    assert torch.equal(first, same) and not torch.equal(first, other)

@@ -36,6 +36,7 @@ def test_the_study(tmp_path):
     for row in rows:
         depth, squares = row["depth"], 1 if row["tied"] else row["depth"]
         assert (row["dataset"], row["width"]) == ("digits", W)
+        assert row["lr"] == (0.01 if row["tied"] and depth > 1 else 0.005)
         assert row["parameters"] == 784 * W + W + squares * W * W + 10 * W + 10
         assert row["multiply_adds"] == 784 * W + depth * W * W + 10 * W
         assert row["trained_bytes"] == 4 * 4 * row["parameters"]
