@@ -85,10 +85,10 @@ def test_the_gradients_pass_the_checker(layer, activation, dtype):
 
 def test_the_checker_refuses_a_gradient_of_one_step_only():
     class Forgetful(TiedStack):
-        def _layers(self):
-            for step in range(self.depth):
-                frozen = copy.deepcopy(self.layer).requires_grad_(False)
-                yield self.layer if step == self.depth - 1 else frozen
+        def forward(self, u):
+            others = range(self.depth - 1)
+            frozen = [copy.deepcopy(self.layer).requires_grad_(False) for _ in others]
+            return UntiedStack([*frozen, self.layer], self.activation)(u)
 
     stack, u = made("linear", torch.tanh)
     report = check_gradients(Forgetful(stack.layer, DEPTH, torch.tanh), u, reference=stack)

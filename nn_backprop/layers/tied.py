@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -9,30 +10,7 @@ from torch import Tensor, nn
 from nn_backprop.layers.arguments import require_integers
 
 
-class _Stack(nn.Module):
-    """h_0 = φ(u), then a step h_t = φ(f_t(h_{t−1}) + u) for every layer f_t, from first to last."""
-
-    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.activation = activation
-
-    def _layers(self) -> Iterable[nn.Module]:
-        raise NotImplementedError
-
-    def forward(self, u: Tensor) -> Tensor:
-        h = self.activation(u.clone())  # an activation in place must leave u, for the steps to add
-        for layer in self._layers():
-            f = layer(h)
-            if f.shape != u.shape:  # a sum that broadcasts would hide it
-                raise ValueError(
-                    f"the layer makes {tuple(f.shape)} of {tuple(u.shape)}: a layer of a stack "
-                    "must keep the shape"
-                )
-            h = self.activation(f + u)
-        return h
-
-
-class TiedStack(_Stack):
+class TiedStack(nn.Module):
     """One layer f applied `depth` times, its input u added at every step: L layers, one weight.
 
         h_0 = φ(u)
@@ -68,12 +46,12 @@ class TiedStack(_Stack):
     def __init__(
         self, layer: nn.Module, depth: int, activation: Callable[[Tensor], Tensor] = torch.relu
     ) -> None:
-        super().__init__(activation)
+        super().__init__()
         require_integers(depth=depth)
-        self.layer, self.depth = layer, depth
+        self.layer, self.depth, self.activation = layer, depth, activation
 
-    def _layers(self) -> Iterable[nn.Module]:
-        return (self.layer for _ in range(self.depth))
+    def forward(self, u: Tensor) -> Tensor:
+        return _applied(repeat(self.layer, self.depth), self.activation, u)
 
     def untied(self) -> "UntiedStack":
         """A stack that computes the same, with a copy of the layer, to be trained, at each step."""
@@ -84,7 +62,7 @@ class TiedStack(_Stack):
         return f"depth={self.depth}"
 
 
-class UntiedStack(_Stack):
+class UntiedStack(nn.Module):
     """A `TiedStack` with a layer of its own at each step: h_t = φ(f_t(h_{t−1}) + u), h_0 = φ(u).
 
     Raises ValueError if there is no layer; in the forward, if a layer changes the shape.
@@ -93,10 +71,26 @@ class UntiedStack(_Stack):
     def __init__(
         self, layers: Iterable[nn.Module], activation: Callable[[Tensor], Tensor] = torch.relu
     ) -> None:
-        super().__init__(activation)
-        self.layers = nn.ModuleList(layers)
+        super().__init__()
+        self.layers, self.activation = nn.ModuleList(layers), activation
         if not self.layers:
             raise ValueError("a stack needs one layer or more")
 
-    def _layers(self) -> Iterable[nn.Module]:
-        return self.layers
+    def forward(self, u: Tensor) -> Tensor:
+        return _applied(self.layers, self.activation, u)
+
+
+def _applied(
+    layers: Iterable[nn.Module], activation: Callable[[Tensor], Tensor], u: Tensor
+) -> Tensor:
+    """h_0 = φ(u), then h_t = φ(f_t(h_{t−1}) + u) for every layer f_t, from first to last."""
+    h = activation(u.clone())  # an activation in place must leave u, for the steps to add
+    for layer in layers:
+        f = layer(h)
+        if f.shape != u.shape:  # a sum that broadcasts would hide it
+            raise ValueError(
+                f"the layer makes {tuple(f.shape)} of {tuple(u.shape)}: a layer of a stack must "
+                "keep the shape"
+            )
+        h = activation(f + u)
+    return h
