@@ -10,7 +10,7 @@ def lenet_300_100() -> MLP:
     """784-300-100-10 with ReLUs: 266,610 weights and biases.
 
     Source: LeCun et al. 1998, Gradient-based learning applied to document recognition, for the
-    sizes; ReLUs as in Han et al. 2015.
+    sizes. The ReLUs are ours.
     """
     model = MLP((784, 300, 100, 10))
     assert sum(p.numel() for p in model.parameters()) == 266_610
