@@ -122,6 +122,24 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def best_setting(
+    rows: Sequence[Mapping[str, Any]], group: Sequence[str], setting: str, score: str
+) -> dict[tuple[Any, ...], Any]:
+    """For each group of rows, the value of `setting` whose rows have the highest mean `score`.
+
+    A group is what has the same values under the keys `group`, and they are its key in the answer.
+    The score is of a validation split, for one: what is tuned by it is told of another.
+    """
+    scores: dict[tuple[Any, ...], dict[Any, list[float]]] = {}
+    for row in rows:
+        of_group = scores.setdefault(tuple(row[key] for key in group), {})
+        of_group.setdefault(row[setting], []).append(row[score])
+    return {
+        of: max(found, key=lambda value: statistics.fmean(found[value]))
+        for of, found in scores.items()
+    }
+
+
 def differences(one: Sequence[float], other: Sequence[float]) -> list[float]:
     """one − other, of each seed. Raises ValueError if they are not equally many."""
     return [a - b for a, b in zip(one, other, strict=True)]

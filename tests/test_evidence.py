@@ -13,6 +13,7 @@ from scipy.stats import bootstrap
 
 from nn_backprop.evidence import (
     at_least,
+    best_setting,
     between,
     bootstrap_interval,
     differences,
@@ -32,6 +33,21 @@ def test_the_interval_is_students():
     low, high = interval(values)
     assert low == pytest.approx(4 - 3.182446 * 2 / 2, abs=1e-5)
     assert high == pytest.approx(4 + 3.182446 * 2 / 2, abs=1e-5)
+
+
+def test_the_best_setting_is_that_of_the_highest_mean_of_its_group():
+    scores = {
+        ("a", 1): [0.1, 0.9], ("a", 2): [0.6, 0.6], ("b", 1): [0.7, 0.7], ("b", 2): [1.0, 0.1]
+    }  # fmt: skip
+    rows = [
+        {"who": who, "lr": lr, "validation": score, "test": 1 - score}
+        for (who, lr), found in scores.items()
+        for score in found
+    ]
+    random.Random(0).shuffle(rows)
+    assert best_setting(rows, ["who"], "lr", "validation") == {("a",): 2, ("b",): 1}
+    assert best_setting(rows, ["who"], "lr", "test") == {("a",): 1, ("b",): 2}
+    assert best_setting(rows, [], "lr", "validation") == {(): 1}  # 0.6 and 0.575
 
 
 def test_one_value_has_no_interval():
