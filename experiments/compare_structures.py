@@ -1,6 +1,6 @@
 """Eight ways to build a network, at one number of parameters: what does each reach, at what cost?
 
-    python experiments/compare_structures.py              # MNIST, 8 structures × 2 sizes × 10 seeds
+    python experiments/compare_structures.py              # MNIST, 8 structures × 2 sizes × 3 rates
     python experiments/compare_structures.py --smoke      # the embedded digits, seconds
 
 **The structures**, each with at most 20,000 trained parameters and at least 19,000: a plain
@@ -12,11 +12,12 @@ two begin as trained LeNet-300-100 of 266,610 parameters: they are trained as su
 steps, then cut, at once or in three rounds, and trained on for the other half.
 
 **The budget.** All see the same 1,000 or 55,000 examples of MNIST (5,000 of the 60,000 are kept for
-validation), equally often and in an order that the seed decides. The rate of every structure at
-either number was chosen among three on the validation split, in trainings of a third and of half
-the length with another seed: 0.003, 0.01 and 0.03, for shared weights and octave 0.005, 0.01 and
-0.02, for the kernel 0.03, 0.1 and 0.3, for those that are cut 0.001, 0.003 and 0.01; these train on
-with a third of it after the cut. The test images are read once, when a training has ended.
+validation), equally often and in an order that the seed decides. Every structure is trained with
+three rates on either number, each rate twice the one before; what counts is the rate with the best
+mean accuracy over the seeds on the validation split. The middle one was the best of shorter
+trainings with another seed, and the table tells where it is not. Those that are cut train on with
+a third of the rate after the cut. The test images are read once for each training, when it has
+ended.
 
 **The costs**: parameters that are trained and left; multiply-adds of one image, as they are carried
 out, and for the pruned network also without those by a zero; seconds of training, one thread.
@@ -26,7 +27,7 @@ import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,7 @@ from nn_backprop import figures
 from nn_backprop.counting import multiply_adds
 from nn_backprop.data import ImageData, load, subset
 from nn_backprop.engines import autograd
-from nn_backprop.evidence import Claim, between, differences, spread
+from nn_backprop.evidence import Claim, between, differences, spread, tuned
 from nn_backprop.layers import LowRankLinear
 from nn_backprop.models import (
     MLP,
@@ -68,39 +69,33 @@ RANKS = (14, 8)  # of LeNet-300-100's first two layers
 # them: 19,577 weights and 410 biases.
 KEPT = {f"layers.{k}": 0.899 * share for k, share in enumerate((0.08, 0.09, 0.26))}
 ROUNDS = 3
+RATES = (0.5, 1.0, 2.0)  # times a structure's own
 PLAIN = "plain"
 
 
 class Structure(NamedTuple):
-    """How a network is built, the rates of its training, and what is done to it at half-time."""
+    """How a network is built, about what rate it trains, and what is done to it at half-time."""
 
     build: Callable[[int], nn.Module]  # of a seed, which torch has already
-    lrs: Mapping[int, float]  # by the number of examples; 1,000 or fewer, or more
+    lrs: tuple[float, float]  # for few examples, and for many
     cut: str = ""  # "", "low rank" or "pruned"
 
 
 STRUCTURES: dict[str, Structure] = {
-    PLAIN: Structure(lambda _: MLP((784, 25, 10)), {1_000: 3e-2, 55_000: 1e-2}),
-    "locally connected": Structure(
-        lambda _: locally_connected((2, 3)), {1_000: 1e-2, 55_000: 1e-2}
-    ),
-    "shared weights": Structure(lambda _: shared_weights((10, 26)), {1_000: 1e-2, 55_000: 1e-2}),
-    "octave": Structure(lambda _: OctaveCNN(), {1_000: 1e-2, 55_000: 2e-2}),
-    "kernel + pooling": Structure(
-        lambda seed: KernelNetwork(124, seed=seed), {1_000: 3e-2, 55_000: 3e-1}
-    ),
-    "tied": Structure(lambda _: tied_network(24), {1_000: 3e-2, 55_000: 3e-2}),
-    "low rank": Structure(lambda _: lenet_300_100(), {1_000: 1e-2, 55_000: 1e-2}, "low rank"),
-    "pruned": Structure(lambda _: lenet_300_100(), {1_000: 1e-2, 55_000: 1e-2}, "pruned"),
+    PLAIN: Structure(lambda _: MLP((784, 25, 10)), (3e-2, 1e-2)),
+    "locally connected": Structure(lambda _: locally_connected((2, 3)), (1e-2, 1e-2)),
+    "shared weights": Structure(lambda _: shared_weights((10, 26)), (1e-2, 1e-2)),
+    "octave": Structure(lambda _: OctaveCNN(), (1e-2, 2e-2)),
+    "kernel + pooling": Structure(lambda seed: KernelNetwork(124, seed=seed), (3e-2, 3e-1)),
+    "tied": Structure(lambda _: tied_network(24), (3e-2, 3e-2)),
+    "low rank": Structure(lambda _: lenet_300_100(), (1e-2, 1e-2), "low rank"),
+    "pruned": Structure(lambda _: lenet_300_100(), (1e-2, 1e-2), "pruned"),
 }
 
 
 @dataclass(frozen=True)
 class Options(StudyOptions):
     """Eight structures at one number of parameters, with few and with many examples."""
-
-    seeds: int = 10
-    """Number of seeds, from 0; at least 2."""
 
 
 class Job(NamedTuple):
@@ -111,6 +106,7 @@ class Job(NamedTuple):
     structure: str
     n: int  # training examples
     epochs: int
+    lr: float
     seed: int
 
 
@@ -119,14 +115,19 @@ def conduct(study: Study, options: Options) -> None:
     most = len(load(name, root).train)
     # The longer first; about 2,600 and 1,500 steps.
     epochs = {most: 4, 300: 12} if options.smoke else {most: 6, 1_000: 188}
+    rates = (1.0,) if options.smoke else RATES
     jobs = [
-        Job(name, root, structure, n, epochs[n], seed)
+        Job(name, root, structure, n, epochs[n], rate * how.lrs[n == most], seed)
         for n in epochs
         for seed in range(options.seeds)
-        for structure in STRUCTURES
+        for structure, how in STRUCTURES.items()
+        for rate in rates
     ]
-    study.carry_out(train, jobs, lambda row: {f"{row['structure']}/{row['n']}": row["test"]})
-    study.finish(_tables(study.rows), _claims(study.rows), _figure(study.rows))
+    rows = study.carry_out(
+        train, jobs, lambda row: {f"{row['structure']}/{row['n']}": row["validation"]}
+    )
+    best = tuned(rows, ("structure", "n"), ("lr",), "validation")
+    study.finish(_tables(best), _claims(best), _figure(best))
 
 
 # --- One training -------------------------------------------------------------------------------
@@ -138,33 +139,32 @@ def train(job: Job) -> Row:
     structure = STRUCTURES[job.structure]
     data = subset(_data(job.data, job.root), job.n, job.seed)
     model = structure.build(job.seed)
-    lr = structure.lrs[1_000 if job.n <= 1_000 else 55_000]
     began = time.perf_counter()
     if not structure.cut:
-        _fit(model, data, lr, job.epochs, job.seed)
+        _fit(model, data, job.lr, job.epochs, job.seed)
     else:
         half = job.epochs // 2
-        _fit(model, data, lr, half, job.seed)
+        _fit(model, data, job.lr, half, job.seed)
         if structure.cut == "low rank":
             assert isinstance(model, MLP)
             for k, rank in enumerate(RANKS):
                 layer = model.layers[k]
                 assert isinstance(layer, nn.Linear)
                 model.layers[k] = LowRankLinear.from_linear(layer, rank)
-            _fit(model, data, lr / 3, job.epochs - half, job.seed + 1_000)
+            _fit(model, data, job.lr / 3, job.epochs - half, job.seed + 1_000)
         else:
             left = job.epochs - half
             for done, kept in enumerate(shares_kept(KEPT, ROUNDS)):
                 prune_smallest(model, kept)
                 epochs = left // ROUNDS + (done >= ROUNDS - left % ROUNDS)
                 if epochs:
-                    _fit(model, data, lr / 3, epochs, job.seed + 1_000 * (done + 1))
+                    _fit(model, data, job.lr / 3, epochs, job.seed + 1_000 * (done + 1))
     seconds = time.perf_counter() - began
     image = data.batch(data.test[:1])[0]
     carried_out = multiply_adds(model, image)
     zeros = sum(int((m == 0).sum()) for name, m in model.named_buffers() if "weight_mask" in name)
     return {
-        "structure": job.structure, "n": job.n, "seed": job.seed,
+        "structure": job.structure, "n": job.n, "lr": job.lr, "seed": job.seed,
         "parameters": parameters_left(model),
         "multiply_adds": carried_out,
         "multiply_adds_without_zeros": carried_out - zeros,  # an affine layer: one a weight
@@ -213,14 +213,24 @@ def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
                 "parameters": f"{of['parameters']:,}",
                 "multiply-adds of an image": f"{of['multiply_adds']:,}"
                 + (f" ({without} without zeros)" if structure == "pruned" else ""),
+                f"n = {few:,}: rate": _rate(rows, structure, few, 0),
                 f"n = {few:,}: test accuracy, %": spread(_of(rows, structure, few)),
                 "training, s": _seconds(_of(rows, structure, few, "seconds")),
+                f"n = {many:,}: rate": _rate(rows, structure, many, 1),
                 f"n = {many:,}: test accuracy, %": spread(_of(rows, structure, many)),
                 "training, s ": _seconds(_of(rows, structure, many, "seconds")),
             }
         )
     seeds = len({row["seed"] for row in rows})
     return {f"Eight structures with about {BUDGET:,} parameters, {seeds} seeds": table}
+
+
+def _rate(rows: Sequence[Row], structure: str, n: int, many: int) -> str:
+    """The one that was chosen, and whether a larger or a smaller one might have been."""
+    lr = _of(rows, structure, n, "lr")[0]
+    ratio = lr / STRUCTURES[structure].lrs[many]
+    edge = {min(RATES): ", the least", max(RATES): ", the largest"}
+    return f"{lr:g}{edge.get(ratio, '')}"
 
 
 def _seconds(seconds: Sequence[float]) -> str:

@@ -36,7 +36,7 @@ from nn_backprop import figures, study
 from nn_backprop.counting import multiply_adds, parameters
 from nn_backprop.data import ImageData, load
 from nn_backprop.engines import ENGINES
-from nn_backprop.evidence import Claim, best_setting, between, differences, judged, spread
+from nn_backprop.evidence import Claim, between, differences, judged, spread, tuned
 from nn_backprop.models import StackNetwork, tied_network, untied_network
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
 
@@ -105,12 +105,9 @@ def conduct(under_way: study.Study, options: Options) -> None:
 
 
 def by_kind(rows: Sequence[study.Row]) -> dict[Kind, list[study.Row]]:
-    """Of each network the rows of its best rate, by validation."""
-    best = best_setting(rows, ("tied", "depth"), "lr", "validation_accuracy")
-    return {
-        kind: [row for row in rows if (row["tied"], row["depth"], row["lr"]) == (*kind, best[kind])]
-        for kind in KINDS
-    }
+    """Of each network the rows with its best rate, in the order of the seeds."""
+    best = tuned(rows, ("tied", "depth"), ("lr",), "validation_accuracy")
+    return {kind: [row for row in best if (row["tied"], row["depth"]) == kind] for kind in KINDS}
 
 
 def train(job: Job) -> study.Row:

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+Row = TypeVar("Row", bound=Mapping[str, Any])
 Verdict = Literal["reproduced", "not reproduced", "undecided"]
 
 
@@ -122,22 +123,27 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def best_setting(
-    rows: Sequence[Mapping[str, Any]], group: Sequence[str], setting: str, score: str
-) -> dict[tuple[Any, ...], Any]:
-    """For each group of rows, the value of `setting` whose rows have the highest mean `score`.
+def tuned(
+    rows: Sequence[Row], group: Sequence[str], settings: Sequence[str], score: str
+) -> list[Row]:
+    """Of each group the rows that have the best settings: those with the highest mean score.
 
-    A group is what has the same values under the keys `group`, and they are its key in the answer.
-    The score is of a validation split, for one: what is tuned by it is told of another.
+    Keys of the rows are named: a group has the same values under all keys of `group`, and settings
+    are what stands under those of `settings`. The score is of a validation split, lest what is
+    tuned by it be told of the data that tuned it. Rows keep their order.
     """
-    scores: dict[tuple[Any, ...], dict[Any, list[float]]] = {}
+
+    def at(row: Row, keys: Sequence[str]) -> tuple[Any, ...]:
+        return tuple(row[key] for key in keys)
+
+    scores: dict[tuple[Any, ...], dict[tuple[Any, ...], list[float]]] = {}
     for row in rows:
-        of_group = scores.setdefault(tuple(row[key] for key in group), {})
-        of_group.setdefault(row[setting], []).append(row[score])
-    return {
-        of: max(found, key=lambda value: statistics.fmean(found[value]))
+        scores.setdefault(at(row, group), {}).setdefault(at(row, settings), []).append(row[score])
+    best = {
+        of: max(found, key=lambda setting: statistics.fmean(found[setting]))
         for of, found in scores.items()
     }
+    return [row for row in rows if at(row, settings) == best[at(row, group)]]
 
 
 def differences(one: Sequence[float], other: Sequence[float]) -> list[float]:

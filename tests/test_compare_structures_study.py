@@ -10,6 +10,7 @@ from test_studies import smoke
 
 from nn_backprop.counting import multiply_adds, parameters
 from nn_backprop.data import load
+from nn_backprop.evidence import tuned
 from nn_backprop.layers import LowRankLinear
 from nn_backprop.training import parameters_left, prune_smallest
 
@@ -59,9 +60,13 @@ def test_compare_structures(tmp_path):
     results = smoke("compare_structures", tmp_path)
     rows = results["rows"]
     most = len(load("digits").train)
-    settings = [(row["structure"], row["n"], row["seed"]) for row in rows]
-    assert len(settings) == len(set(settings))
-    assert set(settings) == {(s, n, seed) for s in COUNTS for n in (300, most) for seed in (0, 1)}
+    settings = [(row["structure"], row["n"], row["lr"], row["seed"]) for row in rows]
+    assert sorted(settings) == sorted(
+        (s, n, how.lrs[n == most], seed)
+        for s, how in study.STRUCTURES.items()
+        for n in (300, most)
+        for seed in (0, 1)
+    )
     for row in rows:
         count, products = COUNTS[row["structure"]]
         assert row["parameters"] == count and row["seconds"] > 0
@@ -80,7 +85,9 @@ def test_compare_structures(tmp_path):
 def test_what_is_pruned_stays_pruned_and_what_is_cut_is_of_low_rank():
     most = len(load("digits").train)
     for name, zeros in (("pruned", LENET + 410 - COUNTS["pruned"][0]), ("low rank", 0)):
-        row = study.train(study.Job("digits", None, name, most, 7, 0))  # 7: 3 epochs, then 1, 1, 2
+        row = study.train(
+            study.Job("digits", None, name, most, 7, 1e-2, 0)
+        )  # 7: 3 epochs, then 1, 1, 2
         assert row["multiply_adds"] - row["multiply_adds_without_zeros"] == zeros
         assert (row["parameters"], row["multiply_adds"]) == COUNTS[name]
         assert row["train"] > 0.8
@@ -103,6 +110,30 @@ def test_the_claims_have_the_right_sign(better, verdict):
     octave = [claim for claim in claims if ": octave is more accurate" in claim.claim]
     assert [round(claim.measured, 9) for claim in octave] == [better * 4, better * 4]
     assert [claim.claim[:12] for claim in octave] == ["n = 1,000: o", "n = 55,000: "]
+
+
+def test_the_rate_that_validation_prefers_is_shown_and_compared():
+    rows = [
+        {"structure": structure, "n": n, "seed": seed, "lr": times * how.lrs[n == 55_000],
+         "validation": 0.5 - abs(times - wanted) / 10 + seed / 10, "test": times / 10,
+         "parameters": 1, "multiply_adds": 1, "multiply_adds_without_zeros": 1, "seconds": times}
+        for structure, how in study.STRUCTURES.items()
+        for n, wanted in ((1_000, 0.5), (55_000, 1 if structure == "plain" else 2))
+        for times in (0.5, 1, 2)
+        for seed in (0, 1)
+    ]  # fmt: skip
+    random.Random(0).shuffle(rows)
+    best = tuned(rows, ("structure", "n"), ("lr",), "validation")
+    assert len(best) == 8 * 2 * 2
+    claims = {claim.claim: claim.measured for claim in study._claims(best)}
+    assert claims["n = 55,000: octave is more accurate than plain, in points"] == pytest.approx(10)
+    assert claims["n = 1,000: octave is more accurate than plain, in points"] == 0
+    ((table),) = study._tables(best).values()
+    rates = {
+        row["structure"]: [row[f"n = {n}: rate"] for n in ("1,000", "55,000")] for row in table
+    }
+    assert rates["plain"] == ["0.015, the least", "0.01"]
+    assert rates["octave"] == ["0.005, the least", "0.04, the largest"]
 
 
 def test_another_seed_has_other_random_filters():

@@ -13,7 +13,6 @@ from scipy.stats import bootstrap
 
 from nn_backprop.evidence import (
     at_least,
-    best_setting,
     between,
     bootstrap_interval,
     differences,
@@ -21,6 +20,7 @@ from nn_backprop.evidence import (
     markdown_table,
     median_interval,
     spread,
+    tuned,
     write_results,
 )
 
@@ -35,19 +35,25 @@ def test_the_interval_is_students():
     assert high == pytest.approx(4 + 3.182446 * 2 / 2, abs=1e-5)
 
 
-def test_the_best_setting_is_that_of_the_highest_mean_of_its_group():
+def test_what_is_tuned_has_the_settings_of_the_highest_mean_score_of_its_group():
     scores = {
-        ("a", 1): [0.1, 0.9], ("a", 2): [0.6, 0.6], ("b", 1): [0.7, 0.7], ("b", 2): [1.0, 0.1]
+        ("a", 1, 0): [0.1, 0.9], ("a", 2, 0): [0.62, 0.62], ("a", 2, 1): [0.55, 0.55],
+        ("b", 1, 0): [0.7, 0.7], ("b", 2, 1): [1.0, 0.1],
     }  # fmt: skip
     rows = [
-        {"who": who, "lr": lr, "validation": score, "test": 1 - score}
-        for (who, lr), found in scores.items()
+        {"who": who, "lr": lr, "decay": decay, "validation": score, "test": 1 - score}
+        for (who, lr, decay), found in scores.items()
         for score in found
     ]
     random.Random(0).shuffle(rows)
-    assert best_setting(rows, ["who"], "lr", "validation") == {("a",): 2, ("b",): 1}
-    assert best_setting(rows, ["who"], "lr", "test") == {("a",): 1, ("b",): 2}
-    assert best_setting(rows, [], "lr", "validation") == {(): 1}  # 0.6 and 0.575
+
+    def kept(*of):
+        return [row for row in rows if (row["who"], row["lr"], row["decay"]) in of]
+
+    settings = ["lr", "decay"]
+    assert tuned(rows, ["who"], settings, "validation") == kept(("a", 2, 0), ("b", 1, 0))
+    assert tuned(rows, ["who"], settings, "test") == kept(("a", 1, 0), ("b", 2, 1))
+    assert tuned(rows, [], settings, "validation") == kept(("a", 2, 0))
 
 
 def test_one_value_has_no_interval():
