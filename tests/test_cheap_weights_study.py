@@ -63,8 +63,13 @@ def test_cheap_weights(tmp_path):
         found = row["parameters"], row["multiply_adds"], row["multiply_adds_left"]
         assert found == counts[name[:3]]
         assert row["epochs"] == (2 if row["contestant"] == "dense" else 2 + 2 * 1)
-        assert 0 < row["test_error"] < 0.5 and 0 <= row["validation_error"] < 0.5
-        job = cheap_weights.Job(*name, folder, cheap_weights.Options(smoke=True))
+        assert 0 < row["test_error"] < 0.5 < row["validation_accuracy"] <= 1
+        assert (row["lr"], row["decay"]) == (
+            3e-4 if row["contestant"] == "dense, longer" else 3e-3,
+            0.3,
+        )
+        of = (*name[:3], row["lr"], row["decay"], row["seed"])
+        job = cheap_weights.Job(*of, folder, cheap_weights.Options(smoke=True))
         assert row["bytes"] == job.file.stat().st_size
         # Numbers after training hardly shrink; of zeros little is left, and less when packed.
         assert 0.9 < row["bytes_packed"] / (4 * row["parameters"]) < 1.3
@@ -275,6 +280,17 @@ def test_another_break_even_is_refuted(bound, wrong, monkeypatch):
     assert wide.measured == wrong and wide.verdict == (N if wrong else R)
 
 
+def test_what_is_tuned_in_the_full_study():
+    full, smoke = cheap_weights.Options(), cheap_weights.Options(smoke=True)
+    tried = [(lr, decay) for lr in (3e-3, 1e-2) for decay in (0.05, 0.3)]
+    for contestant in ("dense", "pruned", "low rank", "small dense"):
+        assert cheap_weights._settings("LeNet-300-100", contestant, full) == tried
+        assert cheap_weights._settings("LeNet-300-100", contestant, smoke) == [(3e-3, 0.3)]
+    longer = [lr for lr, _ in cheap_weights._settings("LeNet-300-100", "dense, longer", full)]
+    assert longer == [3e-4, 3e-4, 1e-3, 1e-3]
+    assert cheap_weights._settings("LeNet-5", "dense, longer", full) == [(3e-4, 0.3)]
+
+
 # --- the times ---
 
 
@@ -287,8 +303,15 @@ def test_a_round_times_every_network_once_and_has_its_own_ratios(monkeypatch, tm
         return (1 + called[-1][0]) * 2 ** ((len(called) - 1) // 9)
 
     monkeypatch.setattr(cheap_weights, "_seconds", seconds)
-    monkeypatch.setattr(cheap_weights, "_read", lambda model, file: None)
-    found = cheap_weights._timings(tmp_path, cheap_weights.Options(smoke=True), (2, 12))
+    read = []
+    monkeypatch.setattr(cheap_weights, "_read", lambda model, file: read.append(file.name))
+    trained = [
+        {"network": network, "contestant": contestant, "factor": factor, "lr": 0.01, "decay": 0.05,
+         "seed": 0}
+        for network, contestant, factor in SETTINGS
+    ]  # fmt: skip
+    found = cheap_weights._timings(trained, tmp_path, cheap_weights.Options(smoke=True))
+    assert len(read) == 7 and "lenet-300-100-low-rank-12-0.01-0.05-0.npz" in read
     orders = [tuple(number for number, *_ in called[k : k + 9]) for k in range(0, len(called), 9)]
     assert len(orders) == 2 * 7 and len(set(orders)) > 12  # with one round that does not count
     assert all(sorted(order) == list(range(9)) for order in orders)
@@ -328,15 +351,14 @@ def test_all_go_on_where_the_dense_network_stopped_each_at_its_rate(tmp_path, mo
     options = cheap_weights.Options(smoke=True)
     per_epoch = -(-len(cheap_weights._data(options).train) // 128)
 
-    def trained(contestant, factor):
+    def trained(contestant, factor, lr, decay):
         fitted.clear(), rates.clear()
-        job = cheap_weights.Job("LeNet-300-100", contestant, factor, 7, tmp_path, options)
-        cheap_weights.train(job)
+        of = "LeNet-300-100", contestant, factor, lr, decay, 7
+        cheap_weights.train(cheap_weights.Job(*of, tmp_path, options))
         return list(fitted), set(rates)
 
-    assert trained("dense", 1) == ([(7, 0, 2)], {(0.003, 0.3)})
+    assert trained("dense", 1, 0.003, 0.3) == ([(7, 0, 2)], {(0.003, 0.3)})
     more = [(7, 2 * per_epoch, 3), (7, 3 * per_epoch, 4)]
-    assert trained("dense, longer", 1) == (more, {(0.0003, 0.3)})
-    for contestant in ("pruned", "low rank"):
-        assert trained(contestant, 12) == (more, {(0.003, 0.3)})
-    assert trained("small dense", 12) == ([(7, 0, 4)], {(0.003, 0.3)})
+    for contestant in ("dense, longer", "pruned", "low rank"):
+        assert trained(contestant, 12, 0.01, 0.05) == (more, {(0.01, 0.05)})
+    assert trained("small dense", 12, 0.01, 0.05) == ([(7, 0, 4)], {(0.01, 0.05)})
