@@ -736,7 +736,7 @@ def _picture(by: By) -> figures.Figure:
             (f"critical images, ±{RADIUS:g} of 255 greys", "critical"),
         ):
             lines = {kind: _curve(by[name, kind], what) for kind in DRAWN}
-            parts.append(figures.Panel(f"{name}: {title}", "epochs", "%", lines, "x"))
+            parts.append(figures.Panel(f"{name}: {title}", "epochs", f"{title}, %", lines, "x"))
     for name in FALLING:
         falls = {kind: _fall(by[name, kind]) for kind in EXTREMES}
         falls["a line"] = [(0, 1, 0), (1, 0.1, 0)]

@@ -484,7 +484,7 @@ def _panels(grid: np.ndarray, parts: Sequence[Panel]) -> None:
         if "x" in part.log:
             axes.set_xscale("log")
             marked = sorted({float(x) for points in part.lines.values() for x, *_ in points})
-            crowded = any(b < 1.2 * a for a, b in pairwise(marked))
+            crowded = len(marked) > 10 or any(b < 1.2 * a for a, b in pairwise(marked))
             axes.tick_params("x", rotation=30 * (crowded or len(marked) > 5))
             if not crowded:
                 axes.set_xticks(marked, [f"{x:,.12g}" for x in marked])
