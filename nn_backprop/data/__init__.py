@@ -5,6 +5,15 @@ from nn_backprop.data.images import ImageData, channels_last
 from nn_backprop.data.loading import load
 from nn_backprop.data.pictures import read_digit
 from nn_backprop.data.repair import prepare
+from nn_backprop.data.unknown import (
+    UNKNOWN_FOR_TESTING,
+    UNKNOWN_FOR_TRAINING,
+    gaussian_digits,
+    gaussian_noise,
+    half_digits,
+    uniform_noise,
+    unknown_sets,
+)
 from nn_backprop.data.variants import (
     gaussian_images,
     on_clutter,
@@ -20,11 +29,16 @@ from nn_backprop.data.variants import (
 )
 
 __all__ = [
+    "UNKNOWN_FOR_TESTING",
+    "UNKNOWN_FOR_TRAINING",
     "DataError",
     "ImageData",
     "channels_last",
     "data_root",
+    "gaussian_digits",
     "gaussian_images",
+    "gaussian_noise",
+    "half_digits",
     "load",
     "on_clutter",
     "on_noise",
@@ -38,5 +52,7 @@ __all__ = [
     "shuffled_pixels",
     "subset",
     "suited",
+    "uniform_noise",
+    "unknown_sets",
     "verify",
 ]

@@ -10,11 +10,11 @@ from urllib.request import urlopen
 
 from tqdm import tqdm
 
-from nn_backprop.data.files import OFFICIAL, OK, DataError, state
+from nn_backprop.data.files import OK, DataError, Official, state
 from nn_backprop.data.vision import torchvision_mnist
 
 ATTEMPT_SECONDS = 8.0  # without a byte, after which the next mirror is tried
-QUIET_SECONDS = 20.0  # without a byte from any mirror, after which the download is given up
+QUIET_SECONDS = 20.0  # without a byte from any mirror, after which downloading is given up
 ROUNDS = 2  # over all mirrors
 PAUSE_SECONDS = 1.0  # between rounds
 
@@ -24,7 +24,14 @@ def mirrors() -> list[str]:
     return os.environ.get("NN_BACKPROP_MNIST_URL", "").split() or list(torchvision_mnist().mirrors)
 
 
-def write(target: Path, pieces: Iterable[bytes]) -> None:
+class Silence:
+    """Since when no byte has arrived. Downloads that share it give up together."""
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
+
+
+def write(target: Path, official: Official, pieces: Iterable[bytes]) -> None:
     """Write pieces to a temporary name, and rename it to target if they are the official file.
 
     Raises DataError if they are not, OSError if the folder cannot be written; target is then as it
@@ -36,9 +43,9 @@ def write(target: Path, pieces: Iterable[bytes]) -> None:
         with open(part, "xb") as file:
             for piece in pieces:
                 file.write(piece)
-                if file.tell() > OFFICIAL[target.name].size:
+                if file.tell() > official.size:
                     break
-        problem = state(part, target.name)
+        problem = state(part, official)
         if problem != OK:
             raise DataError(f"the content is {problem}")
         os.replace(part, target)
@@ -77,39 +84,41 @@ def stream(url: str, patience: float) -> Iterator[bytes]:
         stop.set()
 
 
-def download(target: Path, bases: list[str], say: Callable[[str], object]) -> None:
-    """Fetch the official file called target.name to target from one of the base URLs.
+def download(
+    target: Path,
+    official: Official,
+    urls: list[str],
+    say: Callable[[str], object],
+    silence: Silence | None = None,
+) -> str:
+    """Fetch the official file to target from one of its addresses, and return which.
 
-    The base that worked is moved to the front. A download may be slow as long as bytes arrive;
-    QUIET_SECONDS without any end it. Raises DataError, which lists the addresses and what came of
-    each, when all fail; OSError when target cannot be written.
+    A download may be slow as long as bytes arrive; QUIET_SECONDS of silence, by default from the
+    start of this download on, end it. Raises DataError, which lists the addresses and what came
+    of each, when all fail; OSError when target cannot be written.
     """
-    size = OFFICIAL[target.name].size
     failures: dict[str, str] = {}  # of each address, its last
-    heard = time.monotonic()
+    silence = silence or Silence()
 
     def arriving(url: str, patience: float) -> Iterator[bytes]:
-        nonlocal heard
-        with tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        with tqdm(total=official.size, unit="B", unit_scale=True, leave=False, disable=None) as bar:
             for piece in stream(url, patience):
-                heard = time.monotonic()
+                silence.since = time.monotonic()
                 bar.update(len(piece))
                 yield piece
 
     for turn in range(ROUNDS):
         time.sleep(PAUSE_SECONDS if turn else 0)
-        for base in list(bases):
-            patience = min(ATTEMPT_SECONDS, heard + QUIET_SECONDS - time.monotonic())
+        for url in urls:
+            patience = min(ATTEMPT_SECONDS, silence.since + QUIET_SECONDS - time.monotonic())
             if patience <= 0:
-                break
-            url = f"{base.rstrip('/')}/{target.name}"
-            say(f"MNIST: downloading {url} ({size:,} bytes)")
+                failures.setdefault(url, "not tried, since no other address had answered")
+                continue
+            say(f"downloading {url} ({official.size:,} bytes)")
             try:
-                write(target, arriving(url, patience))
+                write(target, official, arriving(url, patience))
             except DataError as error:
                 failures[url] = str(error)
             else:
-                bases.remove(base)
-                bases.insert(0, base)
-                return
+                return url
     raise DataError("; ".join(f"{url}: {failure}" for url, failure in failures.items()))

@@ -1,4 +1,7 @@
-"""The four official MNIST files, plain and compressed: what they are, and whether ours are they."""
+"""The four official MNIST files, plain and compressed: what they are, and whether ours are they.
+
+Also, for any file: how it is known to be the right one, and where data are kept.
+"""
 
 import hashlib
 import os
@@ -59,7 +62,10 @@ def user_cache() -> Path:
 
 
 def data_root(option: str | Path | None = None) -> Path:
-    """The folder to hold ``MNIST/raw``: option, else $NN_BACKPROP_DATA, else the user's cache."""
+    """The folder for data, which holds ``MNIST/raw`` and ``unknown``.
+
+    It is option, else $NN_BACKPROP_DATA, else the user's cache.
+    """
     chosen = option or os.environ.get("NN_BACKPROP_DATA")
     return Path(chosen).expanduser() if chosen else user_cache()
 
@@ -69,9 +75,9 @@ def raw_folder(root: Path) -> Path:
     return root / "MNIST" / "raw"
 
 
-def state(path: Path, name: str | None = None) -> str:
-    """ "ok" if path holds the official file called name (default: its own), else the problem."""
-    size, sha256 = OFFICIAL[name or path.name]
+def state(path: Path, official: Official | None = None) -> str:
+    """ "ok" if path holds the official file (default: MNIST's of its name), else the problem."""
+    size, sha256 = official or OFFICIAL[path.name]
     try:
         found = path.stat().st_size
         if found < size:

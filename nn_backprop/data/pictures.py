@@ -49,9 +49,21 @@ def read_digit(path: str | Path, layout: str = "mnist") -> Tensor:
     if ink.max() < 8:  # of 255: less is noise of compression
         raise DataError(f"{path} shows no digit: it is of one colour; give a picture with contrast")
     ink[ink < FAINT * ink.max()] = 0
-    rows, columns = ink.any(axis=1).nonzero()[0], ink.any(axis=0).nonzero()[0]
+    return centred(ink, BOX[layout])
+
+
+def centred(ink: np.ndarray, box: int) -> Tensor:
+    """The ink, a float32 array of any size and not all 0, as a digit of MNIST: uint8 (1, 28, 28).
+
+    What is not 0 is cut out, scaled to fit box × box pixels with its proportions kept, each new
+    pixel the mean of those it covers, and put with its centre of mass in the middle. The
+    brightest pixel becomes 255.
+    """
+    from PIL import Image
+
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     digit = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    width, height = (max(1, round(BOX[layout] / max(digit.size) * side)) for side in digit.size)
+    width, height = (max(1, round(box / max(digit.size) * side)) for side in digit.size)
     small = np.array(digit.resize((width, height), Image.Resampling.BOX))
     image = np.zeros((SIDE, SIDE), dtype=np.uint8)
     place = []

@@ -130,10 +130,21 @@ def random_pixels(images: Tensor, seed: int) -> Tensor:
 def gaussian_images(images: Tensor, seed: int, of: Tensor | None = None) -> Tensor:
     """As many images from a normal distribution with the mean and the covariance of the pixels.
 
-    Mean and covariance are those of images[of], by default of all. An image is x = μ + Σ_k √λ_k ε_k
-    v_k, with the eigenvectors v_k and eigenvalues λ_k of the covariance and ε_k standard normal.
-    Normal numbers have no bounds, and bytes have: all x are brought to 0 … 255 by one affine map,
-    the smallest to 0, the largest to 255, and rounded. Training normalises such a map away.
+    Mean and covariance are those of images[of], by default of all. Normal numbers have no bounds,
+    and bytes have: all are brought to 0 … 255 by one affine map, the smallest to 0, the largest to
+    255, and rounded. Training normalises such a map away.
+    """
+    drawn = normal_pixels(images, seed, of)
+    least, most = drawn.aminmax()
+    drawn.sub_(least).mul_(255 / (most - least).clamp(min=1e-30))
+    return drawn.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def normal_pixels(images: Tensor, seed: int, of: Tensor | None = None) -> Tensor:
+    """As `gaussian_images`, but before the map: float32, of the shape of images.
+
+    An image is x = μ + Σ_k √λ_k ε_k v_k, with the mean μ, the eigenvectors v_k and eigenvalues λ_k
+    of the covariance, and ε_k standard normal.
     """
     flat = images.flatten(1)
     sample = (flat if of is None else flat[of]).double()
@@ -143,10 +154,7 @@ def gaussian_images(images: Tensor, seed: int, of: Tensor | None = None) -> Tens
     root = vectors * values.clamp(min=0).sqrt()  # rounding makes some of the zeros negative
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(flat.shape, generator=generator).to(images.device)
-    drawn = drawn @ root.T.float() + mean.float()
-    least, most = drawn.aminmax()
-    drawn.sub_(least).mul_(255 / (most - least).clamp(min=1e-30))
-    return drawn.round_().clamp_(0, 255).to(torch.uint8).view_as(images)
+    return (drawn @ root.T.float() + mean.float()).view_as(images)
 
 
 def random_labels(data: ImageData, share: float, seed: int) -> ImageData:
