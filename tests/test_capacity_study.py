@@ -44,7 +44,7 @@ def test_the_study(tmp_path):
     assert len(of["tanh"]) == 2 * 3 * 2
     for row in of["tanh"]:
         n, tried = row["n"], {one["width"]: one["wrong"] for one in row["tried"]}
-        assert n in (15, 30, 60) and len(row["least"]) == 2
+        assert n in (10, 25, 50) and len(row["least"]) == 2
         for seed, width in enumerate(row["least"]):
             assert tried[width][seed] <= 0.01 * n
             assert width == 1 or tried[width - 1][seed] > 0.01 * n
@@ -236,12 +236,13 @@ def test_the_claims_stand_in_their_order():
     "wrong, labels, verdict",
     [
         ({(2, 4_000): [100, 110, 120]}, None, "NRR"),
-        ({(2, 4_000): [0, 0, 100]}, None, "URR"),
+        ({(2, 4_000): [0, 0, 100]}, None, "URU"),
         ({(2, 12_000): [0, 0, 0], (1, 12_000): [0, 0, 0]}, [12_000] * 3, "NNR"),
         # Each seed's largest, at n of its own; what the shorter training reached is no matter ...
         ({(2, 12_000): [12_000 // 5, 12_000, 12_000]}, None, "UUU"),
-        # ... but for how much was gained: 10 % and more.
+        # ... but for how much was gained, 10 % and more, or lost.
         ({(1, 4_000): [400, 410, 420]}, [4_000] * 3, "RRN"),
+        ({(2, 4_000): [400, 410, 420]}, None, "NRN"),
         ({(1, 4_000): [100, 101, 102]}, [4_000] * 3, "RRR"),
     ],
 )
@@ -259,45 +260,46 @@ def test_what_is_claimed_of_the_capacity(wrong, labels, verdict):
         assert claims[place].measured == approx(sum(by_hand) / 3)
 
 
-def test_the_gain_of_the_doubled_budget_is_of_each_seed():
-    before, after = [400, 500, 600], [0, 100, 200]
-    claims = study._claims(made(relu={(1, 4_000): before, (2, 4_000): after}))
-    gains = [
+@pytest.mark.parametrize("budgets", [(1, 2), (2, 1)])
+def test_the_change_with_the_doubled_budget_is_of_each_seed(budgets):
+    wrong = dict(zip(budgets, ([400, 500, 600], [0, 100, 200]), strict=True))  # by budget
+    claims = study._claims(made(relu={(budget, 4_000): wrong[budget] for budget in (1, 2)}))
+    changes = [
         100 * (study.stored_bits(4_000, b) / study.stored_bits(4_000, a) - 1)
-        for a, b in zip(before, after, strict=True)
+        for a, b in zip(wrong[1], wrong[2], strict=True)
     ]
-    assert "twice the epochs raise" in claims[5].claim
-    assert claims[5].measured == approx(sum(gains) / 3) and claims[5].verdict == "not reproduced"
+    assert "twice the epochs change the capacity, in %: by at most 10 up or down" in claims[5].claim
+    assert claims[5].measured == approx(sum(changes) / 3) and claims[5].verdict == "not reproduced"
 
 
 @pytest.mark.parametrize(
-    "least, r_squared, slope, lowered, verdict",
+    "least, r_squared, slope, changed, verdict",
     [
         # With x = 100, 500, 1000, 3 Sxx = 1,220,000. By hand of h = 1 + k, 2 + k, 3 + k:
         # 3 Sxy = 2,700 units of 795 parameters each, 3 Syy = 6.
         ({(2, n): [n // 500 + k for k in (1, 2, 3)] for n in (100, 500, 1_000)},
          2_700**2 / 1_220_000 / 6, 795 * 2_700 / 1_220_000,
-         [1 - 2395 / 8755, 1 - 3190 / 9550, 1 - 3985 / 10_345], "RRN"),
+         [2395 / 8755 - 1, 3190 / 9550 - 1, 3985 / 10_345 - 1], "RRN"),
         # Not a line: 2, 20, 11.
         ({(2, 500): [20, 21, 22]},
          10_800**2 / 1_220_000 / 486, 795 * 10_800 / 1_220_000, [0, 0, 0], "NNR"),
         # One unit of eleven, twelve, thirteen is some 8 %: too near to the bar. 2, 6, 10.
         ({(2, 1_000): [10, 11, 12]},
          10_800**2 / 1_220_000 / 96, 795 * 10_800 / 1_220_000,
-         [795 / 8755, 795 / 9550, 795 / 10_345], "RNU"),
+         [-795 / 8755, -795 / 9550, -795 / 10_345], "RNU"),
         # Two units are 17 %. 2, 6, 9.
         ({(2, 1_000): [9, 10, 11]},
          9_400**2 / 1_220_000 / 74, 795 * 9_400 / 1_220_000,
-         [1590 / 8755, 1590 / 9550, 1590 / 10_345], "RNN"),
-        # The doubled budget needs more.
+         [-1590 / 8755, -1590 / 9550, -1590 / 10_345], "RNN"),
+        # The doubled budget needs two units more: 20 to 22 %.
         ({(1, 1_000): [9, 10, 11]},
-         1, 795 / 100, [-1590 / 7165, -1590 / 7960, -1590 / 8755], "RNR"),
+         1, 795 / 100, [1590 / 7165, 1590 / 7960, 1590 / 8755], "RNN"),
     ],
 )  # fmt: skip
-def test_what_is_claimed_of_the_least_networks(least, r_squared, slope, lowered, verdict):
+def test_what_is_claimed_of_the_least_networks(least, r_squared, slope, changed, verdict):
     claims = study._claims(made(least=least))
     assert verdicts(claims[12:15]) == verdicts(claims[15:18]) == verdict
-    expected = [r_squared, slope, 100 * sum(lowered) / 3]
+    expected = [r_squared, slope, 100 * sum(changed) / 3]
     assert [claim.measured for claim in claims[12:15]] == approx(expected, abs=1e-12)
 
 
