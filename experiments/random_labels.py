@@ -5,11 +5,12 @@
 
 A seed draws n training images, their false labels, a start and an order; all kinds of data of a
 seed share them. `true` keeps the labels; of 20 to 80 % noise, that share of them is drawn anew,
-evenly from all ten classes and once for all epochs, and of `random labels` all. `shuffled pixels`:
-one order of the pixels for all images; `random pixels`: an order for each; `Gaussian`: images with
-the mean and the covariance of the digits, each with the label of the digit in whose place it
-stands. These three change the validation and test images too. No weight decay, no augmentation, and
-a constant rate: a schedule has a shape of its own, which the fall of the loss would take on.
+evenly from all ten classes and once for all epochs (one in ten gets its own again), and of `random
+labels` all. `shuffled pixels`: one order of the pixels for all images; `random pixels`: an order
+for each; `Gaussian`: images with the mean and the covariance of these n, each with the label of the
+digit in whose place it stands. These three change the validation and test images too. No weight
+decay, no augmentation, and a constant rate: a schedule has a shape of its own, which the fall of
+the loss would take on.
 
 The networks: the happy one, 784-16-16-10 with sigmoid and squared error; one of its size with ReLU
 and cross-entropy; with these also 784-512-10, as wide as Zhang's, and 784-4096-10. Rates and epochs
@@ -19,22 +20,22 @@ and 94.7, 91.2 and 84.9 % with SGD's rate .5 in 1,500 and 1 and 3 in 1,000. Thos
 at all rates tried; small ones were taken, which give the fall more epochs.
 
 **How the loss falls**, from that of the best constant output (it knows the shares of the classes
-and no image) to the last: after how many epochs are 10 and 90 % of the fall done? Up to 90 % are
+and no image) to the last: after how many epochs are 10 and 90 % of the fall done? The training
+images are judged after every epoch; in between, the loss is taken to be linear. Up to 90 % are
 fitted to it a line, and a sigmoid from the first height to the last, with two parameters each. A
 line takes 1/9 of the time for the first 10 %; more means that it fiddles around first, and more
 than ½ that it takes longer to start than to fall (Zhang et al.: "once the fitting starts, it
 converges quickly"). The talk at the end of 3Blue1Brown's second chapter has it that true labels
-fiddle around and then drop, and that random ones fall slowly, almost linearly. The training images
-are judged after every epoch.
+fiddle around and then drop, and that random ones fall slowly, almost linearly.
 
 **With noise**, the accuracy on validation's true labels peaks. The peak is chosen there, among some
 20 epochs; how much accuracy is lost from it to the end, is told of the test split.
 
-**Critical samples** are validation images that have another predicted class somewhere within ±r of
-each pixel. The search is that of Arpit et al.: a step α sign(∂C/∂x) + β η, then back into the box,
-with C the loss of the class predicted at first, and η normal; here 5 steps, 300 images. x are grey
-values of 0 to 255 and r = .3, α = .25, β = .2, as published; a table has all three ten times as
-large, too.
+**Critical samples** are validation images (300 of those that choose the peak) that have another
+predicted class somewhere within ±r of each pixel. The search is that of Arpit et al.: a step
+α sign(∂C/∂x) + β η, then back into the box, with C the loss of the class predicted at first and η
+normal; here 5 steps, which find no more than the authors' 100. x are grey values of 0 to 255, with
+r = .3, α = .25, β = .2, as published; a table has all three ten times as large, too.
 
 **Are some examples easier?** Of 20 starts with orders of their own and the same data: the share
 that gets an example right, and the standard deviation of this share over the examples. Were all
@@ -44,7 +45,7 @@ right, since after one epoch random labels are hardly learnt at all.
 
 Sources: 3Blue1Brown 2017, Gradient descent, how neural networks learn; Zhang, Bengio, Hardt, Recht
 & Vinyals 2017, Understanding deep learning requires rethinking generalization (section 2, table 1;
-their data are small colour images); Arpit et al. 2017, A closer look at memorization in deep
+their data are 50,000 small colour images); Arpit et al. 2017, A closer look at memorization in deep
 networks (sections 3.1, 4.1 and 4.2).
 """
 
@@ -53,9 +54,10 @@ import functools
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -81,16 +83,13 @@ SHARES = {
     "random labels": 1.0,
 }  # fmt: skip
 NOISY = tuple(kind for kind, share in SHARES.items() if 0 < share < 1)
-PIXELS = {
-    "shuffled pixels": shuffled_pixels, "random pixels": random_pixels, "Gaussian": gaussian_images
-}  # fmt: skip
-KINDS = (*SHARES, *PIXELS)
 EXTREMES = ("true", "random labels")
+KINDS = (*SHARES, "shuffled pixels", "random pixels", "Gaussian")
 DRAWN = ("true", "20 % noise", "60 % noise", "random labels")  # more lines hide each other
 
 VALIDATION = 2_000  # images
 RADIUS, STEP, NOISE = 0.3, 0.25, 0.2  # of Arpit et al.: r, α and β, in grey values of 0 to 255
-LARGER = 10  # times these, for a second search
+SEARCHES = {"critical": 1, "critical_10": 10}  # times these
 SEARCH_STEPS = 5
 STARTS = 20
 LEFT = 21  # points at which the fall of the loss is drawn
@@ -125,7 +124,8 @@ class Setting(NamedTuple):
     batch: int = 50
     searched: int = 300  # validation images, for critical samples
 
-    def network(self) -> MLP:
+    def network(self, seed: int) -> MLP:
+        torch.manual_seed(seed)
         how = ("sigmoid", "squared_error") if self.happy else ("relu", "cross_entropy")
         return MLP((784, *self.widths, 10), *how)
 
@@ -144,24 +144,13 @@ SETTINGS = (
 MEMORISING = tuple(setting.name for setting in SETTINGS if setting.optimizer == "adam")
 FALLING = ("happy, SGD", "1×512, SGD")  # gradient descent, as in the sources
 WITH_NOISE = ("happy", "1×512")
-# Enough epochs for half of the examples.
+# From many starts, with enough epochs for half of the examples.
 STARTED = (
-    Setting("happy", (16, 16), 1_000, 300, 1e-3, happy=True),
-    Setting("16-16 ReLU", (16, 16), 1_000, 80, 1e-3),
+    Setting("happy", (16, 16), 1_000, 300, 1e-3, (*EXTREMES, "Gaussian"), happy=True),
+    Setting("16-16 ReLU", (16, 16), 1_000, 80, 1e-3, (*EXTREMES, "Gaussian")),
 )
-STARTED_KINDS = (*EXTREMES, "Gaussian")
 
 By = Mapping[tuple[str, str], Sequence[study.Row]]  # setting and kind: rows in order of the seeds
-
-
-def _smaller(setting: Setting) -> Setting:
-    """For the smoke run: it learns something, in no time."""
-    small = setting._replace(
-        widths=tuple(min(width, 32) for width in setting.widths),
-        n=100 if setting.n == 1_000 else 200, batch=10,
-        epochs=-(-setting.epochs // (20 if setting.happy else 5)), lr=2 * setting.lr, searched=30,
-    )  # fmt: skip
-    return small._replace(optimizer="sgd", lr=2.0) if setting.happy else small
 
 
 class Job(NamedTuple):
@@ -175,50 +164,48 @@ class Job(NamedTuple):
 
 def conduct(under_way: study.Study, options: Options) -> None:
     _data(options)  # so that a missing MNIST ends the study here
-    seeds = range(options.seeds)
-    settings, started = (
-        [_smaller(setting) if options.smoke else setting for setting in of]
-        for of in (SETTINGS, STARTED)
-    )
-    jobs = [
-        Job(setting, kinds, seed, options)
-        for setting in settings
-        for kinds in _stacked(setting)
-        for seed in seeds
-    ]
     results = under_way.carry_out(
-        train, jobs,
+        train, _jobs(SETTINGS, options),
         lambda result: {
             f"train/{row['setting']}/{row['kind']}": row["train_accuracy"] for row in result["rows"]
         },
     )  # fmt: skip
     trained = [row for result in results for row in result["rows"]]
-    curves = [row.pop("curves") for row in trained]  # which stay in rows.jsonl
-    start_jobs = [
-        Job(setting, (kind,), seed, options)
-        for setting in started
-        for kind in STARTED_KINDS
-        for seed in seeds
-    ]
-    begun = under_way.carry_out(start, start_jobs)
-    under_way.rows[:] = trained + begun
+    begun = under_way.carry_out(start, _jobs(STARTED, options))
+    plain = [{name: row[name] for name in row if name != "curves"} for row in trained]
+    under_way.rows[:] = plain + begun  # the curves stay in rows.jsonl
     by, by_start = _by(trained), _by(begun)
     claims = _memorised(by) + _fallen(by) + _peaked(by) + _alike(by_start)
     if options.smoke:
         claims = [replace(claim, claim=f"{claim.claim} (smoke: not MNIST)") for claim in claims]
-    drawn = [row | {"curves": curve} for row, curve in zip(trained, curves, strict=True)]
-    under_way.finish(_tables(by, by_start), claims, _picture(_by(drawn)))
+    under_way.finish(_tables(by, by_start), claims, _picture(by))
 
 
-def _stacked(setting: Setting) -> list[tuple[str, ...]]:
-    """The kinds of a setting, those together that are trained at once: small, on the same images.
+def _jobs(settings: Sequence[Setting], options: Options) -> list[Job]:
+    """Of every setting, kind and seed. Small networks on the same images are trained in one job.
 
     Of large networks, several at once are no faster, and their jobs are shared out better singly.
     """
-    if max(setting.widths) > 64:
-        return [(kind,) for kind in setting.kinds]
-    labels = tuple(kind for kind in setting.kinds if kind in SHARES)
-    return [labels, *((kind,) for kind in setting.kinds if kind not in SHARES)]
+    jobs = []
+    for setting in map(_smaller, settings) if options.smoke else settings:
+        groups: list[tuple[str, ...]] = [(kind,) for kind in setting.kinds]
+        if max(setting.widths) <= 64 and settings is SETTINGS:  # else a kind is many networks
+            labels = tuple(kind for kind in setting.kinds if kind in SHARES)
+            groups = [labels, *groups[len(labels) :]]
+        jobs += [
+            Job(setting, kinds, seed, options) for kinds in groups for seed in range(options.seeds)
+        ]
+    return jobs
+
+
+def _smaller(setting: Setting) -> Setting:
+    """For the smoke run: it learns something, in no time."""
+    small = setting._replace(
+        widths=tuple(min(width, 32) for width in setting.widths),
+        n=100 if setting.n == 1_000 else 200, batch=10,
+        epochs=-(-setting.epochs // (20 if setting.happy else 5)), lr=2 * setting.lr, searched=30,
+    )  # fmt: skip
+    return small._replace(optimizer="sgd", lr=2.0) if setting.happy else small
 
 
 def _by(rows: Sequence[study.Row]) -> dict[tuple[str, str], list[study.Row]]:
@@ -241,11 +228,13 @@ def made(data: ImageData, kind: str, n: int, seed: int) -> ImageData:
     chosen = subset(data, n, seed)
     if kind in SHARES:
         return random_labels(chosen, SHARES[kind], 10_000 + seed)  # not the seed that chose the n
+    changes: dict[str, Callable[[Tensor, int], Tensor]] = {
+        "shuffled pixels": shuffled_pixels, "random pixels": random_pixels,
+        # Of all images that are read, the first n are for training.
+        "Gaussian": functools.partial(gaussian_images, of=torch.arange(n)),
+    }  # fmt: skip
     images, read = data.images.clone(), torch.cat([chosen.train, data.validation, data.test])
-    if kind == "Gaussian":  # of all that are read, the first n are for training
-        images[read] = gaussian_images(images[read], seed, torch.arange(n))
-    else:
-        images[read] = PIXELS[kind](images[read], seed)
+    images[read] = changes[kind](images[read], seed)
     return subset(replace(data, images=images), n, seed)  # the same n, with their own mean
 
 
@@ -261,10 +250,7 @@ def train(job: Job) -> study.Row:
     """Networks from one start, of which each learns a kind of data: a row each, under "rows"."""
     setting, seed = job.setting, job.seed
     sets = [made(_data(job.options), kind, setting.n, seed) for kind in job.kinds]
-    watches = []
-    for kind, data in zip(job.kinds, sets, strict=True):
-        torch.manual_seed(seed)
-        watches.append(Watch(setting, kind, seed, data))
+    watches = [Watch(setting, kind, seed, data) for kind, data in zip(job.kinds, sets, strict=True)]
 
     def look(networks: slice, epochs: int) -> None:
         for watch in watches[networks]:
@@ -279,7 +265,7 @@ def train(job: Job) -> study.Row:
 
 def _fit(
     models: Sequence[MLP], sets: Sequence[ImageData], setting: Setting, seeds: Sequence[int],
-    look: Any,
+    look: Callable[[slice, int], None],
 ) -> Tensor:  # fmt: skip
     """All at once, on the images of the first set and the labels of each."""
     return fit_many(
@@ -294,74 +280,64 @@ class Watch:
 
     def __init__(self, setting: Setting, kind: str, seed: int, data: ImageData) -> None:
         self.setting, self.kind, self.seed, self.data = setting, kind, seed, data
-        self.model = setting.network()
+        self.model = setting.network(seed)
         self.grid = grid(setting.epochs)
         self.losses: list[float] = []  # of the training examples, from epoch 0 on
         self.accuracies: list[float] = []
-        self.seen: dict[str, list[float]] = {}  # at the epochs of the grid
-        self.at_peak = copy.deepcopy(self.model)
-        self._inputs, self._labels = data.batch(data.train)
-        self._held_out = data.batch(data.validation)
-        self._searches = setting.name in WITH_NOISE and kind in SHARES
+        self.seen: dict[str, list[float]] = defaultdict(list)  # at the epochs of the grid
+        self.peak, self.at_peak = 0, self.model  # the place in the grid, the network
+        self._train, self._held_out = data.batch(data.train), data.batch(data.validation)
         self._noise = torch.Generator().manual_seed(seed)
 
     def look(self, epochs: int) -> None:
         """After so many epochs."""
-        loss, right = judge(self.model, self._inputs, self._labels)
+        loss, right = judge(self.model, *self._train)
         self.losses.append(loss)
         self.accuracies.append(right.double().mean().item())
         if epochs not in self.grid:
             return
         loss, right = judge(self.model, *self._held_out)
-        accuracy = right.double().mean().item()
-        if accuracy > max(self.seen.get("validation_accuracy", []), default=-1):
-            self.at_peak = copy.deepcopy(self.model)
-        found = {"validation_loss": loss, "validation_accuracy": accuracy}
-        if self._searches:
+        accuracy, before = right.double().mean().item(), self.seen["validation_accuracy"]
+        if accuracy > max(before, default=-1):
+            self.peak, self.at_peak = len(before), copy.deepcopy(self.model)
+        found = {
+            "train_accuracy": self.accuracies[-1],
+            "validation_loss": loss, "validation_accuracy": accuracy,
+        }  # fmt: skip
+        if self.setting.name in WITH_NOISE and self.kind in SHARES:
             searched = self.data.validation[: self.setting.searched]
-            for name, factor in (("critical", 1), (f"critical_{LARGER}", LARGER)):
+            for name, factor in SEARCHES.items():
                 found[name] = critical_share(self.model, self.data, searched, factor, self._noise)
         for name, value in found.items():
-            self.seen.setdefault(name, []).append(value)
+            self.seen[name].append(value)
 
     def row(self) -> study.Row:
         """Once it is trained: the only time that the test split is read."""
         setting, data = self.setting, self.data
-        peak = peak_of(self.seen["validation_accuracy"])
         row: study.Row = {
             "what": "training", "setting": setting.name, "kind": self.kind, "seed": self.seed,
             "dataset": data.name, "n": setting.n, "epochs": setting.epochs,
             "parameters": parameters(self.model),
             "optimizer": setting.optimizer, "lr": setting.lr,
-            "train_loss": self.losses[-1], "train_accuracy": self.accuracies[-1],
+            "train_loss": self.losses[-1], "peak_epoch": self.grid[self.peak],
             "test_accuracy": evaluate(self.model, data, data.test).accuracy,
-            "peak_epoch": self.grid[peak],
-            "train_accuracy_at_peak": self.accuracies[self.grid[peak]],
             "test_accuracy_at_peak": evaluate(self.at_peak, data, data.test).accuracy,
         }  # fmt: skip
         for name, values in self.seen.items():
-            row |= {name: values[-1], f"{name}_at_peak": values[peak]}
-        row["curves"] = _short(
-            {
-                "grid": self.grid, **self.seen,
-                "every_train_loss": self.losses, "every_train_accuracy": self.accuracies,
-            }
-        )  # fmt: skip
+            row |= {name: values[-1], f"{name}_at_peak": values[self.peak]}
+        row["curves"] = {
+            "grid": self.grid, **self.seen,
+            "every_train_loss": self.losses, "every_train_accuracy": self.accuracies,
+        }  # fmt: skip
         if self.kind in EXTREMES:
-            falls = self._falls()
-            for name, fall in falls.items():
-                row |= {f"{name}_{key}": value for key, value in fall.numbers().items()}
-            row["curves"] |= _short({"left": falls["loss"].left})
+            errors = [1 - accuracy for accuracy in self.accuracies]
+            highest = of_constant(self._train[1], setting.happy)
+            for name, curve, high in zip(
+                ("loss", "error"), (self.losses, errors), highest, strict=True
+            ):
+                numbers, row["curves"][f"{name}_left"] = fall(curve, high)
+                row |= {f"{name}_{what}": number for what, number in numbers.items()}
         return row
-
-    def _falls(self) -> dict[str, "Fall"]:
-        loss, error = of_constant(self._labels, self.setting.happy)
-        errors = [1 - accuracy for accuracy in self.accuracies]
-        return {"loss": Fall.of(self.losses, loss), "error": Fall.of(errors, error)}
-
-
-def _short(curves: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    return {name: [round(value, 5) for value in values] for name, values in curves.items()}
 
 
 def grid(epochs: int) -> tuple[int, ...]:
@@ -371,11 +347,6 @@ def grid(epochs: int) -> tuple[int, ...]:
     """
     early = range(1, min(6, epochs) + 1)
     return tuple(sorted({*early, *(round(epochs ** (k / 20)) for k in range(21))}))
-
-
-def peak_of(accuracies: Sequence[float]) -> int:
-    """The place of the highest, the first of them."""
-    return accuracies.index(max(accuracies))
 
 
 @torch.no_grad()
@@ -391,7 +362,7 @@ def critical_share(
     """The share of the images for which a search finds a critical sample, 0 to 1.
 
     `factor` multiplies the three constants. Source: Arpit et al. 2017, algorithm 1; as in the
-    authors' code, the gradient is that of the loss, taken anew at each point reached.
+    authors' code (100 steps at most), the gradient is that of the loss, taken anew at each point.
     """
     radius = factor * RADIUS
     greys = data.images[indices].float()
@@ -423,41 +394,31 @@ def of_constant(labels: Tensor, squared: bool) -> tuple[float, float]:
     return loss.item(), 1 - shares.max().item()
 
 
-@dataclass(frozen=True)
-class Fall:
-    """How a curve comes down: times in epochs, and how well two shapes fit it up to 90 %."""
+def fall(curve: Sequence[float], highest: float) -> tuple[dict[str, float], list[float]]:
+    """How a curve (epochs + 1,) comes down from its first value to its last, as numbers by name.
 
-    start: float  # when 10 % of the fall are done
-    end: float  # 90 %
-    line: float  # R²
-    sigmoid: float
-    share: float  # of the whole run, from start to end
-    left: list[float]  # of the fall, at LEFT times evenly from 0 to the end
+    start and end: the epochs when 10 and 90 % of the fall are done; share: of the whole run from
+    start to end; first: of the time up to 90 %, that of the first 10 %; line and sigmoid: R² of
+    these up to 90 %. And what is left of the fall, at LEFT times evenly from 0 to the end.
 
-    @classmethod
-    def of(cls, curve: Sequence[float], highest: float) -> "Fall":
-        """Of a curve (epochs + 1,) from its first value to its last; what is above `highest` counts
-        as `highest`. Raises ValueError if it does not come to lie below that.
-        """
-        values = np.minimum(np.asarray(curve, dtype=float), highest)
-        if not values[-1] < highest:
-            raise ValueError(f"the curve ends at {curve[-1]}, not below {highest}")
-        left = (values - values[-1]) / (highest - values[-1])
-        start, end = _reached(left, 0.9), _reached(left, 0.1)
+    What is above `highest` counts as `highest`. Raises ValueError if the curve does not come to lie
+    below that.
+    """
+    values = np.minimum(np.asarray(curve, dtype=float), highest)
+    if not values[-1] < highest:
+        raise ValueError(f"the curve ends at {curve[-1]}, not below {highest}")
+    left = (values - values[-1]) / (highest - values[-1])
+    start, end = _reached(left, 0.9), _reached(left, 0.1)
 
-        def read(points: int) -> np.ndarray:
-            return np.interp(np.linspace(0, end, points), np.arange(len(left)), left)
+    def read(points: int) -> np.ndarray:
+        return np.interp(np.linspace(0, end, points), np.arange(len(left)), left)
 
-        line, sigmoid = _fits(read(101))
-        share = (end - start) / (len(left) - 1)
-        return cls(start, end, line, sigmoid, share, read(LEFT).tolist())
-
-    def numbers(self) -> dict[str, float]:
-        """All but the points, and the share of the time up to 90 % that the first 10 % took."""
-        return {
-            "start": self.start, "end": self.end, "share": self.share,
-            "first": self.start / self.end, "line": self.line, "sigmoid": self.sigmoid,
-        }  # fmt: skip
+    line, sigmoid = _fits(read(101))
+    numbers = {
+        "start": start, "end": end, "share": (end - start) / (len(left) - 1),
+        "first": start / end, "line": line, "sigmoid": sigmoid,
+    }  # fmt: skip
+    return numbers, read(LEFT).tolist()
 
 
 def _reached(left: np.ndarray, level: float) -> float:
@@ -496,22 +457,18 @@ def start(job: Job) -> study.Row:
     data = made(_data(job.options), kind, setting.n, job.seed)
     count = 5 if job.options.smoke else STARTS
     seeds = [count * job.seed + number for number in range(count)]
-    models = []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        models.append(setting.network())
+    models = [setting.network(seed) for seed in seeds]
     inputs, labels = data.batch(data.train)
-    first: list[Tensor] = []
+    one: dict[int, Tensor] = {}  # which examples are right, by start
     half: dict[int, Tensor] = {}
     reached: set[int] = set()
 
     def look(networks: slice, epochs: int) -> None:
         for number in range(count)[networks]:
-            if epochs > 1 and number in reached:
+            if number in reached:
                 continue
             _, half[number] = judge(models[number], inputs, labels)
-            if epochs == 1:
-                first.append(half[number])
+            one.setdefault(number, half[number])
             if half[number].double().mean() >= 0.5:
                 reached.add(number)
 
@@ -520,8 +477,8 @@ def start(job: Job) -> study.Row:
         "what": "starts", "setting": setting.name, "kind": kind, "seed": job.seed,
         "dataset": data.name, "n": setting.n, "starts": count, "half_reached": len(reached),
     }  # fmt: skip
-    for name, which in (("one", first), ("half", list(half.values()))):
-        mean, deviation, binomial = difficulty(torch.stack(which))
+    for name, right in (("one", one), ("half", half)):
+        mean, deviation, binomial = difficulty(torch.stack(list(right.values())))
         row |= {f"{name}_mean": mean, f"{name}_spread": deviation, f"{name}_binomial": binomial}
     return row
 
@@ -540,29 +497,37 @@ def difficulty(right: Tensor) -> tuple[float, float, float]:
 # --- What the rows come to ----------------------------------------------------------------------
 
 
-def _of(rows: Sequence[study.Row], what: str, scale: float = 100) -> list[float]:
-    """A number of each seed; shares in percent."""
+def _of(rows: Sequence[study.Row], what: str) -> list[float]:
+    """A number of each seed: shares of examples in percent; of a fall, and epochs, as they are."""
+    scale = 1 if what.startswith(("loss", "error", "peak")) else 100
     return [scale * row[what] for row in rows]
+
+
+def _more(one: Sequence[study.Row], other: Sequence[study.Row], what: str) -> list[float]:
+    return differences(_of(one, what), _of(other, what))
+
+
+def _times_binomial(rows: Sequence[study.Row], moment: str) -> list[float]:
+    return [row[f"{moment}_spread"] / row[f"{moment}_binomial"] for row in rows]
 
 
 def _memorised(by: By) -> list[Claim]:
     """Claim 1: the same training accuracy, and chance on what was not trained on."""
     claims = []
     for name in MEMORISING:
-        true, random = (by[name, kind] for kind in EXTREMES)
-        lost = differences(_of(random, "train_accuracy"), _of(true, "train_accuracy"))
+        lost = _more(by[name, "random labels"], by[name, "true"], "train_accuracy")
         what = (
             f"{name}: training accuracy with random labels less that with true ones, in points: "
             f"−{SAME:g} or more (our bar)"
         )
         claims.append(between(what, "the same (3Blue1Brown)", lost, low=-SAME))
-    what = "1×512, n = 5,000, random labels: training accuracy, %"
+    what = "1×512, n = 5,000, random labels: training accuracy, %, the published or more"
     reached = _of(by["1×512, n = 5,000", "random labels"], "train_accuracy")
     claims.append(at_least(what, PUBLISHED_TRAIN, reached))
     # The networks of a seed share labels, and so their luck: their mean is one value.
     each = [_of(by[name, "random labels"], "test_accuracy") for name in MEMORISING]
     means = [statistics.fmean(of_seed) for of_seed in zip(*each, strict=True)]
-    what = "random labels, mean of the networks trained by Adam: test accuracy, %, from 9 to 11"
+    what = "random labels, mean of the networks by Adam: test accuracy, %, from 9 to 11 (our bar)"
     return [*claims, between(what, f"{PUBLISHED_TEST}", means, low=9, high=11)]
 
 
@@ -572,16 +537,19 @@ def _fallen(by: By) -> list[Claim]:
     for name in FALLING:
         true, random = (by[name, kind] for kind in EXTREMES)
         what = f"{name}, true labels: share of the time up to 90 % before 10 %, more than a line's"
-        claims.append(between(what, "fiddles around", _of(true, "loss_first", 1), low=1 / 9))
+        claims.append(between(what, "fiddles around", _of(true, "loss_first"), low=1 / 9))
         what = f"{name}, random labels: R² of a line up to 90 %, {LINEAR:g} or more (our bar)"
-        claims.append(between(what, "almost linearly", _of(random, "loss_line", 1), low=LINEAR))
-        more = differences(_of(random, "loss_line", 1), _of(true, "loss_line", 1))
+        claims.append(between(what, "almost linearly", _of(random, "loss_line"), low=LINEAR))
         what = f"{name}: R² of a line, higher with random labels than with true ones"
-        claims.append(between(what, "almost linearly", more, low=0))
-        what = f"{name}, random labels: share of the time up to 90 % before 10 %, more than half"
-        claims.append(between(what, "converges quickly", _of(random, "loss_first", 1), low=0.5))
-        times = [[row["loss_end"] - row["loss_start"] for row in rows] for rows in (true, random)]
-        slower = [longer / shorter for shorter, longer in zip(*times, strict=True)]
+        claims.append(between(what, "almost linearly", _more(random, true, "loss_line"), low=0))
+        what = (
+            f"{name}, random labels: share of the time up to 90 % before 10 %, over half (our bar)"
+        )
+        claims.append(between(what, "converges quickly", _of(random, "loss_first"), low=0.5))
+        slower = [
+            (long["loss_end"] - long["loss_start"]) / (short["loss_end"] - short["loss_start"])
+            for short, long in zip(true, random, strict=True)
+        ]
         what = f"{name}: from 10 to 90 %, times as many epochs with random labels as with true"
         claims.append(between(what, "slowly", slower, low=1))
     return claims
@@ -591,45 +559,41 @@ def _peaked(by: By) -> list[Claim]:
     """Claim 2, with noise: of the four shares the one that speaks most against it."""
     claims = []
     for name in WITH_NOISE:
-        falls, reached, rises = {}, {}, {}
+        lost, reached, risen = {}, {}, {}
         for kind in NOISY:
             rows = by[name, kind]
-            falls[kind] = differences(
-                _of(rows, "test_accuracy_at_peak"), _of(rows, "test_accuracy")
-            )
+            lost[kind] = differences(_of(rows, "test_accuracy_at_peak"), _of(rows, "test_accuracy"))
             reached[kind] = _of(rows, "train_accuracy_at_peak")
-            rises[kind] = differences(_of(rows, "critical"), _of(rows, "critical_at_peak"))
-        least, slow = (
-            min(of, key=lambda kind: statistics.fmean(of[kind])) for of in (falls, rises)
-        )
-        most = max(NOISY, key=lambda kind: statistics.fmean(reached[kind]))
+            risen[kind] = differences(_of(rows, "critical"), _of(rows, "critical_at_peak"))
+        least, slow = (min(of, key=lambda kind: statistics.fmean(of[kind])) for of in (lost, risen))
+        most = max(reached, key=lambda kind: statistics.fmean(reached[kind]))
         every = f"{name}, 20 to 80 % noise"
         what = (
             f"{every}: test accuracy at the peak of validation's less the last, at {least}, points"
         )
-        claims.append(between(what, "falls", falls[least], low=0))
+        claims.append(between(what, "falls", lost[least], low=0))
         what = f"{every}: training accuracy at the peak, at {most}, %, below {HIGH:g} (our bar)"
         claims.append(between(what, "not yet high", reached[most], high=HIGH))
         what = f"{every}: critical samples at the end less those at the peak, at {slow}, points"
-        claims.append(between(what, "rises", rises[slow], low=0))
-        last = [_of(by[name, kind], "critical") for kind in (NOISY[-1], NOISY[0])]
+        claims.append(between(what, "rises", risen[slow], low=0))
         what = f"{name}: critical samples at the end, more with 80 % noise than with 20 %, points"
-        claims.append(between(what, "higher", differences(*last), low=0))
+        more = _more(by[name, "80 % noise"], by[name, "20 % noise"], "critical")
+        claims.append(between(what, "higher", more, low=0))
     return claims
 
 
 def _alike(by: By) -> list[Claim]:
     """True labels have easy and hard examples, random ones are all alike."""
-    small, happy = "16-16 ReLU", "happy"
     claims = []
     for name, moment, when in (
-        (small, "one", "after one epoch"),
-        (small, "half", "when half are right"),
-        (happy, "half", "when half are right"),
+        ("16-16 ReLU", "one", "after one epoch"),
+        ("16-16 ReLU", "half", "when half are right"),
+        ("happy", "half", "when half are right"),
     ):
-        spreads = [_of(by[name, kind], f"{moment}_spread") for kind in EXTREMES]
+        true, random = (by[name, kind] for kind in EXTREMES)
         what = f"{name}, {when}: examples differ more with true labels than with random, points"
-        claims.append(between(what, "much more variable", differences(*spreads), low=0))
+        more = _more(true, random, f"{moment}_spread")
+        claims.append(between(what, "much more variable", more, low=0))
         for kind, published in (("random labels", "not quite"), ("Gaussian", "yes")):
             what = (
                 f"{name}, {when}, {kind}: examples are alike: their spread, as a multiple of a "
@@ -640,125 +604,109 @@ def _alike(by: By) -> list[Claim]:
     return claims
 
 
-def _times_binomial(rows: Sequence[study.Row], moment: str) -> list[float]:
-    return [row[f"{moment}_spread"] / row[f"{moment}_binomial"] for row in rows]
+def _told(rows: Sequence[study.Row], columns: Mapping[str, str]) -> study.Row:
+    """The cells of a table, by heading; `columns` says which number of the rows each tells."""
+    return {heading: spread(_of(rows, what)) for heading, what in columns.items()}
 
 
 def _tables(by: By, by_start: By) -> dict[str, list[study.Row]]:
-    seeds = len(by["happy", "true"])
     reached: list[study.Row] = []
     fallen: list[study.Row] = []
-    for setting in SETTINGS:
-        name = setting.name
+    fall_columns = {
+        "10 % after epochs": "loss_start", "90 % after": "loss_end",
+        "first 10 %, share of the time": "loss_first", "R² of a line": "loss_line",
+        "of a sigmoid": "loss_sigmoid", "errors: the share": "error_first",
+        "of a line": "error_line",
+    }  # fmt: skip
+    for name in (setting.name for setting in SETTINGS):
         true, random = (by[name, kind] for kind in EXTREMES)
         first = true[0]
-        lost = differences(_of(random, "train_accuracy"), _of(true, "train_accuracy"))
         reached.append(
             {
                 "network": name, "weights": f"{first['parameters']:,}", "images": f"{first['n']:,}",
                 "epochs": f"{first['epochs']:,}", "rate": f"{first['lr']:g}",
-                "training, true labels, %": _told(true, "train_accuracy"),
-                "random": _told(random, "train_accuracy"),
-                "less, points": spread(lost, "+"),
-                "test, true labels, %": _told(true, "test_accuracy"),
-                "random, %": _told(random, "test_accuracy"),
+                **_told(true, {"training, true labels, %": "train_accuracy"}),
+                **_told(random, {"random": "train_accuracy"}),
+                "less, points": spread(_more(random, true, "train_accuracy"), "+"),
+                **_told(true, {"test, true labels, %": "test_accuracy"}),
+                **_told(random, {"random, %": "test_accuracy"}),
             }
         )  # fmt: skip
         fallen += [
-            {
-                "network": name, "labels": kind,
-                "10 % after epochs": _told(rows, "loss_start", 1),
-                "90 % after": _told(rows, "loss_end", 1),
-                "between, % of the run": _told(rows, "loss_share"),
-                "first 10 %, share of the time": _told(rows, "loss_first", 1),
-                "R² of a line": _told(rows, "loss_line", 1),
-                "of a sigmoid": _told(rows, "loss_sigmoid", 1),
-                "errors: the share": _told(rows, "error_first", 1),
-                "of a line": _told(rows, "error_line", 1),
-            }
-            for kind, rows in zip(EXTREMES, (true, random), strict=True)
-        ]  # fmt: skip
+            {"network": name, "labels": kind} | _told(by[name, kind], fall_columns)
+            for kind in EXTREMES
+        ]
     tables = {
-        f"Training and test accuracy, {seeds} seeds": reached,
+        f"Training and test accuracy, {len(true)} seeds": reached,
         "How the training loss falls (a line has 0.11 of the time before 10 %)": fallen,
     }
+    columns = {
+        "training": "train_accuracy", "at the peak": "train_accuracy_at_peak",
+        "peak after epochs": "peak_epoch", "test at the peak": "test_accuracy_at_peak",
+        "at the end": "test_accuracy",
+    }  # fmt: skip
     for name in WITH_NOISE:
         tables[f"{name}: all kinds of data, accuracy, %"] = [
             {
                 "data": kind,
                 "right by true labels": f"{100 - 90 * SHARES[kind]:.0f}" if kind in SHARES else "–",
-                "training": _told(by[name, kind], "train_accuracy"),
-                "at the peak": _told(by[name, kind], "train_accuracy_at_peak"),
-                "peak after epochs": _told(by[name, kind], "peak_epoch", 1),
-                "test at the peak": _told(by[name, kind], "test_accuracy_at_peak"),
-                "at the end": _told(by[name, kind], "test_accuracy"),
+                **_told(by[name, kind], columns),
             }
             for kind in KINDS
         ]
+    columns = {
+        "at the peak": "critical_at_peak", "at the end": "critical",
+        "±3: at the peak": "critical_10_at_peak", "±3: at the end": "critical_10",
+    }  # fmt: skip
     tables["Critical validation images, %, in a box of ±0.3 grey values, and of ±3"] = [
-        {
-            "network": name, "data": kind,
-            "at the peak": _told(by[name, kind], "critical_at_peak"),
-            "at the end": _told(by[name, kind], "critical"),
-            "±3: at the peak": _told(by[name, kind], f"critical_{LARGER}_at_peak"),
-            "±3: at the end": _told(by[name, kind], f"critical_{LARGER}"),
-        }
+        {"network": name, "data": kind} | _told(by[name, kind], columns)
         for name in WITH_NOISE
         for kind in SHARES
-    ]  # fmt: skip
+    ]
+    columns = {
+        "after an epoch: mean": "one_mean", "standard deviation": "one_spread",
+        "of a binomial": "one_binomial", "when half are right: mean": "half_mean",
+        "deviation": "half_spread", "binomial": "half_binomial",
+    }  # fmt: skip
     tables["How the examples differ: percent of the starts with which one is right"] = [
         {
             "network": name, "data": kind, "starts": rows[0]["starts"],
-            "after an epoch: mean": _told(rows, "one_mean"),
-            "standard deviation": _told(rows, "one_spread"),
-            "of a binomial": _told(rows, "one_binomial"),
-            "when half are right: mean": _told(rows, "half_mean"),
-            "deviation": _told(rows, "half_spread"),
-            "binomial": _told(rows, "half_binomial"),
-            "times": spread(_times_binomial(rows, "half")),
+            **_told(rows, columns), "times": spread(_times_binomial(rows, "half")),
         }
         for (name, kind), rows in by_start.items()
     ]  # fmt: skip
     return tables
 
 
-def _told(rows: Sequence[study.Row], what: str, scale: float = 100) -> str:
-    return spread(_of(rows, what, scale))
-
-
 def _picture(by: By) -> figures.Figure:
     """A row for each network with noise, then how the loss falls, and who memorises."""
     parts = []
     for name in WITH_NOISE:
+        grid = by[name, "true"][0]["curves"]["grid"]
         for title, what in (
             ("training accuracy", "train_accuracy"),
             ("validation accuracy", "validation_accuracy"),
             (f"critical images, ±{RADIUS:g} of 255 greys", "critical"),
         ):
-            lines = {kind: _curve(by[name, kind], what) for kind in DRAWN}
+            lines = {kind: _curve(by[name, kind], what, grid, 100) for kind in DRAWN}
             parts.append(figures.Panel(f"{name}: {title}", "epochs", f"{title}, %", lines, "x"))
+    across = "share of the time until 90 % are done"
+    times = [k / (LEFT - 1) for k in range(LEFT)]
     for name in FALLING:
-        falls = {kind: _fall(by[name, kind]) for kind in EXTREMES}
-        falls["a line"] = [(0, 1, 0), (1, 0.1, 0)]
-        what = "share of the time until 90 % are done"
-        parts.append(
-            figures.Panel(f"{name}: the training loss falls", what, "fall still to come", falls)
-        )
-    last = {
+        lines = {kind: _curve(by[name, kind], "loss_left", times) for kind in EXTREMES}
+        lines["a line"] = [(0, 1, 0), (1, 0.1, 0)]
+        title = f"{name}: the training loss falls"
+        parts.append(figures.Panel(title, across, "fall still to come", lines))
+    across, up = "network; images if not 1,000", "training accuracy, %"
+    names = {name: name.replace(", n = ", "\n").replace(" ", "\n") for name in MEMORISING}
+    lines = {
         kind: [
-            figures.point(
-                name.replace(", n = ", "\n").replace(" ", "\n"),
-                _of(by[name, kind], "train_accuracy"),
-            )
-            for name in MEMORISING
+            figures.point(shown, _of(by[name, kind], "train_accuracy"))
+            for name, shown in names.items()
         ]
         for kind in EXTREMES
     }
-    parts.append(
-        figures.Panel(
-            "Memorised at the end", "network; images if not 1,000", "training accuracy, %", last
-        )
-    )
+    parts.append(figures.Panel("Memorised at the end", across, up, lines))
     dataset = by["happy", "true"][0]["dataset"]
     return figures.panels(
         parts,
@@ -768,23 +716,15 @@ def _picture(by: By) -> figures.Figure:
     )
 
 
-def _curve(rows: Sequence[study.Row], what: str) -> list[tuple[float | str, float, float]]:
-    """Percent, at the epochs of the grid."""
-    curves = [row["curves"] for row in rows]
-    epochs = curves[0]["grid"]
-    if what.startswith("train"):
-        values = [[curve[f"every_{what}"][epoch] for epoch in epochs] for curve in curves]
-    else:
-        values = [curve[what] for curve in curves]
+def _curve(
+    rows: Sequence[study.Row], what: str, places: Sequence[float], scale: float = 1
+) -> list[tuple[float | str, float, float]]:
+    """A curve of each seed, drawn over the places."""
+    values = zip(*(row["curves"][what] for row in rows), strict=True)
     return [
-        figures.point(epoch, [100 * value for value in of_epoch])
-        for epoch, of_epoch in zip(epochs, zip(*values, strict=True), strict=True)
+        figures.point(place, [scale * value for value in of_place])
+        for place, of_place in zip(places, values, strict=True)
     ]
-
-
-def _fall(rows: Sequence[study.Row]) -> list[tuple[float | str, float, float]]:
-    values = zip(*(row["curves"]["left"] for row in rows), strict=True)
-    return [figures.point(k / (LEFT - 1), of_time) for k, of_time in enumerate(values)]
 
 
 if __name__ == "__main__":
