@@ -31,7 +31,7 @@ fiddle around and then drop, and that random ones fall slowly, almost linearly.
 **With noise**, the accuracy on validation's true labels peaks. The peak is chosen there, among some
 20 epochs; how much accuracy is lost from it to the end, is told of the test split.
 
-**Critical samples** are validation images (300 of those that choose the peak) that have another
+**Critical samples** are validation images (300, of which none chose the peak) that have another
 predicted class somewhere within ±r of each pixel. The search is that of Arpit et al.: a step
 α sign(∂C/∂x) + β η, then back into the box, with C the loss of the class predicted at first and η
 normal; here 5 steps, which find no more than the authors' 100. x are grey values of 0 to 255, with
@@ -39,9 +39,10 @@ r = .3, α = .25, β = .2, as published; a table has all three ten times as larg
 
 **Are some examples easier?** Of 20 starts with orders of their own and the same data: the share
 that gets an example right, and the standard deviation of this share over the examples. Were all
-examples alike, it would be that of a binomial with their mean. It is taken after one epoch, as in
-the paper of Arpit et al., and of each start in the first epoch in which half of its examples are
-right, since after one epoch random labels are hardly learnt at all.
+examples alike, it would be that of a binomial with their mean, so it is told in multiples of that;
+examples with random labels are not quite alike in the paper of Arpit et al., and Gaussian ones are.
+It is taken after one epoch, as there, and of each start in the first epoch in which half of its
+examples are right, since after one epoch random labels are hardly learnt at all.
 
 Sources: 3Blue1Brown 2017, Gradient descent, how neural networks learn; Zhang, Bengio, Hardt, Recht
 & Vinyals 2017, Understanding deep learning requires rethinking generalization (section 2, table 1;
@@ -87,7 +88,7 @@ EXTREMES = ("true", "random labels")
 KINDS = (*SHARES, "shuffled pixels", "random pixels", "Gaussian")
 DRAWN = ("true", "20 % noise", "60 % noise", "random labels")  # more lines hide each other
 
-VALIDATION = 2_000  # images
+VALIDATION, SEARCHED = 2_000, 300  # images
 RADIUS, STEP, NOISE = 0.3, 0.25, 0.2  # of Arpit et al.: r, α and β, in grey values of 0 to 255
 SEARCHES = {"critical": 1, "critical_10": 10}  # times these
 SEARCH_STEPS = 5
@@ -122,7 +123,6 @@ class Setting(NamedTuple):
     optimizer: str = "adam"
     happy: bool = False  # sigmoid and squared error; else ReLU and cross-entropy
     batch: int = 50
-    searched: int = 300  # validation images, for critical samples
 
     def network(self, seed: int) -> MLP:
         torch.manual_seed(seed)
@@ -203,7 +203,7 @@ def _smaller(setting: Setting) -> Setting:
     small = setting._replace(
         widths=tuple(min(width, 32) for width in setting.widths),
         n=100 if setting.n == 1_000 else 200, batch=10,
-        epochs=-(-setting.epochs // (20 if setting.happy else 5)), lr=2 * setting.lr, searched=30,
+        epochs=-(-setting.epochs // (20 if setting.happy else 5)), lr=2 * setting.lr,
     )  # fmt: skip
     return small._replace(optimizer="sgd", lr=2.0) if setting.happy else small
 
@@ -218,13 +218,19 @@ def _by(rows: Sequence[study.Row]) -> dict[tuple[str, str], list[study.Row]]:
 # --- The data -----------------------------------------------------------------------------------
 
 
+def held_out(data: ImageData) -> tuple[Tensor, Tensor]:
+    """Of the validation split: images that choose the peak, and others, for critical samples."""
+    nine_tenths = 9 * len(data.validation) // 10
+    return data.validation[:nine_tenths][:VALIDATION], data.validation[nine_tenths:][:SEARCHED]
+
+
 def made(data: ImageData, kind: str, n: int, seed: int) -> ImageData:
     """n of the training examples, and some of validation's, turned into a kind of data.
 
     The labels of validation and test are always the true ones. The false labels of a seed are
     drawn once: those of a smaller share are among those of a larger one.
     """
-    data = replace(data, validation=data.validation[:VALIDATION])
+    data = replace(data, validation=held_out(data)[0])
     chosen = subset(data, n, seed)
     if kind in SHARES:
         return random_labels(chosen, SHARES[kind], 10_000 + seed)  # not the seed that chose the n
@@ -250,7 +256,11 @@ def train(job: Job) -> study.Row:
     """Networks from one start, of which each learns a kind of data: a row each, under "rows"."""
     setting, seed = job.setting, job.seed
     sets = [made(_data(job.options), kind, setting.n, seed) for kind in job.kinds]
-    watches = [Watch(setting, kind, seed, data) for kind, data in zip(job.kinds, sets, strict=True)]
+    _, searched = held_out(_data(job.options))
+    watches = [
+        Watch(setting, kind, seed, data, searched)
+        for kind, data in zip(job.kinds, sets, strict=True)
+    ]
 
     def look(networks: slice, epochs: int) -> None:
         for watch in watches[networks]:
@@ -278,7 +288,9 @@ def _fit(
 class Watch:
     """What is seen of a network while it learns."""
 
-    def __init__(self, setting: Setting, kind: str, seed: int, data: ImageData) -> None:
+    def __init__(
+        self, setting: Setting, kind: str, seed: int, data: ImageData, searched: Tensor
+    ) -> None:
         self.setting, self.kind, self.seed, self.data = setting, kind, seed, data
         self.model = setting.network(seed)
         self.grid = grid(setting.epochs)
@@ -287,6 +299,7 @@ class Watch:
         self.seen: dict[str, list[float]] = defaultdict(list)  # at the epochs of the grid
         self.peak, self.at_peak = 0, self.model  # the place in the grid, the network
         self._train, self._held_out = data.batch(data.train), data.batch(data.validation)
+        self._searched = searched  # where a kind of labels leaves the images as they were
         self._noise = torch.Generator().manual_seed(seed)
 
     def look(self, epochs: int) -> None:
@@ -305,9 +318,10 @@ class Watch:
             "validation_loss": loss, "validation_accuracy": accuracy,
         }  # fmt: skip
         if self.setting.name in WITH_NOISE and self.kind in SHARES:
-            searched = self.data.validation[: self.setting.searched]
             for name, factor in SEARCHES.items():
-                found[name] = critical_share(self.model, self.data, searched, factor, self._noise)
+                found[name] = critical_share(
+                    self.model, self.data, self._searched, factor, self._noise
+                )
         for name, value in found.items():
             self.seen[name].append(value)
 
@@ -590,17 +604,18 @@ def _alike(by: By) -> list[Claim]:
         ("16-16 ReLU", "half", "when half are right"),
         ("happy", "half", "when half are right"),
     ):
-        true, random = (by[name, kind] for kind in EXTREMES)
-        what = f"{name}, {when}: examples differ more with true labels than with random, points"
-        more = _more(true, random, f"{moment}_spread")
-        claims.append(between(what, "much more variable", more, low=0))
-        for kind, published in (("random labels", "not quite"), ("Gaussian", "yes")):
-            what = (
-                f"{name}, {when}, {kind}: examples are alike: their spread, as a multiple of a "
-                f"binomial's, {ALIKE:g} at most (our bar)"
-            )
-            ratios = _times_binomial(by[name, kind], moment)
-            claims.append(between(what, published, ratios, high=ALIKE))
+        true, random, gaussian = (
+            _times_binomial(by[name, kind], moment) for kind in (*EXTREMES, "Gaussian")
+        )
+        what = f"{name}, {when}: spread of the examples as a multiple of a binomial's"
+        more = differences(true, random)
+        claims += [
+            between(f"{what}: more with true labels than with random", "much more variable",
+                    more, low=0),
+            between(f"{what}, random labels: more than 1", "not quite alike", random, low=1),
+            between(f"{what}, Gaussian: {ALIKE:g} at most (our bar)", "alike", gaussian,
+                    high=ALIKE),
+        ]  # fmt: skip
     return claims
 
 
