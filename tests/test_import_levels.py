@@ -24,7 +24,9 @@ LEVELS = {
 }  # fmt: skip
 # These stand beside: they import nothing of the levels nor one another, and are used from the
 # engines upward.
-BESIDE = {"check", "counting", "data", "training", "tracking", "figures", "evidence"}
+BESIDE = {
+    "check", "counting", "data", "training", "tracking", "figures", "evidence", "rejection",
+}  # fmt: skip
 # ... but for this: training draws its batches from data.ImageData.
 ALLOWED = {("training", "data")}
 FIRST_USER_OF_BESIDE = LEVELS["engines"]

@@ -9,17 +9,23 @@ from nn_backprop.layers.kernel import (
 from nn_backprop.layers.locally_connected import LocallyConnected2d, UnitBiasConv2d
 from nn_backprop.layers.low_rank import LowRankLinear
 from nn_backprop.layers.octave import OctaveConv2d
+from nn_backprop.layers.open_set import EntropicOpenSetLoss, ObjectosphereLoss
+from nn_backprop.layers.soft_gate import SoftGate, learn_gate
 from nn_backprop.layers.tied import TiedStack, UntiedStack
 
 __all__ = [
+    "EntropicOpenSetLoss",
     "LocallyConnected2d",
     "LowRankLinear",
+    "ObjectosphereLoss",
     "OctaveConv2d",
     "RandomFourierFeatures",
     "RandomFourierFeatures2d",
+    "SoftGate",
     "TiedStack",
     "UnitBiasConv2d",
     "UntiedStack",
+    "learn_gate",
     "median_distance",
     "random_patches",
 ]

@@ -1,0 +1,235 @@
+"""Losses for what is unknown: values by hand, where they are least, gradients by every way."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_replay import same_as_backprop
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from nn_backprop import backprop, check_gradients
+from nn_backprop.layers import EntropicOpenSetLoss, ObjectosphereLoss
+
+N, K, D = 7, 5, 3
+TARGETS = torch.tensor([0, -1, 4, -1, 2, 3, -7])  # any negative number says "unknown"
+RADIUS, WEIGHT = 1.5, 0.7
+
+
+def logits(dtype=torch.float64) -> Tensor:
+    return torch.randn(N, K, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def features(dtype=torch.float64) -> Tensor:
+    """Of the known, 0 is inside the sphere, 2 outside, 4 on it, 5 at 0; 6 is unknown, at 0 too."""
+    drawn = torch.randn(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    drawn = drawn / drawn.norm(dim=1, keepdim=True)
+    lengths = torch.tensor([0.4, 2.0, 2.5, 0.3, RADIUS, 0.0, 0.0], dtype=torch.float64)
+    return (drawn * lengths[:, None]).to(dtype)
+
+
+def garbage(z: Tensor, y: Tensor) -> Tensor:
+    """The recipe of the module's docstring, with a weight for each of K + 1 classes."""
+    weight = torch.linspace(0.5, 2, K + 1, dtype=z.dtype)
+    return F.cross_entropy(z, torch.where(y < 0, K, y), weight)
+
+
+# --- values ---
+
+
+def test_the_entropic_loss_is_its_formula():
+    z = logits()
+    expected = 0.0
+    for n in range(N):
+        total = sum(math.exp(z[n, k]) for k in range(K))
+        minus_log = [-math.log(math.exp(z[n, k]) / total) for k in range(K)]
+        y = int(TARGETS[n])
+        expected += minus_log[y] if y >= 0 else sum(minus_log) / K
+    assert EntropicOpenSetLoss()(z, TARGETS).item() == pytest.approx(expected / N, rel=1e-12)
+
+
+def test_without_unknowns_it_is_cross_entropy():
+    y = TARGETS.clamp(min=0)
+    assert_close(EntropicOpenSetLoss()(logits(), y), F.cross_entropy(logits(), y))
+
+
+def test_equal_logits_are_best_for_the_unknown_and_nothing_else_is():
+    loss, unknown = EntropicOpenSetLoss(), torch.tensor([-1])
+    equal = torch.full((1, K), 3.7, dtype=torch.float64, requires_grad=True)
+    least = loss(equal, unknown)
+    assert least.item() == pytest.approx(math.log(K), rel=1e-14)
+    least.backward()
+    assert equal.grad.abs().max() < 1e-15
+    torch.manual_seed(0)
+    for step in (1e-3, 0.1, 1.0, 30.0):
+        for _ in range(20):
+            moved = equal.detach() + step * torch.randn(1, K, dtype=torch.float64)
+            assert loss(moved, unknown) > least
+
+
+def test_descent_on_the_unknown_ends_at_equal_logits():
+    z = logits().requires_grad_()
+    optimizer = torch.optim.SGD([z], lr=10)
+    for _ in range(80):
+        optimizer.zero_grad()
+        EntropicOpenSetLoss()(z, torch.full((N,), -1)).backward()
+        optimizer.step()
+    assert_close(z.softmax(1), torch.full((N, K), 1 / K, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_the_objectosphere_is_its_formula():
+    z, f = logits(), features()
+    expected = 0.0
+    for n in range(N):
+        r = math.sqrt(sum(float(f[n, i]) ** 2 for i in range(D)))
+        expected += max(RADIUS - r, 0) ** 2 if TARGETS[n] >= 0 else r**2
+    value = ObjectosphereLoss(RADIUS, WEIGHT)(z, f, TARGETS) - EntropicOpenSetLoss()(z, TARGETS)
+    assert value.item() == pytest.approx(WEIGHT * expected / N, rel=1e-12)
+
+
+def test_of_an_unknown_both_terms_are_least_at_features_of_0_if_the_last_layer_has_no_bias():
+    last = torch.randn(K, D, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    loss, unknown = ObjectosphereLoss(RADIUS, WEIGHT), torch.tensor([-1])
+    f = torch.zeros(1, D, dtype=torch.float64, requires_grad=True)
+    value = loss(f @ last.T, f, unknown)
+    value.backward()
+    assert value.item() == pytest.approx(math.log(K), rel=1e-14) and f.grad.abs().max() < 1e-15
+
+
+def test_the_garbage_class_is_cross_entropy_of_k_plus_1_classes():
+    z = torch.randn(N, K + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    weight = [0.5 + 1.5 * k / K for k in range(K + 1)]
+    classes = [int(y) if y >= 0 else K for y in TARGETS]
+    each = [-weight[c] * math.log(z[n].softmax(0)[c]) for n, c in enumerate(classes)]
+    expected = sum(each) / sum(weight[c] for c in classes)
+    assert garbage(z, TARGETS).item() == pytest.approx(expected, rel=1e-12)
+
+
+# --- gradients ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("loss", ["entropic", "objectosphere", "garbage"])
+def test_the_gradients_pass_the_checker(loss, dtype):
+    target, inputs = {
+        "entropic": (EntropicOpenSetLoss(), (logits(dtype),)),
+        "objectosphere": (ObjectosphereLoss(RADIUS, WEIGHT), (logits(dtype), features(dtype))),
+        "garbage": (garbage, (torch.cat([logits(dtype), logits(dtype)[:, :1]], 1),)),
+    }[loss]
+    report = check_gradients(target, *inputs, TARGETS)
+    assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
+    assert len(report.tensors) == len(inputs)
+
+
+def test_second_derivatives_pass_the_checker_where_there_is_no_kink():
+    f = features()
+    f[4:6] = f[:2]
+    for loss, inputs in (
+        (EntropicOpenSetLoss(), (logits(), TARGETS)),
+        (ObjectosphereLoss(RADIUS, WEIGHT), (logits(), f, TARGETS)),
+    ):
+        report = check_gradients(loss, *inputs, second_order=True)
+        assert report.ok, report
+
+
+def test_the_gradients_are_those_of_the_derivation():
+    z, f = logits().requires_grad_(), features().requires_grad_()
+    ObjectosphereLoss(RADIUS, WEIGHT)(z, f, TARGETS).backward()
+    S = z.detach().softmax(1)
+    for n, y in enumerate(TARGETS.tolist()):
+        q = torch.eye(K, dtype=torch.float64)[y] if y >= 0 else torch.full_like(S[n], 1 / K)
+        assert_close(z.grad[n], (S[n] - q) / N, rtol=1e-12, atol=1e-15)
+        F_n = f.detach()[n]
+        r = F_n.norm().item()
+        if y < 0:
+            expected = 2 * WEIGHT / N * F_n
+        elif r == 0:
+            expected = torch.zeros_like(F_n)
+        else:
+            expected = -2 * WEIGHT / N * max(RADIUS - r, 0) * F_n / r
+        assert_close(f.grad[n], expected, rtol=1e-12, atol=1e-12)
+    assert f.grad[0].norm().item() == pytest.approx(2 * WEIGHT / N * (RADIUS - 0.4))
+    assert f.grad[2].abs().max() == 0  # outside
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_no_gradient_is_nan_however_short_the_features(dtype):
+    loss, y = ObjectosphereLoss(RADIUS, WEIGHT), torch.tensor([0, -1])
+    for length in (0.0, 1e-300, 1e-160, 1e-25, 1e-21, 1e-12, 1e-6, 1e20):
+        f = torch.full((2, D), length / math.sqrt(D), dtype=dtype, requires_grad=True)
+        loss(torch.zeros(2, K, dtype=dtype), f, y).backward()
+        assert f.grad.isfinite().all()
+        assert f.grad[0].norm() <= WEIGHT * RADIUS * 1.1  # 2 λ ξ / N, N = 2; not of a subnormal r²
+        if length in (1e-12, 1e-6):
+            assert f.grad[0].norm().item() == pytest.approx(WEIGHT * RADIUS, rel=1e-5)
+            assert (f.grad[0] < 0).all()  # a step against it makes them longer
+
+
+class Deep(nn.Module):
+    """A network that hands out its features beside the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, D), nn.Linear(D, K, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        f = torch.relu(self.first(x))  # some of length 0
+        return self.last(f), f
+
+
+def test_tape_autograd_and_replay_agree():
+    torch.manual_seed(5)
+    model, loss = Deep().double(), ObjectosphereLoss(RADIUS, WEIGHT)
+    nn.init.constant_(model.first.bias, -0.3)
+
+    def loss_fn(output, y):
+        return loss(*output, y)
+
+    x, other = torch.randn(2, N, 4, dtype=torch.float64)
+    x[5] = other[2] = 0  # then all features are 0
+    assert (model(x)[1][5] == 0).all() and (model(x)[1].norm(dim=1) > 0).any()
+    _, grads = backprop(model, loss_fn, x, TARGETS)
+    loss_fn(model(x), TARGETS).backward()
+    for name, parameter in model.named_parameters():
+        assert grads[name].abs().max() > 1e-3
+        assert_close(grads[name], parameter.grad, rtol=1e-10, atol=1e-14)
+    same_as_backprop(model, loss_fn, (x, TARGETS), (other, TARGETS.flip(0)))
+    linear = nn.Linear(4, K).double()
+    same_as_backprop(linear, EntropicOpenSetLoss(), (x, TARGETS), (other, TARGETS.flip(0)))
+    linear = nn.Linear(4, K + 1).double()
+    same_as_backprop(linear, garbage, (x, TARGETS), (other, TARGETS.flip(0)))
+
+
+# --- what is refused ---
+
+
+def test_what_the_losses_refuse_is_named():
+    loss = EntropicOpenSetLoss()
+    for z, y in (
+        (logits()[0], TARGETS[:1]),
+        (logits(), TARGETS[:3]),
+        (logits(), TARGETS[:, None]),
+        (logits(), TARGETS.double()),
+    ):
+        with pytest.raises(ValueError, match=r"logits must be \(N, K\) and targets int64 \(N,\)"):
+            loss(z, y)
+        with pytest.raises(ValueError, match=r"logits must be \(N, K\) and targets int64 \(N,\)"):
+            ObjectosphereLoss(1, 1)(z, features(), y)
+    for f in (features()[:3], features()[:, 0], features()[None]):
+        with pytest.raises(ValueError, match=r"features must be \(N, D\) for logits \(7, 5\)"):
+            ObjectosphereLoss(1, 1)(logits(), f, TARGETS)
+    for wrong in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="radius must be finite and not negative"):
+            ObjectosphereLoss(wrong, 1)
+        with pytest.raises(ValueError, match="weight must be finite and not negative"):
+            ObjectosphereLoss(1, wrong)
+
+
+def test_a_class_that_is_not_there_is_no_unknown():
+    with pytest.raises(RuntimeError, match="smaller than num_classes"):
+        EntropicOpenSetLoss()(logits(), TARGETS + 1)
+
+
+def test_how_it_is_shown():
+    assert "ObjectosphereLoss(\n  radius=50, weight=0.0001" in repr(ObjectosphereLoss(50, 1e-4))

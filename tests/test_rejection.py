@@ -1,0 +1,400 @@
+"""Which answers to accept: by hand, by brute force, by resampling; and the gate that learns it."""
+
+import math
+from itertools import pairwise, permutations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from torch import nn
+
+from nn_backprop import backprop, check_gradients
+from nn_backprop.layers import SoftGate, learn_gate
+from nn_backprop.rejection import (
+    area_under_risk_coverage,
+    at_threshold,
+    auroc,
+    best_threshold,
+    confidence,
+    correct_at_false_positives,
+    coverage_at_risk,
+    open_set_rates,
+    promised_threshold,
+    risk_bound,
+    risk_coverage,
+)
+
+# Two pairs of equal scores: .8, right and wrong; .5, right and wrong.
+SCORES = [0.9, 0.8, 0.8, 0.6, 0.5, 0.5, 0.2]
+ERRORS = [0, 0, 1, 0, 1, 0, 1]
+# All that is asked of scores and errors.
+OF_ANSWERS = [
+    lambda s, e: at_threshold(s, e, 0.5),
+    risk_coverage,
+    area_under_risk_coverage,
+    auroc,
+    lambda s, e: coverage_at_risk(s, e, 0.1),
+    lambda s, e: best_threshold(s, e, 0.1),
+    lambda s, e: promised_threshold(s, e, 0.1),
+    lambda s, e: open_set_rates(s, e, [0.5]),
+]
+
+
+def calibrated() -> tuple[np.ndarray, np.ndarray]:
+    """100 answers of each confidence s = .10, .11, … .99, of which 100 (1 − s) are wrong."""
+    hundredths = np.repeat(np.arange(10, 100), 100)
+    return hundredths / 100, (np.tile(np.arange(100), 90) >= hundredths).astype(int)
+
+
+# --- confidence, thresholds, curves ---
+
+
+def test_confidence_is_the_largest_probability():
+    logits = np.log([[1.0, 2.0, 5.0], [3.0, 3.0, 2.0]])
+    assert confidence(logits) == pytest.approx([0.625, 0.375])
+    assert confidence(logits, classes=2) == pytest.approx([0.25, 0.375])
+    assert confidence(torch.tensor(logits).float()) == pytest.approx([0.625, 0.375])
+
+
+def test_the_best_confidences_are_told_apart():
+    logits = torch.tensor([[20.0, 0.0], [25.0, 0.0]])
+    assert (
+        len(np.unique(confidence(logits))) == 2 and len(logits.softmax(1).max(1)[0].unique()) == 1
+    )
+
+
+def test_a_score_has_to_exceed_the_threshold():
+    assert at_threshold(SCORES, ERRORS, 0.8) == (1 / 7, 0)
+    assert at_threshold(SCORES, ERRORS, 0.79) == (3 / 7, 1 / 3)
+    assert at_threshold(SCORES, ERRORS, -math.inf) == (1, 3 / 7)
+    coverage, risk = at_threshold(SCORES, ERRORS, 0.9)
+    assert coverage == 0 and math.isnan(risk)
+
+
+def test_the_curve_by_hand():
+    thresholds, coverage, risk = risk_coverage(SCORES, ERRORS)
+    assert thresholds.tolist() == [-math.inf, 0.2, 0.5, 0.6, 0.8]
+    assert coverage.tolist() == [7 / 7, 6 / 7, 4 / 7, 3 / 7, 1 / 7]
+    assert risk.tolist() == [3 / 7, 2 / 6, 1 / 4, 1 / 3, 0 / 1]
+    for point in zip(thresholds, coverage, risk, strict=True):
+        assert at_threshold(SCORES, ERRORS, point[0]) == point[1:]
+
+
+def test_the_area_is_the_mean_over_all_orders_of_equal_scores():
+    areas = []
+    for order in permutations(range(7)):
+        if all(SCORES[a] >= SCORES[b] for a, b in pairwise(order)):
+            risks = [sum(ERRORS[i] for i in order[:n]) / n for n in range(1, 8)]
+            areas.append(sum(risks) / 7)
+    assert len(areas) == 4 and len(set(areas)) == 4
+    assert area_under_risk_coverage(SCORES, ERRORS) == pytest.approx(sum(areas) / 4, rel=1e-12)
+    shuffled = np.random.default_rng(0).permutation(7)
+    again = area_under_risk_coverage(np.array(SCORES)[shuffled], np.array(ERRORS)[shuffled])
+    assert again == pytest.approx(sum(areas) / 4, rel=1e-12)
+
+
+def test_the_area_without_ties_by_hand():
+    # best first: right, wrong, right; risks 0, 1/2, 1/3
+    assert area_under_risk_coverage([0.1, 0.9, 0.5], [0, 0, 1]) == pytest.approx(
+        (1 / 2 + 1 / 3) / 3
+    )
+
+
+def test_auroc_counts_pairs():
+    pairs = [
+        1.0 if s > t else 0.5 if s == t else 0.0
+        for s, right in zip(SCORES, ERRORS, strict=True) if not right
+        for t, wrong in zip(SCORES, ERRORS, strict=True) if wrong
+    ]  # fmt: skip
+    assert len(pairs) == 12 and 0.5 in pairs
+    assert auroc(SCORES, ERRORS) == pytest.approx(sum(pairs) / 12)
+    assert auroc([0.9, 0.1], [0, 1]) == 1 and auroc([0.9, 0.1], [1, 0]) == 0
+
+
+def test_coverage_at_a_risk_by_hand():
+    expected = {0: 1 / 7, 0.2: 1 / 7, 0.25: 4 / 7, 1 / 3: 6 / 7, 3 / 7: 1, 1: 1}
+    assert {risk: coverage_at_risk(SCORES, ERRORS, risk) for risk in expected} == expected
+    assert coverage_at_risk([0.9, 0.8], [1, 0], 0.4) == 0  # the best answer is wrong
+    # 29 errors of 100 are a risk of .29, though 100 · 0.29 is less than 29
+    assert coverage_at_risk(np.arange(100), [0] * 71 + [1] * 29, 0.29) == 1
+
+
+# --- the threshold of the least cost ---
+
+
+@pytest.mark.parametrize("price", [0, 0.1, 0.25, 0.35, 0.5, 0.9, 1])
+def test_no_threshold_is_cheaper(price):
+    def cost(threshold):
+        pairs = zip(SCORES, ERRORS, strict=True)
+        return sum(e if s > threshold else price for s, e in pairs) / 7
+
+    threshold, least = best_threshold(SCORES, ERRORS, price)
+    assert least == pytest.approx(cost(threshold), rel=1e-12)
+    for other in [-math.inf, math.inf, *np.linspace(0, 1, 101)]:
+        assert cost(other) >= least - 1e-12
+        assert cost(other) > least + 1e-12 or other >= threshold  # the lowest of equals
+
+
+@pytest.mark.parametrize("percent", [5, 10, 30, 60])
+def test_chows_threshold_of_a_calibrated_score(percent):
+    """An answer of confidence s is wrong with 1 − s: rejected below 1 − price."""
+    price = (percent + 0.5) / 100
+    threshold, _ = best_threshold(*calibrated(), price)
+    assert round(100 * threshold) == 99 - percent and threshold < 1 - price < threshold + 0.01
+
+
+# --- the gate ---
+
+
+class Cost(nn.Module):
+    """What the gate asks of some answers, as a module: its threshold is a parameter."""
+
+    def __init__(self, gate, errors, price):
+        super().__init__()
+        self.gate, self.errors, self.price = gate, errors, price
+
+    def forward(self, scores):
+        return self.gate.cost(scores, self.errors, self.price)
+
+
+def some_answers(dtype=torch.float64):
+    return torch.tensor(SCORES, dtype=dtype), torch.tensor(ERRORS)
+
+
+def test_the_gate_by_hand():
+    gate = SoftGate(0.5, 0.1, dtype=torch.float64)
+    assert gate(torch.tensor([0.5, 0.6, 0.4], dtype=torch.float64)).tolist() == pytest.approx(
+        [0.5, 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))]
+    )
+    by_hand = [1 / (1 + math.exp(-(s - 0.5) / 0.1)) for s in SCORES]
+    by_hand = [g * e + (1 - g) * 0.3 for g, e in zip(by_hand, ERRORS, strict=True)]
+    assert gate.cost(*some_answers(), 0.3).item() == pytest.approx(sum(by_hand) / 7, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_gates_gradients_pass_the_checker(dtype):
+    gate, (scores, errors) = SoftGate(0.55, 0.2, dtype=dtype), some_answers(dtype)
+    for target in (gate, Cost(gate, errors, 0.3)):
+        report = check_gradients(target, scores, second_order=True)
+        assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
+        assert len(report.tensors) == 2  # scores and threshold
+    assert check_gradients(gate, scores[:6].view(2, 3)).ok
+
+
+def test_the_gates_gradients_are_those_of_the_derivation():
+    scores, errors = some_answers()
+    cost = Cost(SoftGate(0.55, 0.2, dtype=torch.float64), errors, 0.3)
+    scores.requires_grad_()
+    cost(scores).backward()
+    g = [1 / (1 + math.exp(-(s - 0.55) / 0.2)) for s in SCORES]
+    slopes = [g[n] * (1 - g[n]) / 0.2 * (ERRORS[n] - 0.3) / 7 for n in range(7)]
+    assert scores.grad.tolist() == pytest.approx(slopes, rel=1e-12)
+    assert cost.gate.threshold.grad.item() == pytest.approx(-sum(slopes), rel=1e-12)
+    _, by_tape = backprop(cost, lambda value, _: value, some_answers()[0], None)
+    assert by_tape["gate.threshold"].item() == pytest.approx(-sum(slopes), rel=1e-12)
+
+
+@pytest.mark.parametrize("percent", [10, 30, 60])
+def test_the_learnt_threshold_is_near_chows(percent):
+    """The hard gate's is just below 1 − price; of the soft gate, both sides count alike."""
+    scores, errors = calibrated()
+    price = (percent + 0.5) / 100
+    gate = learn_gate(scores, errors, price, temperature=0.01)
+    found = gate.threshold.item()
+    assert found == pytest.approx(1 - price, abs=0.005)
+    threshold, least = best_threshold(scores, errors, price)
+    assert abs(found - threshold) <= 0.01
+    coverage, risk = at_threshold(scores, errors, found)
+    assert coverage * risk + (1 - coverage) * price == pytest.approx(least, abs=1e-4)
+    softly = gate.cost(torch.tensor(scores), torch.tensor(errors), price).item()
+    assert least <= softly == pytest.approx(least, abs=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.05, 0.005])
+def test_the_learnt_threshold_is_where_the_weighted_error_rate_is_the_price(temperature):
+    rng = np.random.default_rng(3)
+    scores = rng.uniform(0, 1, 2000)
+    errors = (rng.random(2000) > scores).astype(int)
+    gate = learn_gate(torch.tensor(scores).float(), torch.tensor(errors), 0.4, temperature)
+    assert gate.temperature == temperature
+    g = 1 / (1 + np.exp(-(scores - gate.threshold.item()) / temperature))
+    assert np.average(errors, weights=g * (1 - g)) == pytest.approx(0.4, abs=2e-3)
+
+
+def test_the_learnt_threshold_stays_within_reach():
+    scores = np.linspace(0.2, 0.8, 31)
+    for errors, price, accepted in (
+        (np.zeros(31), 0.3, 1.0),  # all right
+        (np.ones(31), 0.3, 0.0),  # all wrong
+        (np.zeros(31), 0.0, 1.0),  # nothing to choose, by any threshold
+    ):
+        gate = learn_gate(scores, errors, price, temperature=0.01)
+        assert 0.16 - 1e-9 <= gate.threshold.item() <= 0.84 + 1e-9
+        if price:
+            assert at_threshold(scores, errors, gate.threshold.item())[0] == accepted
+    # At a large T all is best rejected; as T falls, the threshold comes back
+    scores, errors = calibrated()
+    assert learn_gate(scores, errors, 0.105, temperature=0.2).threshold.item() > 1
+    assert learn_gate(scores, errors, 0.105, temperature=0.01).threshold.item() < 0.9
+    assert learn_gate([0.5, 0.5], [0, 1], 0.3, 0.1).threshold.item() > 0.5  # equal scores
+
+
+# --- a promised risk ---
+
+
+def test_the_bound_is_where_so_few_errors_have_probability_delta():
+    for errors, accepted, delta in ((0, 10, 0.05), (3, 50, 0.001), (49, 50, 0.3), (7, 4000, 0.01)):
+        bound = risk_bound(errors, accepted, delta)
+        assert binom.cdf(errors, accepted, bound) == pytest.approx(delta, rel=1e-6)
+        assert bound > errors / accepted or delta > 0.1
+    assert risk_bound(0, 10, 0.05) == pytest.approx(1 - 0.05 ** (1 / 10), rel=1e-10)
+    assert risk_bound(5, 5, 0.05) == 1
+
+
+def test_the_promised_threshold_is_one_that_the_bound_allows():
+    rng = np.random.default_rng(1)
+    scores = rng.uniform(0, 1, 1000).round(2)
+    errors = (rng.random(1000) > scores).astype(int)
+    found = promised_threshold(scores, errors, 0.15, delta=0.05)
+    share = 0.05 / 10  # ⌈log₂ 1001⌉ steps
+
+    def bound(threshold):
+        taken = errors[scores > threshold]
+        return risk_bound(int(taken.sum()), len(taken), share)
+
+    assert bound(found) <= 0.15 < bound(np.unique(scores[scores < found]).max())
+    assert found > 0.7 and found in scores  # the risk of all above .7 is .15
+    # a promise that is more certain, or lower, accepts less
+    assert found < promised_threshold(scores, errors, 0.15, delta=1e-6)
+    assert found < promised_threshold(scores, errors, 0.1, delta=0.05)
+
+
+def test_the_promise_is_kept_as_often_as_it_says():
+    """Scores even in 0 … 1, wrong with 1 − s: the true risk above τ is (1 − τ) / 2. Without a
+    bound, it is broken about every second time; the same test would notice."""
+    rng, delta, promised, draws = np.random.default_rng(2), 0.1, 0.15, 200
+    broken = naive = 0
+    coverages = []
+    for _ in range(draws):
+        scores = rng.uniform(0, 1, 2000)
+        errors = (rng.random(2000) > scores).astype(int)
+        found = promised_threshold(scores, errors, promised, delta)
+        coverages.append(1 - min(found, 1))
+        broken += (1 - found) / 2 > promised
+        lowest = 1 - coverage_at_risk(scores, errors, promised)
+        naive += (1 - np.quantile(scores, lowest)) / 2 > promised
+    assert broken <= delta * draws
+    assert naive > 2 * delta * draws
+    assert 0.15 < np.median(coverages) < 0.3  # .3 has the risk .15
+
+
+def test_a_promise_on_a_score_that_says_nothing():
+    """Every threshold has the risk .2, more than is promised: none should be found, mostly."""
+    rng = np.random.default_rng(4)
+    drawn = [(rng.random(300), (rng.random(300) < 0.2).astype(int)) for _ in range(200)]
+    found = [promised_threshold(s, e, 0.18, delta=0.1) for s, e in drawn]
+    assert sum(math.isfinite(t) or t < 0 for t in found) <= 0.1 * 200
+
+
+def test_promises_at_the_edges():
+    scores = np.linspace(0, 1, 200)
+    assert promised_threshold(scores, np.zeros(200), 0.1) == -math.inf
+    assert promised_threshold(scores, np.ones(200), 0.1) == math.inf
+    assert promised_threshold(scores, np.ones(200), 1.0) == -math.inf
+    assert promised_threshold([0.5], [0], 0.1) == math.inf  # one right answer promises little
+    assert promised_threshold([0.5], [0], 0.95, delta=0.1) == -math.inf
+    # equal scores go together: the 170 right ones at .9 cannot be had without the wrong ones
+    tied = [0.9] * 200 + [0.5] * 50
+    assert promised_threshold(tied, [0] * 199 + [1] * 51, 0.1, 0.05) == 0.5
+    assert promised_threshold(tied, [0] * 170 + [1] * 80, 0.1, 0.05) == math.inf
+
+
+def test_the_search_may_miss_a_threshold():
+    """All together would pass, with 4 wrong of 204; but the 4 best alone, asked first, do not."""
+    scores, errors = [0.9] * 4 + [0.5] * 200, [0] * 4 + [1] * 4 + [0] * 196
+    assert risk_bound(4, 204, 0.05 / 8) < 0.1 < risk_bound(0, 4, 0.05 / 8)
+    assert promised_threshold(scores, errors, 0.1, 0.05) == math.inf
+
+
+# --- open sets ---
+
+
+def test_the_open_set_rates_by_hand():
+    unknown = [0.85, 0.5, 0.1, 0.1]
+    false_positives, correct = open_set_rates(SCORES, ERRORS, unknown)
+    thresholds = [-math.inf, 0.1, 0.2, 0.5, 0.6, 0.8, 0.85, 0.9, math.inf]
+    for t, fp, c in zip(thresholds, false_positives, correct, strict=True):
+        assert fp == sum(s > t for s in unknown) / 4
+        assert c == sum(s > t and not e for s, e in zip(SCORES, ERRORS, strict=True)) / 7
+    expected = {0: 1 / 7, 0.2: 1 / 7, 0.25: 3 / 7, 0.5: 4 / 7, 1: 4 / 7}
+    found = {rate: correct_at_false_positives(SCORES, ERRORS, unknown, rate) for rate in expected}
+    assert found == expected
+
+
+def test_open_sets_at_the_edges():
+    assert correct_at_false_positives([0.9, 0.8], [0, 0], [0.1], 0) == 1
+    assert correct_at_false_positives([0.9, 0.8], [1, 1], [0.1], 1) == 0
+    assert correct_at_false_positives([0.5, 0.5], [0, 0], [0.5], 0.99) == 0  # all or none
+    with pytest.raises(ValueError, match="unknown must be finite numbers"):
+        open_set_rates([0.9], [0], [])
+
+
+# --- edges ---
+
+
+def test_all_right_all_wrong_all_equal():
+    s = [0.3, 0.6, 0.9]
+    assert (
+        area_under_risk_coverage(s, [0, 0, 0]) == 0 and area_under_risk_coverage(s, [1, 1, 1]) == 1
+    )
+    assert math.isnan(auroc(s, [0, 0, 0])) and math.isnan(auroc(s, [1, 1, 1]))
+    assert coverage_at_risk(s, [0, 0, 0], 0) == 1 and coverage_at_risk(s, [1, 1, 1], 0.99) == 0
+    assert best_threshold(s, [0, 0, 0], 0.1) == (-math.inf, 0)
+    assert best_threshold(s, [1, 1, 1], 0.1) == (math.inf, pytest.approx(0.1))
+    equal, half = [0.5] * 4, [0, 1, 0, 1]
+    assert [part.tolist() for part in risk_coverage(equal, half)] == [[-math.inf], [1], [0.5]]
+    assert area_under_risk_coverage(equal, half) == auroc(equal, half) == 0.5
+    assert best_threshold(equal, half, 0.4) == (math.inf, pytest.approx(0.4))
+    assert best_threshold(equal, half, 0.6) == (-math.inf, 0.5)
+
+
+@pytest.mark.parametrize("function", OF_ANSWERS)
+def test_what_is_refused_is_named(function):
+    for scores in ([], [[0.5]], [math.nan], [math.inf]):
+        with pytest.raises(ValueError, match=r"scores must be finite numbers \(N,\), one or more"):
+            function(scores, np.zeros_like(scores))
+    for errors in ([0], [0, 2], [0, math.nan], [[0, 1]]):
+        with pytest.raises(ValueError, match="errors must be 0"):
+            function([0.5, 0.6], errors)
+
+
+def test_what_else_is_refused():
+    for price in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="price must be from 0 to 1"):
+            best_threshold(SCORES, ERRORS, price)
+        with pytest.raises(ValueError, match="price must be from 0 to 1"):
+            learn_gate(SCORES, ERRORS, price, 0.1)
+    for delta in (0, 1, 5):
+        with pytest.raises(ValueError, match="delta must be between 0 and 1"):
+            promised_threshold(SCORES, ERRORS, 0.1, delta)
+        with pytest.raises(ValueError, match="delta must be between 0 and 1"):
+            risk_bound(1, 2, delta)
+    for errors, accepted in ((-1, 3), (4, 3), (0, 0)):
+        with pytest.raises(ValueError, match="0 to n errors of n ≥ 1"):
+            risk_bound(errors, accepted, 0.1)
+    for temperature in (0, -1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="temperature must be positive and finite"):
+            SoftGate(0.5, temperature)
+        with pytest.raises(ValueError, match="temperature must be positive and finite"):
+            learn_gate(SCORES, ERRORS, 0.1, temperature)
+    for scores, errors in (([], []), ([0.5], [0, 1]), ([[0.5]], [[0]])):
+        with pytest.raises(ValueError, match=r"scores and errors must be \(N,\)"):
+            learn_gate(scores, errors, 0.1, 0.1)
+    for scores, errors in (([math.nan], [0]), ([0.5], [math.inf])):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            learn_gate(scores, errors, 0.1, 0.1)
+
+
+def test_how_the_gate_is_shown():
+    assert repr(SoftGate(0.5, 0.05)) == "SoftGate(temperature=0.05)"
