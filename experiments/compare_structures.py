@@ -13,11 +13,11 @@ steps, then cut, at once or in three rounds, and trained on for the other half.
 
 **The budget.** All see the same 1,000 or 55,000 examples of MNIST (5,000 of the 60,000 are kept for
 validation), equally often and in an order that the seed decides. Every structure is trained with
-three rates on either number, each rate twice the one before; what counts is the rate with the best
-mean accuracy over the seeds on the validation split. The middle one was the best of shorter
-trainings with another seed, and the table tells where it is not. Those that are cut train on with
-a third of the rate after the cut. The test images are read once for each training, when it has
-ended.
+three rates on either number, each twice the one before, about one that short trainings suggested,
+and with further ones until the best is neither the least nor the largest: that with the highest
+mean accuracy over the seeds on the validation split. It is the one that counts. Those that are cut
+train on with a third of the rate after the cut. The test images are read once for each training,
+when it has ended.
 
 **The costs**: parameters that are trained and left; multiply-adds of one image, as they are carried
 out, and for the pruned network also without those by a zero; seconds of training, one thread.
@@ -115,19 +115,38 @@ def conduct(study: Study, options: Options) -> None:
     most = len(load(name, root).train)
     # The longer first; about 2,600 and 1,500 steps.
     epochs = {most: 4, 300: 12} if options.smoke else {most: 6, 1_000: 188}
-    rates = (1.0,) if options.smoke else RATES
-    jobs = [
-        Job(name, root, structure, n, epochs[n], rate * how.lrs[n == most], seed)
+    rates = {
+        (structure, n): [times * how.lrs[n == most] for times in ((1,) if options.smoke else RATES)]
         for n in epochs
-        for seed in range(options.seeds)
         for structure, how in STRUCTURES.items()
-        for rate in rates
-    ]
-    rows = study.carry_out(
-        train, jobs, lambda row: {f"{row['structure']}/{row['n']}": row["validation"]}
-    )
-    best = tuned(rows, ("structure", "n"), ("lr",), "validation")
+    }
+    rows: list[Row] = []
+    while rates:
+        jobs = [
+            Job(name, root, structure, n, epochs[n], lr, seed)
+            for (structure, n), lrs in rates.items()
+            for lr in lrs
+            for seed in range(options.seeds)
+        ]
+        rows += study.carry_out(
+            train, jobs, lambda row: {f"{row['structure']}/{row['n']}": row["validation"]}
+        )
+        best = tuned(rows, ("structure", "n"), ("lr",), "validation")
+        rates = {} if options.smoke else beyond(rows, best)
     study.finish(_tables(best), _claims(best), _figure(best))
+
+
+def beyond(rows: Sequence[Row], best: Sequence[Row]) -> dict[tuple[str, int], list[float]]:
+    """Of each structure and number of examples, the rate to try next: none if the best is inside.
+
+    rows are all that were trained, best those with the best rate.
+    """
+    found = {}
+    for cell, lr in dict.fromkeys(((row["structure"], row["n"]), row["lr"]) for row in best):
+        tried = [row["lr"] for row in rows if (row["structure"], row["n"]) == cell]
+        if lr in (min(tried), max(tried)):
+            found[cell] = [lr / 2 if lr == min(tried) else 2 * lr]
+    return found
 
 
 # --- One training -------------------------------------------------------------------------------
@@ -213,24 +232,16 @@ def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
                 "parameters": f"{of['parameters']:,}",
                 "multiply-adds of an image": f"{of['multiply_adds']:,}"
                 + (f" ({without} without zeros)" if structure == "pruned" else ""),
-                f"n = {few:,}: rate": _rate(rows, structure, few, 0),
+                f"n = {few:,}: rate": f"{_of(rows, structure, few, 'lr')[0]:g}",
                 f"n = {few:,}: test accuracy, %": spread(_of(rows, structure, few)),
                 "training, s": _seconds(_of(rows, structure, few, "seconds")),
-                f"n = {many:,}: rate": _rate(rows, structure, many, 1),
+                f"n = {many:,}: rate": f"{_of(rows, structure, many, 'lr')[0]:g}",
                 f"n = {many:,}: test accuracy, %": spread(_of(rows, structure, many)),
                 "training, s ": _seconds(_of(rows, structure, many, "seconds")),
             }
         )
     seeds = len({row["seed"] for row in rows})
     return {f"Eight structures with about {BUDGET:,} parameters, {seeds} seeds": table}
-
-
-def _rate(rows: Sequence[Row], structure: str, n: int, many: int) -> str:
-    """The one that was chosen, and whether a larger or a smaller one might have been."""
-    lr = _of(rows, structure, n, "lr")[0]
-    ratio = lr / STRUCTURES[structure].lrs[many]
-    edge = {min(RATES): ", the least", max(RATES): ", the largest"}
-    return f"{lr:g}{edge.get(ratio, '')}"
 
 
 def _seconds(seconds: Sequence[float]) -> str:
