@@ -10,8 +10,10 @@ from nn_backprop.layers.locally_connected import LocallyConnected2d, UnitBiasCon
 from nn_backprop.layers.low_rank import LowRankLinear
 from nn_backprop.layers.octave import OctaveConv2d
 from nn_backprop.layers.tied import TiedStack, UntiedStack
+from nn_backprop.layers.winners import KWinners, decay_boosts
 
 __all__ = [
+    "KWinners",
     "LocallyConnected2d",
     "LowRankLinear",
     "OctaveConv2d",
@@ -20,6 +22,7 @@ __all__ = [
     "TiedStack",
     "UnitBiasConv2d",
     "UntiedStack",
+    "decay_boosts",
     "median_distance",
     "random_patches",
 ]
