@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nn_backprop import by_hand
 from nn_backprop.by_hand_fast import CNNBackprop, MLPBackprop
+from nn_backprop.layers import KWinners
 from nn_backprop.models import CNN, MLP
 from nn_backprop.replay import NotReplayableError, Replay
 from nn_backprop.tape import backprop
@@ -127,14 +128,14 @@ def in_precision(engine: Engine, dtype: torch.dtype) -> Engine:
 
 
 def _lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of the model in `dtype`, but for its batch norms, which are the model's own.
+    """A copy of the model in `dtype`; but its batch norms and k winners are the model's own.
 
-    Means and variances are sums over many numbers; and what runs along with them during training
-    has to arrive in the model.
+    Means and variances are sums over many numbers; and what runs along during training, statistics
+    and duty cycles, has to arrive in the model.
     """
     low = copy.deepcopy(model).to(dtype)
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, KWinners)):
             owner, _, attribute = name.rpartition(".")
             setattr(low.get_submodule(owner), attribute, module)
     return low
@@ -163,9 +164,9 @@ def disagreement(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str,
     for name, engine in ENGINES.items():
         if name == "by-hand" and not isinstance(exact, (MLP, CNN)):
             continue
-        exact.zero_grad()
-        engine(exact, inputs, targets)
-        grads[name] = {k: p.grad for k, p in exact.named_parameters() if p.grad is not None}
+        own = copy.deepcopy(exact)  # what one engine counts in a buffer must not reach the next
+        engine(own, inputs, targets)
+        grads[name] = {k: p.grad for k, p in own.named_parameters() if p.grad is not None}
     expected = grads.pop("autograd")
     return {
         name: {key: _distance(got[key], expected[key]) for key in expected}

@@ -57,6 +57,7 @@ EXAMPLES: dict[str, Callable[[Draw], dict[str, Any]]] = {
     "locally_connected2d": lambda draw: {
         "x": draw.normal(2, 3, 13, 7), "weight": draw.normal(4, 3, 5, 3, 7, 4),
         "bias": draw.normal(5, 4, 3), "stride": 3, "padding": 2},
+    "k_winners": lambda draw: {"x": draw.normal(2, 3, 5, 7), "k": 11},
     "max_pool2d": _pooled,
     "avg_pool2d": _pooled,
     "upsample_nearest": lambda draw: {"x": draw.normal(2, 3, 5, 7), "size": (11, 13)},

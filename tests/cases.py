@@ -18,6 +18,7 @@ from nn_backprop import rules
 from nn_backprop.rules import Rule
 from nn_backprop.rules.locally_connected import locally_connected2d as local
 from nn_backprop.rules.rule import name_of
+from nn_backprop.rules.winners import k_winners
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ def apart(*shape: int) -> Array:
     n = torch.Size(shape).numel()
     return Array(lambda seeded: (torch.randperm(n, generator=seeded) - n / 2 + 0.25).reshape(shape)
                  .to(torch.float64) * 0.04)  # fmt: skip
+
+
+def once_or_twice(*shape: int) -> Array:
+    """1 or 2: times these, entries of `apart` are still 0.01 apart, and exact in any type."""
+    return Array(lambda seeded: 1 + torch.randint(2, shape, generator=seeded).double())
 
 
 def labels(*shape: int, classes: int, ignored: int | None = None) -> Array:
@@ -216,6 +222,13 @@ CASES: list[Case] = [
     Case(F.gelu, (x(3, 5),), {"approximate": "tanh"}, "tanh"),
     *each([torch.cos, T.cos], x(3, 5)),
     *each([torch.cos], note="keywords", input=x(3, 5)),
+    # k_winners
+    Case(k_winners, (apart(3, 7), 2)),
+    Case(k_winners, (apart(3, 7), 5, constant(once_or_twice(7))), note="boost"),
+    Case(k_winners, (apart(2, 3, 5, 7), 11), note="maps"),
+    Case(k_winners, (apart(2, 3, 5, 7), 53, constant(once_or_twice(3, 1, 1))), note="maps, boost"),
+    Case(k_winners, (x(3, 5), 5, constant(positive(5))), note="all win"),
+    Case(k_winners, (), {"input": apart(3, 7), "k": 2, "boost": None}, "keywords"),
     Case(F.softmax, (x(3, 5), 1)),
     *each([torch.softmax, T.softmax, torch.log_softmax, T.log_softmax], x(3, 5), 1),
     *each([torch.softmax, T.softmax, torch.log_softmax, T.log_softmax, F.softmax, F.log_softmax],

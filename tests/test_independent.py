@@ -19,10 +19,11 @@ import mpmath  # torch brings it: it needs sympy, which needs mpmath
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Case, constant, labels, positive, shares, x
+from cases import Case, constant, labels, once_or_twice, positive, shares, x
 
 from nn_backprop import backprop, by_hand, models, rules
 from nn_backprop.rules.locally_connected import locally_connected2d as local
+from nn_backprop.rules.winners import k_winners as winners
 
 # torch says that an uneven border costs a copy; that is no fault here.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -243,6 +244,15 @@ def over_axes(f, x, dim, keepdim):
     return {n: f(values) for n, values in terms.items()}
 
 
+def k_winners(x, k, boost=None):
+    (N, *units), z = sizes(x), {}
+    for n in range(N):
+        score = {u: x[n, *u] * (1 if boost is None else at(boost, *u)) for u in places(*units)}
+        first = sorted(score, key=score.get, reverse=True)[:k]  # equal ones stay in reading order
+        z |= {(n, *u): x[n, *u] if u in first else mp.mpf(0) for u in score}
+    return z
+
+
 def reshape(x, shape):
     return dict(zip(places(*shape), (x[n] for n in sorted(x)), strict=True))
 
@@ -301,6 +311,9 @@ ROWS = [
         z / 2 * (1 + tanh(sqrt(2 / mp.pi) * (z + mp.mpf("0.044715") * z**3)))),
      Case(F.gelu, (x(3, 5),), {"approximate": "tanh"})),
     (elementwise(mp.cos), Case(torch.cos, (x(3, 5),))),
+    *[(k_winners, Case(winners, args)) for args in [
+        (x(3, 5), 2), (x(3, 5), 2, constant(positive(5))), (x(3, 5), 7),
+        (x(2, 3, 5, 2), 11, constant(once_or_twice(3, 1, 1)))]],
     *[(log_softmax, Case(torch.log_softmax, (x(2, 3, 5), dim))) for dim in range(3)],
     *[(lambda z, dim: {n: exp(z[n]) / s for n, s in sum_of_exp(z, dim).items()},
        Case(torch.softmax, (x(2, 3, 5), dim))) for dim in range(3)],

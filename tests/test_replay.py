@@ -1,5 +1,7 @@
 """A recorded pass, played on other data: what `backprop` gives, or a refusal."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,8 +16,11 @@ def same_as_backprop(model: nn.Module, loss_fn, first: tuple, second: tuple) -> 
     """Records on the first batch, plays the second; so no number can come from the recording."""
     replay = Replay(model, loss_fn, *first)
     for batch in (second, first):
+        twin = copy.deepcopy(model)  # what one pass counts in a buffer must not reach the other
         loss = replay(*batch)
-        expected_loss, expected = backprop(model, loss_fn, *batch)
+        expected_loss, expected = backprop(twin, loss_fn, *batch)
+        for buffer, counted in zip(model.buffers(), twin.buffers(), strict=True):
+            torch.testing.assert_close(buffer, counted, rtol=1e-12, atol=1e-12)
         assert torch.equal(loss, expected_loss)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

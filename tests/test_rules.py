@@ -24,6 +24,7 @@ from torch import Tensor
 from nn_backprop import rules
 from nn_backprop.rules import Rule, activation, linear, normalization
 from nn_backprop.rules.locally_connected import locally_connected2d as local
+from nn_backprop.rules.winners import k_winners
 
 # torch and therefore the rule say that an uneven border costs a copy; that is no fault here.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -543,6 +544,8 @@ EXAMPLES = {
     "cos": (torch.cos, ([0, math.pi / 6],), [5, 4], ([0, -2],)),  # sin π/6 = 1/2
     # windows of two that overlap: 5 wins both
     "max_pool2d": (F.max_pool2d, ([[[1, 5, 2]]], (1, 2), 1), [[[7, 11]]], ([[[0, 18, 0]]],)),
+    # scores (3, 4, 2): the second wins
+    "k_winners": (k_winners, ([[3, 1, 2]], 1, [1, 4, 1]), [[5, 7, 11]], ([[0, 7, 0]],)),
     "avg_pool2d": (F.avg_pool2d, ([[[1, 5, 2]]], (1, 2), 1), [[[6, 10]]], ([[[3, 8, 5]]],)),
     # enlarged by 2: each pixel has four copies, 4 times the mean of their gradients
     "upsample_nearest": (
@@ -587,6 +590,10 @@ KINKS = [
     (F.max_pool2d, [[[1.0, 3.0, 3.0, 3.0]]], ((1, 3), 1), [[[0, 2, 0, 0]]]),
     (F.max_pool2d, [[[2.0, math.nan, math.nan]]], ((1, 3),), [[[0, 0, 1]]]),
     (F.max_pool2d, [[[-math.inf, -math.inf]]], ((1, 2),), [[[1, 0]]]),
+    (k_winners, [[1.0, 3.0, 3.0, 3.0]], (2,), [[0, 1, 1, 0]]),
+    (k_winners, [[0.0, -0.0, 0.0]], (2,), [[1, 1, 0]]),
+    (k_winners, [[math.inf, -math.inf, -math.inf]], (2,), [[1, 1, 0]]),
+    (k_winners, [[1.0, math.nan, 3.0], [1.0, 2.0, 3.0]], (1,), [[1, 1, 1], [0, 0, 1]]),
     (torch.pow, [0.0, 2.0], (0,), [0, 0]),
     (torch.pow, [0.0, 2.0], (1,), [1, 1]),
     (torch.pow, [0.0, 4.0], (0.5,), [math.inf, 0.25]),
@@ -599,7 +606,7 @@ def test_kinks_and_ties(function, values, args, slope):
     a = function(z, *args)
     (expected,) = torch.autograd.grad(a, z, torch.ones_like(a))
     _, saved = rule.forward(*rule.arguments((z.detach(), *args), {})[0])
-    (grad,) = rule.backward(torch.ones_like(a), saved, (True,))
+    grad = rule.backward(torch.ones_like(a), saved, (True,))[0]
     assert torch.equal(grad, torch.tensor(slope, dtype=torch.float32))
     assert torch.equal(grad, expected)
 

@@ -251,6 +251,7 @@ def test_every_option_has_its_sentence():
         ("tied", 2),
         ("lenet-300-100", 2),
         ("lenet-5", 1),
+        ("sparse-cnn", 2),
     ],
 )
 def test_a_network_trains_is_evaluated_and_predicts(model, epochs, tmp_path, capsys):
@@ -271,6 +272,16 @@ def test_a_network_trains_is_evaluated_and_predicts(model, epochs, tmp_path, cap
     assert program.main(["predict", str(run), str(picture), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert 0 <= row["digit"] <= 9 and 0.1 < row["confidence"] <= 1
+
+
+@pytest.mark.slow
+def test_the_boost_of_k_winners_decays_at_every_epoch(tmp_path):
+    arguments = ["--model", "sparse-cnn", "--data", "digits", "--epochs", "2"]
+    assert train.main([*arguments, "--run-dir", str(tmp_path / "run")]) == 0
+    state = read_checkpoint(tmp_path / "run" / "checkpoint.pt")["model"]
+    strengths = [float(value) for name, value in state.items() if name.endswith("strength")]
+    assert strengths == pytest.approx(3 * [1.5 * 0.85**2])
+    assert state["active1.examples"] > 0 and state["active1.duty_cycle"].any()
 
 
 def test_help_names_every_option(capsys):

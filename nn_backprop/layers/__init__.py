@@ -12,9 +12,11 @@ from nn_backprop.layers.octave import OctaveConv2d
 from nn_backprop.layers.open_set import EntropicOpenSetLoss, ObjectosphereLoss
 from nn_backprop.layers.soft_gate import SoftGate, learn_gate
 from nn_backprop.layers.tied import TiedStack, UntiedStack
+from nn_backprop.layers.winners import KWinners, decay_boosts
 
 __all__ = [
     "EntropicOpenSetLoss",
+    "KWinners",
     "LocallyConnected2d",
     "LowRankLinear",
     "ObjectosphereLoss",
@@ -25,6 +27,7 @@ __all__ = [
     "TiedStack",
     "UnitBiasConv2d",
     "UntiedStack",
+    "decay_boosts",
     "learn_gate",
     "median_distance",
     "random_patches",

@@ -18,6 +18,13 @@ from nn_backprop.models.memoriser import Memoriser, memorise
 from nn_backprop.models.mlp import MLP, happy
 from nn_backprop.models.norm_cnn import NormCNN, accurate_cnn, fast_cnn
 from nn_backprop.models.octave_cnn import OctaveCNN
+from nn_backprop.models.sparse import (
+    ActivityPenalty,
+    LayerNetwork,
+    dense_cnn,
+    sparse_cnn,
+    sparse_mlp,
+)
 from nn_backprop.models.tied import StackNetwork, tied_network, untied_network
 
 __all__ = [
@@ -25,8 +32,10 @@ __all__ = [
     "MLP",
     "MODELS",
     "NETS",
+    "ActivityPenalty",
     "FieldNetwork",
     "KernelNetwork",
+    "LayerNetwork",
     "LeCun1989",
     "LeNet5",
     "Memoriser",
@@ -34,6 +43,7 @@ __all__ = [
     "OctaveCNN",
     "StackNetwork",
     "accurate_cnn",
+    "dense_cnn",
     "fast_cnn",
     "fully_connected",
     "happy",
@@ -41,6 +51,8 @@ __all__ = [
     "locally_connected",
     "memorise",
     "shared_weights",
+    "sparse_cnn",
+    "sparse_mlp",
     "tied_network",
     "untied_network",
 ]
@@ -61,4 +73,5 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "tied": tied_network,
     "lenet-300-100": lenet_300_100,
     "lenet-5": LeNet5,
+    "sparse-cnn": sparse_cnn,
 }

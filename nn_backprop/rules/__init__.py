@@ -25,6 +25,7 @@ from nn_backprop.rules import (
     pooling,
     resampling,
     shape,
+    winners,
 )
 from nn_backprop.rules.rule import Rule
 
@@ -58,6 +59,7 @@ _ROWS: list[tuple] = [
     ("tanh", activation, [torch.tanh_, Tensor.tanh_], adapters.in_place),
     ("gelu", activation, [F.gelu], adapters.gelu),
     ("cos", activation, [torch.cos, Tensor.cos]),
+    ("k_winners", winners, [winners.k_winners]),
     ("softmax", activation, [F.softmax], adapters.softmax),
     ("softmax", activation, [torch.softmax, Tensor.softmax]),
     ("log_softmax", activation, [F.log_softmax], adapters.softmax),

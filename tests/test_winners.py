@@ -1,0 +1,483 @@
+"""k winners: the operation, the layer with its duty cycle, and the networks made of it."""
+
+import copy
+import math
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from nn_backprop import Tape, as_function, backprop, check_gradients, counting, models, rules
+from nn_backprop.engines import disagreement, for_training, in_precision
+from nn_backprop.layers import KWinners, decay_boosts
+from nn_backprop.models import ActivityPenalty, LayerNetwork
+from nn_backprop.rules.winners import k_winners
+
+RULE = rules.TABLE[k_winners]
+VECTORS, MAPS = (5, 11), (3, 5, 2, 7)
+
+
+def one_by_one(x: Tensor, k: int, boost: Tensor) -> Tensor:
+    """The k best of each example, by a search for the best that is left, k times."""
+    z, boost = torch.zeros_like(x), boost.expand(x.shape)
+    for n, example in enumerate(x):
+        left = list(product(*map(range, example.shape)))  # in reading order
+        for _ in range(min(k, len(left))):
+            best = max(left, key=lambda u: (x[n][u] * boost[n][u]).item())  # the first of the best
+            left.remove(best)
+            z[n][best] = example[best]
+    return z
+
+
+def apart(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """No two entries, and no entry and 0, closer than 0.02: no small step changes who wins."""
+    n = math.prod(shape)
+    return ((torch.randperm(n) - n / 2 + 0.25) * 0.04).reshape(shape).to(dtype)
+
+
+# --- the operation ---
+
+
+@pytest.mark.parametrize("shape, boosted", [(VECTORS, (11,)), (MAPS, (5, 1, 1)), (MAPS, (2, 7))])
+@pytest.mark.parametrize("k", [1, 2, 7, 10])
+def test_the_k_largest_stay_and_of_equal_ones_the_first(shape, boosted, k):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        x = torch.randint(-2, 3, shape).double()  # few values, many ties
+        boost = 2.0 ** torch.randint(-1, 2, boosted)
+        z = k_winners(x, k, boost)
+        assert torch.equal(z, one_by_one(x, k, boost))
+        assert torch.equal(k_winners(x, k), one_by_one(x, k, torch.ones(())))
+        assert (z != 0).flatten(1).sum(1).max() <= k
+        x = torch.randn(shape)
+        assert torch.equal(k_winners(x, k, boost), one_by_one(x, k, boost))
+
+
+def test_the_order_of_ties_is_that_of_reading_whatever_the_order_in_memory():
+    x = torch.randint(-2, 3, MAPS).double()
+    for other in (x.to(memory_format=torch.channels_last), x.mT.contiguous().mT):
+        assert torch.equal(k_winners(other, 13), k_winners(x, 13))
+    assert torch.equal(k_winners(torch.ones(MAPS), 20)[0].flatten(), (torch.arange(70) < 20) * 1.0)
+
+
+def test_the_boost_chooses_and_is_not_passed_on():
+    x = torch.tensor([[3.0, 1.0, 2.0], [8.0, 1.0, 2.0]], requires_grad=True)
+    z = k_winners(x, 1, torch.tensor([1.0, 4.0, 1.0]))
+    assert z.tolist() == [[0, 1, 0], [8, 0, 0]]
+    (grad,) = torch.autograd.grad(z, x, torch.tensor([[5.0, 7.0, 11.0], [13.0, 17.0, 19.0]]))
+    assert grad.tolist() == [[0, 7, 0], [13, 0, 0]]
+
+
+def test_no_gradient_reaches_the_boost():
+    x, boost = apart(5, 11).requires_grad_(), torch.ones(11).double().requires_grad_()
+    assert torch.autograd.grad(k_winners(x, 3, boost).sum(), boost, allow_unused=True) == (None,)
+    with Tape() as tape:
+        loss = k_winners(x, 3, boost.detach()).mean()
+    assert tape.gradients(loss, [x])[0].count_nonzero() == 15
+
+
+@pytest.mark.parametrize("shape, units", [(VECTORS, 11), (MAPS, 70)])
+def test_if_there_are_no_more_than_k_units_all_pass_whatever_the_boost(shape, units):
+    x = torch.randn(shape, requires_grad=True)
+    for k in (units, units + 1, 10**9):
+        z = k_winners(x, k, torch.full((), 1e-30))
+        upstream = torch.randn(shape)
+        assert torch.equal(z, x)
+        assert torch.equal(torch.autograd.grad(z, x, upstream)[0], upstream)
+    assert (k_winners(x, units - 1) == 0).flatten(1).sum(1).eq(1).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_not_hidden(value):
+    x = torch.randn(3, 7)
+    x[1, 4] = value
+    z = k_winners(x, 2)
+    assert torch.equal(z[::2], one_by_one(x, 2, torch.ones(()))[::2])
+    expected = x[1] if math.isnan(value) else one_by_one(x, 2, torch.ones(()))[1]
+    assert_close(z[1], expected, rtol=0, atol=0, equal_nan=True)
+    assert z[1, 4].item() != 0 or value == -math.inf
+    # ... and what a loser is sent back does not reach it, even if that is not finite
+    upstream = torch.full((3, 7), value)
+    _, saved = RULE.forward(apart(3, 7), 2)
+    grad, _ = RULE.backward(upstream, saved, (True, False))
+    assert (grad == 0).sum(1).tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.half])
+def test_every_type_is_kept_whatever_the_type_of_the_boost(dtype):
+    x, boost = torch.randn(VECTORS).to(dtype), torch.rand(11)
+    assert k_winners(x, 3, boost).dtype == dtype
+    assert torch.equal(k_winners(x, 3, boost), one_by_one(x, 3, boost))
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (
+            (torch.ones(7), 2),
+            r"^the units of examples are \(N, ...\), with two axes or more, not 1",
+        ),
+        ((torch.ones(3, 7), 0), "^k must be at least 1, not 0$"),
+        (
+            (torch.ones(3, 7), 2, torch.ones(5)),
+            r"expand to the activations' \(3, 7\), which \(5,\)",
+        ),
+        ((torch.ones(3, 7), 2, torch.ones(2, 3, 7)), r"which \(2, 3, 7\) does not$"),
+        ((torch.ones(3, 7), 9, torch.ones(5)), r"which \(5,\) does not$"),
+    ],
+)
+def test_what_the_function_refuses(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        k_winners(*arguments)
+
+
+# --- gradients ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape, k", [(VECTORS, 3), (MAPS, 17), (VECTORS, 11)])
+def test_the_gradients_pass_the_checker(shape, k, dtype):
+    torch.manual_seed(0)
+    x, boost = apart(*shape, dtype=dtype), 1.0 + torch.randint(2, shape[1:])
+    for function in (k_winners, as_function(RULE).apply):
+        report = check_gradients(
+            lambda x, f=function: f(x, k, boost.to(dtype)), x, second_order=True
+        )
+        assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
+
+
+class Straight(as_function(RULE)):
+    """Hands the losers the gradient as well."""
+
+    @staticmethod
+    def backward(ctx, grad_z):
+        return grad_z, None, None
+
+
+class Boosted(as_function(RULE)):
+    """Differentiates as if the boost, of 2, were passed on."""
+
+    @staticmethod
+    def backward(ctx, grad_z):
+        return super(Boosted, Boosted).backward(ctx, 2 * grad_z)
+
+
+@pytest.mark.parametrize("wrong", [Straight, Boosted])
+def test_the_checker_refuses_what_people_get_wrong(wrong):
+    boost = torch.full((11,), 2.0, dtype=torch.float64)
+    assert check_gradients(lambda x: wrong.apply(x, 3, boost), apart(5, 11)).verdict == "fail"
+
+
+def used(shape: tuple[int, ...], k: int, **options) -> KWinners:
+    """A layer that has counted a few batches."""
+    layer = KWinners(shape[1], k, dtype=torch.float64, **options)
+    for _ in range(4):
+        layer(torch.randn(shape, dtype=torch.float64))
+    assert layer.duty_cycle.min() < layer.duty_cycle.max()
+    return layer
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape, k", [(VECTORS, 3), (MAPS, 0.3)])
+def test_the_gradients_of_the_layer_pass_the_checker(shape, k, dtype, training):
+    """With handicaps of 1 and ½, after which the scores are still apart."""
+    torch.manual_seed(0)
+    layer = KWinners(shape[1], k, evaluation_factor=1.5, dtype=dtype).train(training)
+    layer.duty_cycle.copy_(math.log(2) / 1.5 * torch.randint(2, (shape[1],)))
+    before = copy.deepcopy(layer.state_dict())
+    report = check_gradients(layer, apart(*shape, dtype=dtype), second_order=True)
+    assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("make", [models.sparse_mlp, models.sparse_cnn, models.dense_cnn])
+def test_the_tape_has_autograds_gradients_and_counts_as_autograd_does(make, training):
+    torch.manual_seed(0)
+    model = make().double().train(training)
+    twin, recorded = copy.deepcopy(model), copy.deepcopy(model)
+    replayed = for_training("tape")
+    for _ in range(3):
+        x, y = torch.randn(7, 1, 28, 28).double(), torch.randint(10, (7,))
+        loss, grads = backprop(model, model.loss, x, y)
+        expected = twin.loss(twin(x), y)
+        twin.zero_grad()
+        expected.backward()
+        assert_close(loss, expected.detach())
+        assert_close(replayed(recorded, x, y), loss)
+        for name, parameter in twin.named_parameters():
+            assert parameter.grad.any()
+            assert_close(grads[name], parameter.grad, rtol=1e-10, atol=1e-12)
+            assert_close(recorded.get_parameter(name).grad, grads[name], rtol=1e-10, atol=1e-12)
+        for each in (model, twin, recorded):
+            decay_boosts(each)
+        for name, buffer in twin.named_buffers():
+            assert_close(model.get_buffer(name), buffer)
+            assert_close(recorded.get_buffer(name), buffer)
+    found = disagreement(model, x, y)
+    assert set(found) == {"tape"} and max(found["tape"].values()) < 1e-13
+
+
+# --- the duty cycle and the boost ---
+
+
+def test_the_duty_cycle_of_a_vector_by_hand():
+    layer = KWinners(3, 1, boost=0.0, period=4)
+    batch = lambda *winners: torch.tensor([[float(c == w) for c in range(3)] for w in winners])  # noqa: E731
+    expected = [
+        (batch(0, 0, 2), [2 / 3, 0, 1 / 3]),  # the mean of the first three examples,
+        (batch(1), [2 / 4, 1 / 4, 1 / 4]),  # of the first four; from then on an example counts ¼:
+        (batch(1), [3 / 4 * 2 / 4, 3 / 4 * 1 / 4 + 1 / 4, 3 / 4 * 1 / 4]),
+        (batch(2, 0, 0, 0, 0), [4 / 5, 0, 1 / 5]),  # more than a period: they alone
+    ]
+    seen = 0
+    for x, duty in expected:
+        assert torch.equal(layer(x), x)
+        seen += len(x)
+        assert_close(layer.duty_cycle, torch.tensor(duty))
+        assert layer.examples.item() == seen
+
+
+def test_the_duty_cycle_of_a_channel_is_the_mean_over_its_places():
+    layer = KWinners(2, 3)
+    x = torch.tensor([[[[5.0, 1.0]], [[4.0, 3.0]]], [[[0.0, 0.0]], [[-1.0, 2.0]]]])
+    z = layer(x)
+    # the third winner of the second example is a 0, and so not active
+    assert z.tolist() == [[[[5, 0]], [[4, 3]]], [[[0, 0]], [[0, 2]]]]
+    assert layer.duty_cycle.tolist() == [1 / 4, 3 / 4]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape, k", [(VECTORS, 3), (MAPS, 17)])
+def test_who_wins_is_decided_by_the_boost_of_the_paper(shape, k, training):
+    torch.manual_seed(0)
+    layer = used(shape, k, boost=3.0).train(training)
+    target, duty = k / math.prod(shape[1:]), layer.duty_cycle.clone()
+    boost = torch.exp(3.0 * (target - duty)).view(-1, *[1] * (len(shape) - 2))
+    x = torch.randn(shape).double()
+    z = layer(x)
+    assert torch.equal(z, one_by_one(x, k, boost))
+    assert not torch.equal(z, one_by_one(x, k, torch.ones(())))  # the boost matters here
+
+
+def test_evaluation_counts_nothing():
+    layer = used(MAPS, 17)
+    before = copy.deepcopy(layer.state_dict())
+    x = torch.randn(MAPS).double()
+    z = layer.eval()(x)
+    assert torch.equal(layer(x), z)
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    layer.train()(x)
+    assert layer.examples == before["examples"] + len(x)
+    assert not torch.equal(layer.duty_cycle, before["duty_cycle"])
+
+
+@pytest.mark.parametrize(
+    "k, factor, in_training, in_evaluation",
+    [(3, 1.0, 3, 3), (3, 1.5, 3, 4), (0.3, 1.5, 3, 4), (0.01, 1.0, 1, 1), (5, 2.0, 5, 10)],
+)
+def test_how_many_win(k, factor, in_training, in_evaluation):
+    layer = KWinners(11, k, evaluation_factor=factor)
+    x = torch.randn(7, 11)
+    assert (layer(x) != 0).sum(1).tolist() == 7 * [in_training]
+    assert (layer.eval()(x) != 0).sum(1).tolist() == 7 * [in_evaluation]
+
+
+def test_a_share_is_of_all_maps_together():
+    layer = KWinners(5, 0.1, boost=0.0)
+    z = layer(torch.randn(3, 5, 4, 5))
+    assert (z != 0).flatten(1).sum(1).tolist() == [10, 10, 10]
+    assert len(set((z != 0).sum((2, 3)).flatten().tolist())) > 1  # not so many of each
+
+
+def test_with_as_many_winners_as_units_it_is_the_identity_and_counts():
+    layer, x = KWinners(3, 12, boost=100.0), torch.randn(5, 3, 2, 2)
+    for _ in range(2):
+        assert torch.equal(layer(x), x)
+    assert layer.duty_cycle.tolist() == [1, 1, 1]
+    layer = KWinners(8, 6, evaluation_factor=1.5)
+    assert (layer(torch.randn(5, 8)) == 0).any()
+    x = torch.randn(5, 8)
+    assert torch.equal(layer.eval()(x), x)  # 9 of 8
+
+
+def usage(boost: float) -> KWinners:
+    """Of ten units with activations of rising size, two win: without a boost, nearly always the
+    last ones."""
+    torch.manual_seed(0)
+    layer = KWinners(10, 2, boost)
+    size = torch.linspace(1, 4, 10)
+    for _ in range(200):
+        layer(size + 0.1 * torch.rand(32, 10))
+    return layer
+
+
+def test_the_boost_evens_out_who_wins():
+    plain, boosted, strong = usage(0.0), usage(1.5), usage(30.0)
+    assert plain.dead == 8 and plain.duty_cycle[-2:].min() > 0.999
+    assert boosted.dead < plain.dead and strong.dead == 0
+    spread = [layer.duty_cycle.std().item() for layer in (plain, boosted, strong)]
+    assert spread == sorted(spread, reverse=True) and spread[2] < 0.2 * spread[0]
+    for layer in (plain, boosted, strong):
+        assert_close(layer.duty_cycle.sum().item(), 2.0, rtol=1e-4, atol=0)
+
+
+def test_decay_boosts_reaches_every_layer_of_a_model_and_nothing_else():
+    model = LayerNetwork(KWinners(5, 2), nn.Sequential(KWinners(5, 2, boost=4.0, decay=0.5)))
+    before = copy.deepcopy(model.state_dict())
+    decay_boosts(model)
+    decay_boosts(model)
+    after = model.state_dict()
+    assert_close(after["0.strength"].item(), 1.5 * 0.85**2)
+    assert after["1.0.strength"].item() == 1.0
+    assert all(torch.equal(after[key], before[key]) for key in before if "strength" not in key)
+
+
+def test_dead_channels_are_those_that_have_long_ceased_to_win():
+    layer = KWinners(3, 1, boost=0.0, period=10)
+    assert layer.dead == 3
+    layer(torch.eye(3)[:2])
+    assert layer.dead == 1
+    for _ in range(20):
+        layer(torch.eye(3)[1:2].expand(10, 3) * torch.ones(10, 1))
+    assert layer.duty_cycle.tolist() == [0, 1, 0] and layer.dead == 2
+
+
+def test_all_that_decides_is_in_the_state_dict():
+    layer = used(VECTORS, 3)
+    decay_boosts(layer)
+    other = KWinners(11, 3, dtype=torch.float64)
+    other.load_state_dict(layer.state_dict())
+    for _ in range(3):
+        x = torch.randn(VECTORS).double()
+        assert torch.equal(layer(x), other(x))
+    assert all(map(torch.equal, layer.state_dict().values(), other.state_dict().values()))
+    assert set(layer.state_dict()) == {"duty_cycle", "strength", "examples"}
+
+
+def test_what_is_counted_in_bfloat16_arrives_in_the_model():
+    torch.manual_seed(0)
+    model = models.sparse_mlp()
+    twin, compute = copy.deepcopy(model), in_precision(for_training("autograd"), torch.bfloat16)
+    for _ in range(3):
+        x, y = torch.randn(32, 1, 28, 28), torch.randint(10, (32,))
+        compute(model, x, y)
+        twin(x)
+    counted, expected = model.active.duty_cycle, twin.active.duty_cycle
+    assert counted.dtype == torch.float32 and model.active.examples == 96
+    assert (counted - expected).abs().mean() < 0.05 * expected.mean()
+    before = counted.clone()
+    compute(model.eval(), x, y)
+    assert torch.equal(model.active.duty_cycle, before)
+
+
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        ({"channels": 0}, "channels must be an integer of at least 1, not 0"),
+        ({"period": 0.5}, "period must be an integer of at least 1, not 0.5"),
+        ({"k": 0}, "k must be an integer of at least 1, not 0"),
+        *(
+            ({"k": k}, f"k must be an integer of at least 1 or a share within 0 and 1, not {k}")
+            for k in (0.0, 1.0, 2.5, -0.1, math.nan)
+        ),
+        ({"boost": -1.0}, "boost must be finite and not negative, not -1.0"),
+        ({"boost": math.inf}, "boost must be finite and not negative, not inf"),
+        ({"decay": 1.1}, "decay must be from 0 to 1, not 1.1"),
+        ({"evaluation_factor": 0.9}, "evaluation_factor must be at least 1, not 0.9"),
+    ],
+)
+def test_impossible_arguments_are_named(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        KWinners(**({"channels": 7, "k": 3} | wrong))
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (3, 5, 7, 7)])
+def test_activations_of_other_channels_are_refused(shape):
+    with pytest.raises(ValueError, match=r"the layer takes \(N, 7, ...\), not \("):
+        KWinners(7, 3)(torch.ones(shape))
+
+
+def test_how_it_is_shown():
+    shown = "(7, k=0.25, boost=1.5, decay=0.85, period=1000, evaluation_factor=1)"
+    assert repr(KWinners(7, 0.25)).endswith(shown)
+
+
+# --- the networks ---
+
+
+def test_parameters_of_the_networks():
+    sparse = (25 + 1) * 32 + (25 * 32 + 1) * 64 + (16 * 64 + 1) * 700 + 701 * 10
+    dense = (25 + 1) * 30 + (25 * 30 + 1) * 30 + (16 * 30 + 1) * 1000 + 1001 * 10
+    assert counting.parameters(models.sparse_cnn()) == sparse == 776_606
+    assert counting.parameters(models.dense_cnn()) == dense == 514_320
+    assert counting.parameters(models.sparse_mlp()) == counting.parameters(models.MLP())
+
+
+@pytest.mark.parametrize("training, factor", [(True, 1), (False, 1.5)])
+def test_as_many_units_are_active_as_is_said(training, factor):
+    torch.manual_seed(0)
+    model, seen = models.sparse_cnn().train(training), []
+    for layer in model:
+        if isinstance(layer, KWinners):
+            layer.register_forward_hook(lambda _, x, z: seen.append(z.flatten(1)))
+    assert model(torch.randn(3, 1, 28, 28)).shape == (3, 10)
+    assert [z.shape[1] for z in seen] == [4608, 1024, 700]
+    assert [(z != 0).sum(1).tolist() for z in seen] == [3 * [factor * k] for k in (400, 300, 100)]
+
+
+def priced(weight: float = 0.3) -> tuple[ActivityPenalty, Tensor, Tensor]:
+    torch.manual_seed(0)
+    layers = nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 11), nn.ReLU(), nn.Linear(11, 3)
+    return ActivityPenalty(LayerNetwork(*layers).double(), weight), *batch(13)
+
+
+def batch(n: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, 5).double(), torch.randint(3, (n,))
+
+
+def test_the_price_is_the_mean_activity_of_each_layer_in_training():
+    model, x, y = priced()
+    first, _, second, _, last = model.network
+    a = F.relu(first(x))
+    b = F.relu(second(a))
+    expected = F.cross_entropy(last(b), y) + 0.3 * (a.abs().mean() + b.abs().mean())
+    assert_close(model.loss(model(x), y), expected)
+    model.eval()
+    assert_close(model.loss(model(x), y), F.cross_entropy(last(b), y))
+    assert_close(model.probabilities(model(x)), last(b).softmax(1))
+
+
+def test_the_gradients_of_the_price():
+    model, x, y = priced()
+    report = check_gradients(model, x, loss=lambda z: model.loss(z, y), second_order=True)
+    assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
+    assert max(disagreement(model, x, y)["tape"].values()) < 1e-13
+    # by the docstring: each active unit of the second priced layer has 0.3 / (N U) from the price
+    weight = model.network[2].bias
+    (with_price,) = torch.autograd.grad(model.loss(model(x), y), weight)
+    (without,) = torch.autograd.grad(model.network.loss(model(x)[0], y), weight)
+    active = model.network[:4](x) > 0
+    assert_close(with_price - without, 0.3 * active.double().sum(0) / (13 * 11))
+
+
+def test_a_higher_price_makes_less_activity():
+    active = []
+    for weight in (0.0, 0.3, 3.0):
+        model, x, y = priced(weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        for _ in range(100):
+            optimizer.zero_grad()
+            model.loss(model(x), y).backward()
+            optimizer.step()
+        active.append(model(x)[1].item())
+    assert active == sorted(active, reverse=True) and active[2] < 0.1 * active[0]
+
+
+def test_a_network_without_relus_has_nothing_to_price():
+    with pytest.raises(ValueError, match=r"has no nn.ReLU whose activity could be priced"):
+        ActivityPenalty(LayerNetwork(nn.Linear(5, 3)), 0.1)
