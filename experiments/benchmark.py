@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found = measure(options)
     except DataError as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
+        print(f"benchmark.py: {error}; --smoke needs neither files nor network", file=sys.stderr)
         return 2
     if options.smoke:
         found.claims = []  # they need the whole run

@@ -54,7 +54,7 @@ def main(options: Options) -> int:
     try:
         data = load("digits" if options.smoke else "mnist", options.data_root)
     except DataError as error:
-        print(f"feeding.py: {error}", file=sys.stderr)
+        print(f"feeding.py: {error}; --smoke needs neither files nor network", file=sys.stderr)
         return 2
     dataset = _items(data, options)
     pairs = [

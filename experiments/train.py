@@ -158,8 +158,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 diverged, 2 bad input, 130 interrupted."""
     try:
         return train(read_options(sys.argv[1:] if arguments is None else arguments))
-    except (UsageError, DataError, RunError) as error:
+    except (UsageError, RunError) as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except DataError as error:
+        print(f"train.py: {error}; --data digits needs neither files nor network", file=sys.stderr)
         return 2
     except Diverged as error:
         print(f"train.py: {error}. The last good checkpoint is kept.", file=sys.stderr)

@@ -63,29 +63,34 @@ def command(kind: type[Options], doc: str | None, conduct: Callable[["Study", Op
     """Reads the options, conducts the study, and returns the exit code.
 
     0 done, 1 if a training diverged or its process was killed, 2 bad input, 130 interrupted; what
-    is not 0 is told in one sentence. The study is named after the script in which `conduct` stands.
+    is not 0 is told in one sentence, with the folder if there is one by then. The study is named
+    after the script in which `conduct` stands.
     """
     name = Path(conduct.__code__.co_filename).stem
-    options = tyro.cli(kind, args=arguments, description=doc)
+    options = asked = tyro.cli(kind, args=arguments, description=doc)
+    if asked.smoke:
+        options = dataclasses.replace(asked, seeds=2, workers=1)
+    study = Study(name, options)
     try:
-        if options.seeds < 2:
-            raise UsageError(f"--seeds must be 2 or more, not {options.seeds}")
-        if options.workers < 1:
-            raise UsageError(f"--workers must be 1 or more, not {options.workers}")
-        if options.smoke:
-            options = dataclasses.replace(options, seeds=2, workers=1)
-        with Study(name, options) as study:
+        if asked.seeds < 2:
+            raise UsageError(f"--seeds must be 2 or more, not {asked.seeds}")
+        if asked.workers < 1:
+            raise UsageError(f"--workers must be 1 or more, not {asked.workers}")
+        with study:
             conduct(study, options)
-    except (UsageError, DataError, RunError) as error:
-        print(f"{name}.py: {error}", file=sys.stderr)
-        return 2
+        return 0
+    except (UsageError, RunError) as error:
+        code, told = 2, f"{error}"
+    except DataError as error:
+        code, told = 2, f"{error}; --smoke needs neither files nor network"
     except StudyError as error:
-        print(f"{name}.py: {error}; the rows so far are in {study.folder}", file=sys.stderr)
-        return 1
+        code, told = 1, f"{error}"
     except KeyboardInterrupt:
-        print(f"{name}.py: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        code, told = 130, "interrupted"
+    if study.folder.exists():
+        told += f"; the rows so far are in {study.folder}"
+    print(f"{name}.py: {told}", file=sys.stderr)
+    return code
 
 
 class Study:
@@ -198,24 +203,25 @@ def _results(
         return
     # Spawned, since a forked torch may hang; they import the script anew, once each.
     spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawned, _start) as pool:
+    with ProcessPoolExecutor(workers, spawned, torch.set_num_threads, (1,)) as pool:
         try:
-            for future in as_completed([pool.submit(_carry_out, task) for task in tasks]):
+            # Each begins as a task is submitted, and inherits that Ctrl-C is ignored, even while it
+            # imports; the price is that one in these milliseconds must be repeated.
+            hears = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                futures = [pool.submit(_carry_out, task) for task in tasks]
+            finally:
+                signal.signal(signal.SIGINT, hears)
+            for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool:
             raise StudyError(
                 "the process of a training was killed, perhaps for want of memory: try --workers 1"
             ) from None
-        except BaseException:  # Ctrl-C, for one, to which they are deaf
+        except BaseException:  # Ctrl-C, for one
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
-
-
-def _start() -> None:
-    """A process begins: with one thread, and deaf to Ctrl-C, which its parent hears."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _carry_out(task: tuple[Callable[[Any], Row], int, Any]) -> tuple[int, Row]:

@@ -4,14 +4,22 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from nn_backprop import figures, study
+from nn_backprop.data import DataError
 from nn_backprop.evidence import between
 from nn_backprop.study import Study, StudyOptions, UsageError
 from nn_backprop.training import Diverged, Step
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+STUDIES = [path for path in EXPERIMENTS.glob("*.py") if "command(Options" in path.read_text()]
 
 
 def square(job: int) -> dict:
@@ -64,20 +72,126 @@ def refuse(under_way: Study, options: StudyOptions) -> None:
     raise UsageError("no such thing: take another")
 
 
+def lack(under_way: Study, options: StudyOptions) -> None:
+    raise DataError("no MNIST: fetch it")
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (refuse, "no such thing: take another"),
+        (lack, "no MNIST: fetch it; --smoke needs neither files nor network"),
+    ],
+)
+def test_a_study_that_cannot_begin_says_why_and_leaves_nothing(
+    end, told, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert study.command(StudyOptions, "", end, []) == 2
+    assert capsys.readouterr().err == f"test_study.py: {told}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def interrupt(under_way: Study, options: StudyOptions) -> None:
     under_way.carry_out(square, [1])
     raise KeyboardInterrupt
 
 
-def test_how_a_study_ends_early(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_study_says_where_its_rows_are(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert study.command(StudyOptions, "", refuse, []) == 2
-    assert capsys.readouterr().err == "test_study.py: no such thing: take another\n"
-    assert list(tmp_path.iterdir()) == []
     assert study.command(StudyOptions, "", interrupt, ["--workers", "1"]) == 130
-    assert "interrupted" in capsys.readouterr().err
-    (rows,) = tmp_path.glob("runs/test_study/*/rows.jsonl")
-    assert json.loads(rows.read_text()) == square(1)
+    (folder,) = Path().glob("runs/test_study/*")
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == f"test_study.py: interrupted; the rows so far are in {folder}"
+    assert json.loads((folder / "rows.jsonl").read_text()) == square(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", STUDIES, ids=lambda path: path.stem)
+def test_without_mnist_every_study_says_so_and_leaves_nothing(script, tmp_path):
+    """--data-root lies below a device, where no folder can be made, not even by root."""
+    offline = {"NN_BACKPROP_MNIST_URL": "http://127.0.0.1:9", "no_proxy": "*"}
+    elsewhere = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "cache")}
+    (work := tmp_path / "work").mkdir()
+    done = subprocess.run(
+        [sys.executable, str(script), "--data-root", "/dev/null/none"],
+        cwd=work, env=os.environ | offline | elsewhere, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith(
+        f"{script.name}: /dev/null/none/MNIST/raw/train-images-idx3-ubyte is"
+    )
+    assert sentence.endswith("to a mirror; --smoke needs neither files nor network")
+    assert list(work.iterdir()) == []
+
+
+INTERRUPTED = """
+import os, sys, time
+from pathlib import Path
+
+def wait_at(moment):
+    if moment == sys.argv[-1]:
+        Path(f"{moment}.{os.getpid()}").touch()
+        time.sleep(100)
+
+if __name__ != "__main__":
+    wait_at("import")
+from nn_backprop import study
+
+def train(job):
+    if job > 0:
+        wait_at("training")
+    return {"job": job}
+
+def conduct(under_way, options):
+    wait_at("start")
+    under_way.carry_out(train, range(3))
+
+if __name__ == "__main__":
+    sys.exit(study.command(study.StudyOptions, "", conduct, sys.argv[1:3]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "workers", "jobs"),
+    [
+        ("start", "1", None),
+        ("import", "2", []),
+        ("training", "1", [0]),
+        ("training", "2", [0]),
+    ],
+)
+def test_ctrl_c_is_one_line_at_any_moment(moment, workers, jobs, tmp_path):
+    """Sent, as a terminal does, to every process; `jobs` are those whose rows are kept by then."""
+    script = tmp_path / "waits.py"
+    script.write_text(INTERRUPTED)
+
+    def waiting_at() -> list[Path]:
+        return list(tmp_path.glob(f"{moment}.*"))
+
+    with subprocess.Popen(
+        [sys.executable, script, "--workers", workers, moment],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as running:  # fmt: skip
+        kept: list[int] | None = None
+        while not waiting_at() or kept != jobs:
+            assert running.poll() is None, running.stderr.read()
+            time.sleep(0.05)
+            for rows in tmp_path.glob("runs/waits/*/rows.jsonl"):
+                kept = sorted(json.loads(row)["job"] for row in rows.read_text().splitlines())
+        for waiting in {int(path.suffix[1:]) for path in waiting_at()} - {running.pid}:
+            os.kill(waiting, signal.SIGINT)  # of a worker alone nothing may come
+        time.sleep(1)
+        os.killpg(running.pid, signal.SIGINT)
+        told = running.communicate(timeout=60)[1].splitlines()
+    assert running.returncode == 130
+    folders = list(tmp_path.glob("runs/waits/*"))
+    kept_in = "".join(f"; the rows so far are in {path.relative_to(tmp_path)}" for path in folders)
+    assert told.pop() == f"waits.py: interrupted{kept_in}"
+    assert len(folders) == (jobs is not None)
+    assert all(line.startswith("train: ") for line in told if line)  # the progress bar
 
 
 def die(job: int) -> dict:

@@ -120,8 +120,7 @@ def _fill(place: Path, root: Path, say: Callable[[str], object]) -> None:
                 raise DataError(
                     f"{there / name} is {found} and could not be downloaded ({error}): "
                     f"put the four files, plain or .gz, into {here}, or set $NN_BACKPROP_DATA to "
-                    "a folder that has them in MNIST/raw, or $NN_BACKPROP_MNIST_URL to a mirror; "
-                    "--data digits needs neither files nor network"
+                    "a folder that has them in MNIST/raw, or $NN_BACKPROP_MNIST_URL to a mirror"
                 ) from error
             source = archive
         say(f"writing {here / name} from {source}")
