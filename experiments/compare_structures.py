@@ -20,7 +20,7 @@ train on with a third of the rate after the cut. The test images are read once f
 when it has ended.
 
 **The costs**: parameters that are trained and left; multiply-adds of one image, as they are carried
-out, and for the pruned network also without those by a zero; seconds of training, one thread.
+out, and for the pruned network also without those by a zero; processor seconds of training.
 """
 
 import functools
@@ -158,7 +158,7 @@ def train(job: Job) -> Row:
     structure = STRUCTURES[job.structure]
     data = subset(_data(job.data, job.root), job.n, job.seed)
     model = structure.build(job.seed)
-    began = time.perf_counter()
+    began = time.process_time()
     if not structure.cut:
         _fit(model, data, job.lr, job.epochs, job.seed)
     else:
@@ -178,7 +178,7 @@ def train(job: Job) -> Row:
                 epochs = left // ROUNDS + (done >= ROUNDS - left % ROUNDS)
                 if epochs:
                     _fit(model, data, job.lr / 3, epochs, job.seed + 1_000 * (done + 1))
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     image = data.batch(data.test[:1])[0]
     carried_out = multiply_adds(model, image)
     zeros = sum(int((m == 0).sum()) for name, m in model.named_buffers() if "weight_mask" in name)
@@ -271,7 +271,7 @@ def _figure(rows: Sequence[Row]) -> figures.Figure:
         for n, value, axis in (
             (few, "multiply_adds", "multiply-adds of an image"),
             (many, "multiply_adds", "multiply-adds of an image"),
-            (many, "seconds", "seconds of training, one thread"),
+            (many, "seconds", "processor seconds of training"),
         )
     ]
     return figures.panels(
