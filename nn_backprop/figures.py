@@ -485,8 +485,9 @@ def _panels(grid: np.ndarray, parts: Sequence[Panel]) -> None:
             axes.set_xscale("log")
             marked = sorted({float(x) for points in part.lines.values() for x, *_ in points})
             crowded = len(marked) > 10 or any(b < 1.2 * a for a, b in pairwise(marked))
+            measured = any(x != float(f"{x:.4g}") and x % 1 for x in marked)
             axes.tick_params("x", rotation=30 * (crowded or len(marked) > 5))
-            if not crowded:
+            if not crowded and not measured:
                 axes.set_xticks(marked, [f"{x:,.12g}" for x in marked])
             else:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

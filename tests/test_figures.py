@@ -196,7 +196,8 @@ def test_a_bar_may_reach_further_to_one_side():
 def test_a_point_is_mean_and_deviation_and_crowded_places_share_round_ticks():
     assert figures.point("x", [1.0, 3.0]) == ("x", 2.0, pytest.approx(2**0.5))
     apart, crowded, many = [10, 13, 20], [10, 11, 20], [10, 20, *(30 * 2**k for k in range(9))]
-    for places, shared in ((apart, False), (crowded, True), (many, True)):
+    measured = [8.123456, 20]
+    for places, shared in ((apart, False), (crowded, True), (many, True), (measured, True)):
         lines = {f"{x}": [(x, 1.0, 0.1)] for x in places}
         (axes,) = rendered(figures.panels([figures.Panel("a", lines=lines, log="x")], "b")).axes
         assert (list(axes.get_xticks()) != places) == shared
