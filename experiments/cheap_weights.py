@@ -498,7 +498,6 @@ def _summary(rows: Sequence[study.Row]) -> list[study.Row]:
                 "of weights left": f"{found['multiply_adds_left'][0]:,}",
                 "file, kB": f"{statistics.fmean(found['bytes']) / 1000:.1f}",
                 "packed": f"{statistics.fmean(found['bytes_packed']) / 1000:.1f}",
-                "training, s": f"{statistics.median(found['train_seconds']):.0f}",
             }
         )
     return lines
