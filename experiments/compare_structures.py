@@ -179,7 +179,7 @@ def train(job: Job) -> Row:
                 if epochs:
                     _fit(model, data, job.lr / 3, epochs, job.seed + 1_000 * (done + 1))
     seconds = time.process_time() - began
-    image = data.batch(data.test[:1])[0]
+    image = data.batch(data.train[:1])[0]
     carried_out = multiply_adds(model, image)
     zeros = sum(int((m == 0).sum()) for name, m in model.named_buffers() if "weight_mask" in name)
     return {

@@ -130,7 +130,8 @@ def tuned(
 
     Keys of the rows are named: a group has the same values under all keys of `group`, and settings
     are what stands under those of `settings`. The score is of a validation split, lest what is
-    tuned by it be told of the data that tuned it. Rows keep their order.
+    tuned by it be told of the data that tuned it. Of equal means, the settings that come first in
+    the rows are taken. Rows keep their order.
     """
 
     def at(row: Row, keys: Sequence[str]) -> tuple[Any, ...]:
