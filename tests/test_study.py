@@ -127,7 +127,7 @@ def test_without_mnist_every_study_says_so_and_leaves_nothing(script, tmp_path):
 
 
 INTERRUPTED = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 
 def wait_at(moment):
@@ -137,6 +137,8 @@ def wait_at(moment):
 
 if __name__ != "__main__":
     wait_at("import")
+else:  # what a shell starts in the background is deaf to Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 from nn_backprop import study
 
 def train(job):
