@@ -1,0 +1,488 @@
+"""When should a network keep silent? Thresholds on its confidence: learnt, swept, promised.
+
+    python experiments/threshold.py               # MNIST, 3 networks × 10 seeds
+    python experiments/threshold.py --smoke       # the embedded digits, seconds
+
+An answer is accepted if its confidence exceeds τ. **Networks**: 784-16-16-10 with sigmoids and
+squared error ("happy"); 784-256-256-256-10 with ReLUs, in the sizes of Hendrycks & Gimpel 2017
+("MLP"); the small CNN. The confidence of the last two is their largest softmax probability. The
+happy one has no softmax; its confidence is its largest output, not normalised: squared error, too,
+is least where an output is the probability of its class. Thresholds are learnt in log-odds, since
+confidences crowd near 1; the order of the answers is the same.
+
+**Prices.** An accepted error costs 1, a rejection λ. Chow 1970: of a calibrated confidence the best
+τ is 1 − λ. Beside that plain one stand the best τ on the validation answers by exhaustive sweep,
+and the one that `learn_gate` learns there by gradient descent. All are judged on the test answers;
+the best τ there, in hindsight, is the least that any could cost. The gate's temperature, 0.25, was
+chosen with another seed among 0.1, 0.25, 0.5 and 1, on halves of the validation split.
+
+**A learnt selector** orders the answers anew. Feng et al. 2023, Towards better selective
+classification, find that the classifier's own scores select better than what is trained beside
+them. Ours is small: a logistic regression of right against wrong, on the log-odds of the confidence
+and the ten sorted outputs (logits, or log-odds), of the validation answers.
+
+**Promises.** `promised_threshold` finds a τ above which the true risk, the share of errors among
+the accepted, is at most r, but for a probability δ (Geifman & El-Yaniv 2017). To check it, the test
+answers of a trained network are taken for the whole population. As many as there are for validation
+are drawn from it with replacement, so that they are independent, as the bound asks; τ is chosen on
+the draw, and the true risk above it counted over the population, which has no error of its own.
+Nothing else is chosen on these answers, and no τ of a draw is used for anything else. How often the
+promise is broken has an exact binomial interval. Beside it: the lowest τ whose risk in the draw is
+at most r, without a bound. r is about half of what a network errs, so that it takes a threshold.
+
+**Published.** 1 % error at about 9 % rejected, of zip code digits: LeCun et al., Handwritten digit
+recognition with a back-propagation network, NIPS 1989. AUROC of right against wrong 97.83 %,
+average precision for errors 43.88 %, at 1.48 % error: Vision/MNIST_Softmax_Stats.ipynb in the code
+of Hendrycks & Gimpel 2017, A baseline for detecting misclassified and out-of-distribution examples.
+
+Rates, decays and epochs are near those of train.py. Intervals over seeds are for these images: they
+do not tell what other images, for validation or test, would change.
+"""
+
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import expit, logit, logsumexp
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from nn_backprop import figures, study
+from nn_backprop.counting import parameters
+from nn_backprop.data import ImageData, load
+from nn_backprop.engines import autograd
+from nn_backprop.evidence import Claim, between, differences, judged, spread
+from nn_backprop.layers import learn_gate
+from nn_backprop.models import CNN, MLP, happy
+from nn_backprop.rejection import (
+    area_under_risk_coverage,
+    at_threshold,
+    auroc,
+    best_threshold,
+    coverage_at_risk,
+    promised_threshold,
+    risk_coverage,
+)
+from nn_backprop.training import fit, make_optimizer, make_schedule, steps_per_epoch
+
+PRICES = (0.01, 0.03, 0.1, 0.3)
+TEMPERATURE = 0.25
+MARGIN = 5  # percent that the learnt τ may cost more than the swept one
+PLAIN, SWEPT, LEARNT = WAYS = ("= 1 − λ", "swept", "learnt")
+DELTAS = (0.05, 0.001)
+DRAWS, SMOKE_DRAWS = 2_000, 20  # of each network and seed
+REJECTED_1989, AUROC_2017, PRECISION_2017 = 9.0, 97.83, 43.88  # percent
+REJECTED = (0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2)  # shares at which we look
+RECALLS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+
+
+class Network(NamedTuple):
+    """How a network is built and trained."""
+
+    build: Callable[[], nn.Module]
+    epochs: int
+    smoke_epochs: int
+    batch_size: int
+    lr: float
+    decay: float
+    promised: float  # a risk
+
+
+NETWORKS = {
+    "happy": Network(happy, 20, 30, 32, 1e-2, 0.03, 0.02),
+    "MLP": Network(lambda: MLP((784, 256, 256, 256, 10)), 10, 3, 128, 3e-3, 0.3, 0.01),
+    "CNN": Network(CNN, 4, 2, 128, 6e-3, 0.1, 0.005),
+}
+
+
+@dataclass(frozen=True)
+class Options(study.StudyOptions):
+    """Thresholds on the confidence: learnt against swept, promised risks, what is rejected."""
+
+    seeds: int = 10
+    """Number of seeds, from 0; at least 2."""
+
+
+class Job(NamedTuple):
+    """One training."""
+
+    network: str
+    seed: int
+    options: Options
+
+
+class Answers(NamedTuple):
+    """What a network says of N images."""
+
+    scores: np.ndarray  # (N,), log-odds of the confidence
+    errors: np.ndarray  # (N,), 1 if wrong, 0 if right
+    outputs: np.ndarray  # (N, K), logits, or log-odds of sigmoid outputs; each row ascending
+
+
+Rows = Mapping[str, Sequence[study.Row]]  # by network, in the order of the seeds
+
+
+def conduct(under_way: study.Study, options: Options) -> None:
+    _data(options)  # so that a missing MNIST ends the study here
+    names = reversed(NETWORKS)  # the longest first
+    jobs = [Job(name, seed, options) for name in names for seed in range(options.seeds)]
+    rows = under_way.carry_out(train, jobs, lambda row: {f"error/{row['network']}": row["error"]})
+    by = {name: [row for row in rows if row["network"] == name] for name in NETWORKS}
+    claims = _claims(by)
+    if options.smoke:
+        claims = [replace(claim, claim=f"{claim.claim} (smoke: not MNIST)") for claim in claims]
+    under_way.finish(_tables(by), claims, _picture(by))
+
+
+# --- One training -------------------------------------------------------------------------------
+
+
+def train(job: Job) -> study.Row:
+    """One network, trained; its thresholds, chosen on validation answers; what they do in test."""
+    data, how = _data(job.options), NETWORKS[job.network]
+    epochs = how.smoke_epochs if job.options.smoke else how.epochs
+    draws = SMOKE_DRAWS if job.options.smoke else DRAWS
+    torch.manual_seed(job.seed)
+    model = how.build()
+    optimizer = make_optimizer("adam", model.parameters(), how.lr, how.decay)
+    steps = epochs * steps_per_epoch(len(data.train), how.batch_size)
+    schedule = make_schedule("one-cycle", optimizer, how.lr, steps)
+    began = time.perf_counter()
+    fit(model, autograd, optimizer, schedule, data,
+        epochs=epochs, batch_size=how.batch_size, seed=job.seed)  # fmt: skip
+    seconds = time.perf_counter() - began
+    validation = answers(model, data, data.validation)
+    test = answers(model, data, data.test)  # read here alone
+    return {
+        "network": job.network,
+        "seed": job.seed,
+        "dataset": data.name,
+        "parameters": parameters(model),
+        "epochs": epochs,
+        "train_seconds": seconds,
+        **quality(validation, test),
+        "costs": list(costs(validation, test)),
+        "promises": list(promises(validation, test, how.promised, draws, job.seed)),
+    }
+
+
+@torch.no_grad()
+def answers(model: nn.Module, data: ImageData, indices: Tensor) -> Answers:
+    """In float64, since in float32 the largest sigmoids and softmax probabilities are 1."""
+    model.double()
+    parts = [data.batch(part, torch.float64) for part in indices.split(1000)]
+    outputs = torch.cat([model(inputs) for inputs, _ in parts]).numpy()
+    labels = torch.cat([targets for _, targets in parts]).numpy()
+    squared = model.loss_name == "squared_error"
+    if squared:
+        outputs = logit(outputs)
+    ordered = np.sort(outputs, axis=1)
+    best = ordered[:, -1]
+    scores = best if squared else best - logsumexp(ordered[:, :-1], axis=1)
+    return Answers(scores, (outputs.argmax(axis=1) != labels).astype(int), ordered)
+
+
+def quality(validation: Answers, test: Answers) -> study.Row:
+    """How well the confidence tells errors from right answers, and what 1 % of errors takes."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    scores, errors = test.scores, test.errors
+    _, coverage, risk = risk_coverage(scores, errors)
+    precision, recall, _ = precision_recall_curve(errors, -scores)
+    found = selector(validation, test)
+    kept, rest = at_threshold(scores, errors, lowest(validation.scores, validation.errors, 0.01))
+    return {
+        "error": float(errors.mean()),
+        "auroc": auroc(scores, errors),
+        "aurc": area_under_risk_coverage(scores, errors),
+        "average_precision": float(average_precision_score(errors, -scores)),
+        "selector_auroc": auroc(found, errors),
+        "selector_aurc": area_under_risk_coverage(found, errors),
+        "rejected": 1 - kept,
+        "rest": rest,
+        "rejected_in_hindsight": 1 - coverage_at_risk(scores, errors, 0.01),
+        # what is nearest to each share, and not beyond it; coverage and recall fall
+        "risk_curve": [float(risk[coverage >= 1 - share][-1]) for share in REJECTED],
+        "precision_curve": [float(precision[recall >= share][-1]) for share in RECALLS],
+    }
+
+
+def selector(validation: Answers, test: Answers) -> np.ndarray:
+    """Scores (N,) of the test answers, by a logistic regression that has seen the validation's."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    seen, new = (np.column_stack([part.scores, part.outputs]) for part in (validation, test))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return model.fit(seen, 1 - validation.errors).decision_function(new)
+
+
+def lowest(scores: np.ndarray, errors: np.ndarray, risk: float) -> float:
+    """The lowest τ above which these very answers have at most that risk; ∞ if none has."""
+    thresholds, _, risks = risk_coverage(scores, errors)
+    return float(next(iter(thresholds[risks <= risk]), math.inf))
+
+
+def cost(some: Answers, threshold: float, price: float) -> float:
+    """Mean over the answers: 1 for an accepted error, the price for a rejection."""
+    return float(np.where(some.scores > threshold, some.errors, price).mean())
+
+
+def costs(validation: Answers, test: Answers) -> Iterator[study.Row]:
+    """By price and way of choosing τ, which is told as a confidence."""
+    for price in PRICES:
+        scores, errors = validation.scores, validation.errors
+        thresholds = {
+            PLAIN: float(logit(1 - price)),
+            SWEPT: best_threshold(scores, errors, price)[0],
+            LEARNT: learn_gate(scores, errors, price, TEMPERATURE).threshold.item(),
+        }
+        for way, threshold in thresholds.items():
+            yield {
+                "price": price,
+                "way": way,
+                "threshold": float(expit(threshold)),
+                "validation": cost(validation, threshold, price),
+                "test": cost(test, threshold, price),
+                "least": best_threshold(test.scores, test.errors, price)[1],  # in hindsight
+                "rejected": 1 - at_threshold(test.scores, test.errors, threshold)[0],
+            }
+
+
+def promises(
+    validation: Answers, test: Answers, risk: float, draws: int, seed: int
+) -> Iterator[study.Row]:
+    """By δ, which is None for no bound: what the τ of the validation answers does in test, and how
+    often that of as many answers drawn from the test answers breaks its promise."""
+    rng = np.random.default_rng(seed)
+    scores, errors = test.scores, test.errors
+    drawn = [rng.integers(len(scores), size=len(validation.scores)) for _ in range(draws)]
+    for delta in (None, *DELTAS):
+        choose = partial(lowest, risk=risk)
+        if delta is not None:
+            choose = partial(promised_threshold, risk=risk, delta=delta)
+        kept, rest = at_threshold(scores, errors, choose(validation.scores, validation.errors))
+        true = [at_threshold(scores, errors, choose(scores[n], errors[n])) for n in drawn]
+        yield {
+            "risk": risk,
+            "delta": delta,
+            "rejected": 1 - kept,
+            "rest": rest if kept else None,
+            "draws": draws,
+            "broken": sum(above > risk for _, above in true),  # NaN, if all are rejected, is kept
+            "rejected_in_draws": 1 - statistics.fmean(coverage for coverage, _ in true),
+        }
+
+
+@cache
+def _data(options: Options) -> ImageData:
+    return load("digits" if options.smoke else "mnist", options.data_root, say=lambda line: None)
+
+
+# --- What the rows come to ----------------------------------------------------------------------
+
+
+def _of(rows: Sequence[study.Row], what: str, scale: float = 100) -> list[float]:
+    """A share of each row, in percent unless another scale is given."""
+    return [scale * row[what] for row in rows]
+
+
+def _at(rows: Sequence[study.Row], price: float, way: str) -> list[study.Row]:
+    """What one way of choosing τ costs at a price; of each seed."""
+    return [c for row in rows for c in row["costs"] if (c["price"], c["way"]) == (price, way)]
+
+
+def _excess(rows: Sequence[study.Row], way: str, other: str, split: str = "test") -> list[float]:
+    """By how many percent one way costs more than another: of each seed, the mean over prices."""
+    pairs = [zip(_at(rows, p, way), _at(rows, p, other), strict=True) for p in PRICES]
+    by_price = [[100 * (one[split] / two[split] - 1) for one, two in pair] for pair in pairs]
+    return [statistics.fmean(of_seed) for of_seed in zip(*by_price, strict=True)]
+
+
+def _promise(rows: Sequence[study.Row], delta: float | None) -> list[study.Row]:
+    """Of each seed."""
+    return [p for row in rows for p in row["promises"] if p["delta"] == delta]
+
+
+def _broken(rows: Sequence[study.Row], delta: float | None) -> tuple[float, tuple[float, float]]:
+    """The percentage of all seeds' draws that broke a promise, with its exact 95 % interval.
+
+    If the chance to break it differs between the seeds, the number of broken ones spreads less than
+    a binomial one of the same mean: then the interval is wider than it need be.
+    """
+    found = _promise(rows, delta)
+    test = binomtest(sum(p["broken"] for p in found), sum(p["draws"] for p in found))
+    low, high = test.proportion_ci(0.95, method="exact")
+    return 100 * test.statistic, (100 * low, 100 * high)
+
+
+def _claims(by: Rows) -> list[Claim]:
+    return [claim for name, rows in by.items() for claim in _claims_of(name, rows)]
+
+
+def _claims_of(name: str, rows: Sequence[study.Row]) -> Iterator[Claim]:
+    def mean(
+        claim: str, published: float | str | None, values: Sequence[float], **bar: float
+    ) -> Claim:
+        return between(f"{name}: {claim}", published, values, **bar)
+
+    for split in ("validation", "test"):
+        more = f"the learnt τ costs, on the {split} images, more than the swept one, in %: "
+        bar = f"at most {MARGIN} (our bar)"
+        yield mean(more + bar, None, _excess(rows, LEARNT, SWEPT, split), high=MARGIN)
+    more = "the learnt τ costs, on the test images, more than 1 − λ, in %: below 0"
+    yield mean(more, None, _excess(rows, LEARNT, PLAIN), high=0)
+    risk = f"a risk of {100 * NETWORKS[name].promised:g} %"
+    for delta in DELTAS:
+        most = 100 * delta
+        claim = f"{name}: draws that break the promise of {risk}, in %: at most δ = {most:g}"
+        yield judged(claim, f"at most {most:g}", *_broken(rows, delta), high=most)
+    least = 100 * max(DELTAS)
+    claim = f"{name}: draws that end above {risk} without a bound, in %: {least:g} or more"
+    yield judged(claim, None, *_broken(rows, None), low=least)
+    claim = (
+        "rejected by the τ of 1 % error on the validation images (error of the rest "
+        f"{_mean(_of(rows, 'rest'))} %), in %: at most {REJECTED_1989:g}"
+    )
+    yield mean(claim, f"about {REJECTED_1989:g}", _of(rows, "rejected"), high=REJECTED_1989)
+    claim = f"AUROC of right against wrong, in %: {AUROC_2017} or more"
+    yield mean(claim, AUROC_2017, _of(rows, "auroc"), low=AUROC_2017)
+    if name == "MLP":  # the average precision depends on the error: of like networks alone
+        claim = f"average precision for errors, in %: {PRECISION_2017} or more"
+        yield mean(claim, PRECISION_2017, _of(rows, "average_precision"), low=PRECISION_2017)
+    less = differences(_of(rows, "selector_aurc", 1000), _of(rows, "aurc", 1000))
+    claim = "AURC of the learnt selector less that of the confidence, ‰: below 0"
+    yield mean(claim, "no gain", less, high=0)
+
+
+def _tables(by: Rows) -> dict[str, list[study.Row]]:
+    seeds = len(by["happy"])
+    draws = sum(p["draws"] for p in _promise(by["happy"], None))
+    telling, prices, promised = [], [], []
+    for name, rows in by.items():
+        telling.append(
+            {
+                "network": name,
+                "parameters": f"{rows[0]['parameters']:,}",
+                "error, %": spread(_of(rows, "error")),
+                "AUROC, %": spread(_of(rows, "auroc")),
+                "of the selector": spread(_of(rows, "selector_auroc")),
+                "AURC, ‰": spread(_of(rows, "aurc", 1000)),
+                "of the selector ": spread(_of(rows, "selector_aurc", 1000)),
+                "average precision for errors, %": spread(_of(rows, "average_precision")),
+                "rejected for 1 % error, %": spread(_of(rows, "rejected")),
+                "error of the rest, %": spread(_of(rows, "rest")),
+                "rejected in hindsight, %": spread(_of(rows, "rejected_in_hindsight")),
+                "training, s": f"{statistics.median(_of(rows, 'train_seconds', 1)):.1f}",
+            }
+        )
+        for price in PRICES:
+            plain, swept, learnt = (_at(rows, price, way) for way in WAYS)
+            prices.append(
+                {
+                    "network": name,
+                    "λ": f"{price:g}",
+                    "accept all": spread(_of(rows, "error", 1000)),
+                    "τ = 1 − λ": spread(_of(plain, "test", 1000)),
+                    "swept": spread(_of(swept, "test", 1000)),
+                    "learnt": spread(_of(learnt, "test", 1000)),
+                    "least, in hindsight": spread(_of(swept, "least", 1000)),
+                    "τ swept": _mean(_of(swept, "threshold", 1), 4),
+                    "τ learnt": _mean(_of(learnt, "threshold", 1), 4),
+                    "rejected, τ = 1 − λ, %": _mean(_of(plain, "rejected")),
+                    "swept, %": _mean(_of(swept, "rejected")),
+                    "learnt, %": _mean(_of(learnt, "rejected")),
+                }
+            )
+        for delta in (None, *DELTAS):
+            made = _promise(rows, delta)
+            rest = [p for p in made if p["rest"] is not None]
+            share, (low, high) = _broken(rows, delta)
+            promised.append(
+                {
+                    "network": name,
+                    "risk, %": f"{100 * made[0]['risk']:g}",
+                    "δ, %": "no bound" if delta is None else f"{100 * delta:g}",
+                    "broken, % of the draws": f"{share:.2f} ({low:.2f} to {high:.2f})",
+                    "rejected, %": _mean(_of(made, "rejected_in_draws")),
+                    "τ of the validation images: rejected, %": _mean(_of(made, "rejected")),
+                    "error of the rest, %": _mean(_of(rest, "rest")) if rest else "–",
+                    "seeds above the risk": sum(p["rest"] > p["risk"] for p in rest),
+                }
+            )
+    return {
+        f"How well the confidence tells errors, {seeds} seeds; the τ of 1 % error is that of the "
+        "validation images": telling,
+        "Cost of 1,000 test images, an accepted error 1, a rejection λ; τ as a confidence": prices,
+        f"Promised risks: of {draws:,} draws from the test answers; of the τ of the validation "
+        "images in test": promised,
+    }
+
+
+def _mean(values: Sequence[float], digits: int = 2) -> str:
+    return f"{statistics.fmean(values):.{digits}f}"
+
+
+def _picture(by: Rows) -> figures.Figure:
+    parts = []
+    for name, rows in by.items():
+        lines = {}
+        for way in WAYS:
+            of = {price: _at(rows, price, way) for price in PRICES}
+            lines[f"τ {way}"] = [
+                figures.point(price, [100 * (c["test"] / c["least"] - 1) for c in of[price]])
+                for price in PRICES
+            ]
+        title = f"{name}: what it costs not to know the best τ"
+        axis = "price of a rejection, λ"
+        parts.append(figures.Panel(title, axis, "cost above the least, %", lines, "x"))
+
+    def curves(shares: Sequence[float], what: str) -> dict[str, list[figures.Point]]:
+        return {
+            name: [
+                figures.point(100 * share, [100 * row[what][k] for row in rows])
+                for k, share in enumerate(shares)
+            ]
+            for name, rows in by.items()
+        }
+
+    risks = curves(REJECTED, "risk_curve")
+    risks["LeCun et al. 1989, zip codes"] = [(REJECTED_1989, 1.0, 0.0)]
+    broken: dict[str, list[figures.Point]] = {}
+    for delta, line in ((None, "no bound"), (DELTAS[0], f"δ = {100 * DELTAS[0]:g} %")):
+        for name, rows in by.items():
+            share, (low, high) = _broken(rows, delta)
+            place = f"{name}: {100 * NETWORKS[name].promised:g} %"
+            broken.setdefault(line, []).append((place, share, (share - low, high - share)))
+    parts += [
+        figures.Panel(
+            "Errors left when the least sure are rejected", "rejected, %", "error of the rest, %",
+            risks, levels={"1 %": 1},
+        ),
+        figures.Panel(
+            "Errors found among the least sure", "share of all errors that is found, %",
+            "errors among those looked at, %", curves(RECALLS, "precision_curve"),
+        ),
+        figures.Panel(
+            "A promised risk; bar: 95 % interval", "network and risk",
+            "broken promises, % of all draws", broken,
+            levels={f"{100 * DELTAS[0]:g} %": 100 * DELTAS[0]},
+        ),
+    ]  # fmt: skip
+    return figures.panels(
+        parts,
+        f"Thresholds on the confidence of three networks: {by['happy'][0]['dataset']}, "
+        f"{len(by['happy'])} seeds; bars: standard deviation",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(study.command(Options, __doc__, conduct))
