@@ -165,6 +165,16 @@ def test_panels_draw_lines_levels_words_and_an_image():
     assert len(spare) == 2 and not any(axes.axison for axes in spare)
 
 
+def test_many_words_on_an_axis_stand_upright():
+    parts = [
+        figures.Panel("", lines={"one": [(word, 1.0, 0.1) for word in words]})
+        for words in ("abcde", "abcdef")
+    ]
+    few, many = rendered(figures.panels(parts, "")).axes
+    assert {label.get_rotation() for label in few.get_xticklabels()} == {0}
+    assert {label.get_rotation() for label in many.get_xticklabels()} == {90}
+
+
 def test_weights_over_time_have_a_picture_for_each_network_and_moment():
     weights = {
         name: {"before": torch.full((4, 3, 5), 0.25), "after": torch.full((4, 3, 5), size)}
