@@ -402,9 +402,9 @@ class Panel:
     """One of `panels`: a line a name through its points (x, mean, deviation), or an image.
 
     A deviation may be two numbers, how far an interval reaches below and above y. An x may be a
-    word; then the points are not joined, and more than five words stand upright. `log` names the
-    logarithmic axes: "x", "y" or "xy". With `percent`, y is a share. `levels` are horizontal lines
-    to be held against. `image` (H, W) is uint8.
+    word; then the points are not joined, and more than five words stand upright, unless some have
+    two lines. `log` names the logarithmic axes: "x", "y" or "xy". With `percent`, y is a share.
+    `levels` are horizontal lines to be held against. `image` (H, W) is uint8.
     """
 
     title: str
@@ -482,7 +482,7 @@ def _panels(grid: np.ndarray, parts: Sequence[Panel]) -> None:
             style = ("--", ":", "-.")[number % 3]
             axes.axhline(level, color="0.3", linestyle=style, linewidth=1, label=name)
         words = {x for points in part.lines.values() for x, *_ in points if isinstance(x, str)}
-        if len(words) > 5:
+        if len(words) > 5 and not any("\n" in word for word in words):
             axes.tick_params("x", rotation=90)
         if "x" in part.log:
             axes.set_xscale("log")
