@@ -1,6 +1,6 @@
 """A weight matrix made cheaper, by low rank or by pruning: better than a smaller dense network?
 
-    python experiments/cheap_weights.py           # MNIST, half an hour or more on two cores
+    python experiments/cheap_weights.py           # MNIST, half an hour on two cores
     python experiments/cheap_weights.py --smoke   # the embedded digits, seconds
 
 LeNet-300-100 is trained, and from the same trained network of a seed start
