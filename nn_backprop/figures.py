@@ -402,9 +402,10 @@ class Panel:
     """One of `panels`: a line a name through its points (x, mean, deviation), or an image.
 
     A deviation may be two numbers, how far an interval reaches below and above y. An x may be a
-    word; then the points are not joined, and more than five words stand upright, unless some have
-    two lines. `log` names the logarithmic axes: "x", "y" or "xy". With `percent`, y is a share.
-    `levels` are horizontal lines to be held against. `image` (H, W) is uint8.
+    word; then the points of different names stand beside one another and are not joined, and more
+    than three words are slanted, unless some have two lines. `log` names the logarithmic axes: "x",
+    "y" or "xy". With `percent`, y is a share. `levels` are horizontal lines to be held against.
+    `image` (H, W) is uint8.
     """
 
     title: str
@@ -471,19 +472,25 @@ def _panels(grid: np.ndarray, parts: Sequence[Panel]) -> None:
             axes.imshow(_array(part.image), cmap="gray_r", vmin=0, vmax=255)
             axes.set_axis_off()
             continue
-        for name, points in part.lines.items():
+        words = list(dict.fromkeys(
+            x for points in part.lines.values() for x, *_ in points if isinstance(x, str)
+        ))  # fmt: skip
+        for place, (name, points) in enumerate(part.lines.items(), 1):
             places, means, deviations = zip(*points, strict=True)
             number = names.index(name) % len(_LINES)
-            joined = "none" if isinstance(places[0], str) else "-"
+            if words:  # marks beside one another, lest they hide each other
+                shift = 0.6 * (place / (len(part.lines) + 1) - 0.5)
+                places = tuple(words.index(word) + shift for word in places)
             axes.errorbar(places, means, np.transpose(deviations), color=_LINES[number], capsize=3,
-                          marker="os^Dv<>pP*"[number], markersize=5, linestyle=joined,
-                          label=name)  # fmt: skip
+                          marker="os^Dv<>pP*"[number], markersize=5,
+                          linestyle="none" if words else "-", label=name)  # fmt: skip
+        if words:
+            two_lines = any("\n" in word for word in words)
+            slope, end = (30, "right") if len(words) > 3 and not two_lines else (0, "center")
+            axes.set_xticks(range(len(words)), words, rotation=slope, ha=end)
         for number, (name, level) in enumerate(part.levels.items()):
             style = ("--", ":", "-.")[number % 3]
             axes.axhline(level, color="0.3", linestyle=style, linewidth=1, label=name)
-        words = {x for points in part.lines.values() for x, *_ in points if isinstance(x, str)}
-        if len(words) > 5 and not any("\n" in word for word in words):
-            axes.tick_params("x", rotation=90)
         if "x" in part.log:
             axes.set_xscale("log")
             marked = sorted({float(x) for points in part.lines.values() for x, *_ in points})

@@ -161,18 +161,24 @@ def test_panels_draw_lines_levels_words_and_an_image():
     assert second.containers[0][0].get_color() == two.get_color() != one.get_color()
     assert second.containers[0][0].get_linestyle() == "None" and one.get_linestyle() == "-"
     assert [label.get_text() for label in second.get_xticklabels()] == ["plain", "hard"]
+    assert second.containers[0][0].get_xdata().tolist() == [0, 1]
     assert third.images[0].get_array().shape == (3, 5)
     assert len(spare) == 2 and not any(axes.axison for axes in spare)
 
 
-def test_many_words_on_an_axis_stand_upright():
-    parts = [
-        figures.Panel("", lines={"one": [(word, 1.0, 0.1) for word in words]})
-        for words in ("abcde", "abcdef")
-    ]
-    few, many = rendered(figures.panels(parts, "")).axes
-    assert {label.get_rotation() for label in few.get_xticklabels()} == {0}
-    assert {label.get_rotation() for label in many.get_xticklabels()} == {90}
+def test_the_marks_of_a_word_stand_beside_one_another():
+    lines = {
+        "one": [(word, 0.5, 0.1) for word in "abcd"],
+        "two": [("d", 0.3, 0.1), ("a", 0.4, 0.1)],
+        "three": [("b", 0.2, 0.1)],
+    }
+    (axes,) = rendered(figures.panels([figures.Panel("a", lines=lines)], "all")).axes
+    one, two, three = (axis[0].get_xdata().astype(float) for axis in axes.containers)
+    np.testing.assert_allclose(one, [-0.15, 0.85, 1.85, 2.85])
+    np.testing.assert_allclose(two, [3, 0], atol=1e-12)
+    np.testing.assert_allclose(three, [1.15])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c", "d"]
+    assert {label.get_rotation() for label in axes.get_xticklabels()} == {30}
 
 
 def test_weights_over_time_have_a_picture_for_each_network_and_moment():
