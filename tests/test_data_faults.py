@@ -89,8 +89,8 @@ class Server:
         handler.wfile.write(body)
 
 
-@pytest.fixture
-def server(contents):
+@contextmanager
+def serving(contents: dict[str, bytes]) -> Iterator[Server]:
     server = Server(contents)
     thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -99,6 +99,12 @@ def server(contents):
     server.http.shutdown()
     thread.join()
     server.http.server_close()
+
+
+@pytest.fixture
+def server(contents):
+    with serving(contents) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

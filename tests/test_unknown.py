@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import struct
-import threading
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ import platformdirs
 import pytest
 import torch
 from PIL import Image
-from test_data_faults import FAULTS, Server, leftovers, not_found, one_bit, stalled
+from test_data_faults import FAULTS, leftovers, not_found, one_bit, serving, stalled
 
 from nn_backprop import data
 from nn_backprop.data import download, files, unknown
@@ -88,14 +87,8 @@ def contents():
 
 @pytest.fixture
 def server(contents):
-    server = Server(contents)
-    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.over.set()
-    server.http.shutdown()
-    thread.join()
-    server.http.server_close()
+    with serving(contents) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

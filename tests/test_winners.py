@@ -227,7 +227,10 @@ def test_the_tape_has_autograds_gradients_and_counts_as_autograd_does(make, trai
 
 def test_the_duty_cycle_of_a_vector_by_hand():
     layer = KWinners(3, 1, boost=0.0, period=4)
-    batch = lambda *winners: torch.tensor([[float(c == w) for c in range(3)] for w in winners])  # noqa: E731
+
+    def batch(*winners: int) -> torch.Tensor:
+        return torch.tensor([[float(c == w) for c in range(3)] for w in winners])
+
     expected = [
         (batch(0, 0, 2), [2 / 3, 0, 1 / 3]),  # the mean of the first three examples,
         (batch(1), [2 / 4, 1 / 4, 1 / 4]),  # of the first four; from then on an example counts ¼:
