@@ -75,6 +75,16 @@ def auroc(scores: Any, errors: Any) -> float:
     return float(roc_auc_score(1 - errors, scores)) if 0 < errors.mean() < 1 else math.nan
 
 
+def told_apart(known: Any, unknown: Any) -> float:
+    """The probability that one of `known`, scores (N,), is above one of `unknown`, (M,): an AUROC.
+
+    Equal scores count ½.
+    """
+    known, unknown = _scores(known, "known"), _scores(unknown, "unknown")
+    is_unknown = np.repeat([0, 1], [len(known), len(unknown)])
+    return auroc(np.concatenate([known, unknown]), is_unknown)
+
+
 def coverage_at_risk(scores: Any, errors: Any, risk: float) -> float:
     """The largest coverage whose risk, on these same answers, is at most `risk`; 0 if none is.
 
