@@ -341,18 +341,18 @@ def _claims(by: Rows) -> list[Claim]:
     """Of uniform noise and of drawings, by network; published figures, of sets that are there."""
     claims = []
     for name, rows in by.items():
-        happy = name in HAPPY
+        its = name in HAPPY  # whose words are judged
         noise = [row["confidence"][UNIFORM] for row in rows]
         claim = f"{name}: mean confidence on {UNIFORM}"
         bar = f"%: {SURE:g} or more (our bar)"
-        claims.append(between(f"{claim}, {bar}", "confidently" if happy else None, noise, low=SURE))
-        if happy:
+        claims.append(between(f"{claim}, {bar}", "confidently" if its else None, noise, low=SURE))
+        if its:
             shares = [row["share"][UNIFORM] for row in rows]
             claim_of_share = f"{name}: mean share of the largest output on {UNIFORM}, {bar}"
             claims.append(between(claim_of_share, "not evenly", shares, low=SURE))
         less = differences(noise, [row["confidence"][DIGITS] for row in rows])
         claim += f" less that on test digits, points: −{AS_SURE:g} or more (our bar)"
-        claims.append(between(claim, "as sure" if happy else None, less, low=-AS_SURE))
+        claims.append(between(claim, "as sure" if its else None, less, low=-AS_SURE))
     for what, key in (("mean confidence on", "confidence"), ("AUROC against", "auroc")):
         for name, figure in PUBLISHED[key].items():
             found = _of(by[BASELINE], "confidence auroc" if key == "auroc" else key, name)
@@ -459,7 +459,8 @@ def _picture(by: Rows, folder: Path, options: Options) -> figures.Figure:
             levels={"chance": 50},
         ),
         figures.Panel(
-            "Drawn, from the top: by happy, as in the source;\nas in train.py; by the softmax MLP; the CNN; people",
+            "Drawn, from the top: by happy, as in the source;\n"
+            "as in train.py; by the softmax MLP; the CNN; people",
             image=_sheet(torch.stack([*map(stretched, drawn), real])[:, :, 0]),
         ),
     ]  # fmt: skip

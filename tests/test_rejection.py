@@ -23,6 +23,7 @@ from nn_backprop.rejection import (
     promised_threshold,
     risk_bound,
     risk_coverage,
+    told_apart,
 )
 
 # Two pairs of equal scores: .8, right and wrong; .5, right and wrong.
@@ -99,6 +100,13 @@ def test_the_area_without_ties_by_hand():
     assert area_under_risk_coverage([0.1, 0.9, 0.5], [0, 0, 1]) == pytest.approx(
         (1 / 2 + 1 / 3) / 3
     )
+
+
+def test_told_apart_is_the_share_of_pairs_in_which_the_known_has_more():
+    known, unknown = [0.9, 0.5], [0.5, 0.1, 0.95]
+    assert told_apart(known, unknown) == pytest.approx((1 + 1 + 0 + 0.5 + 1 + 0) / 6)
+    with pytest.raises(ValueError, match="unknown"):
+        told_apart(known, [])
 
 
 def test_auroc_counts_pairs():
