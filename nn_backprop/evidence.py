@@ -20,7 +20,7 @@ class Claim:
     claim: str
     published: float | str | None
     measured: float
-    interval: tuple[float, float]  # 95 %, of the mean over seeds
+    interval: tuple[float, float]  # 95 %, of the mean over seeds or of what else is measured
     verdict: Verdict
 
 
@@ -64,6 +64,19 @@ def judged(
     elif most < low or high < least:
         verdict = "not reproduced"
     return Claim(claim, published, measured, interval, verdict)
+
+
+def one_of(claim: str, published: float, values: Sequence[float]) -> Claim:
+    """The claim that `published`, found once, could be one more of what `values` were drawn from.
+
+    For a figure that is not a mean. The interval is the 95 % prediction interval of one more value,
+    mean ± t s √(1 + 1/n), wider than `interval` by √(n + 1). Reproduced if it holds `published`,
+    else not reproduced: the fewer and the more scattered our values, the easier.
+    """
+    mean = statistics.fmean(values)
+    half = (interval(values)[1] - mean) * (len(values) + 1) ** 0.5
+    verdict: Verdict = "reproduced" if abs(published - mean) <= half else "not reproduced"
+    return Claim(claim, published, mean, (mean - half, mean + half), verdict)
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
