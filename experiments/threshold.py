@@ -3,40 +3,50 @@
     python experiments/threshold.py               # MNIST, 3 networks × 10 seeds
     python experiments/threshold.py --smoke       # the embedded digits, seconds
 
-An answer is accepted if its confidence exceeds τ. **Networks**: 784-16-16-10 with sigmoids and
-squared error ("happy"); 784-256-256-256-10 with ReLUs, in the sizes of Hendrycks & Gimpel 2017
-("MLP"); the small CNN. The confidence of the last two is their largest softmax probability. The
-happy one has no softmax; its confidence is its largest output, not normalised: squared error, too,
-is least where an output is the probability of its class. Thresholds are learnt in log-odds, since
-confidences crowd near 1; the order of the answers is the same.
+An answer is accepted if its confidence exceeds τ. The network is trained first and then frozen; τ
+is learnt afterwards. **Networks**: 784-16-16-10 with sigmoids and squared error ("happy");
+784-256-256-256-10 with ReLUs, in the sizes of Hendrycks & Gimpel 2017 ("MLP"); the small CNN. The
+confidence of the last two is their largest softmax probability. The happy one has no softmax; its
+confidence is its largest output, not normalised: squared error, too, is least where an output is
+the probability of its class. Thresholds are learnt in log-odds, since confidences crowd near 1; the
+order of the answers is the same.
 
 **Prices.** An accepted error costs 1, a rejection λ. Chow 1970: of a calibrated confidence the best
-τ is 1 − λ. Beside that plain one stand the best τ on the validation answers by exhaustive sweep,
-and the one that `learn_gate` learns there by gradient descent. All are judged on the test answers;
-the best τ there, in hindsight, is the least that any could cost. The gate's temperature, 0.25, was
-chosen with another seed among 0.1, 0.25, 0.5 and 1, on halves of the validation split.
+τ is 1 − λ. It is taken plainly, and after a calibration by two numbers on the validation answers;
+beside them stand the best τ there by exhaustive sweep, and the one that `learn_gate` learns there
+by gradient descent. All are judged on the test answers; the best τ there, in hindsight, is the
+least that any could cost. If the learnt τ is cheaper than 1 − λ, but not after calibration, its
+gain is one of calibration. The gate's temperature, 0.25, was chosen with another seed among 0.1,
+0.25, 0.5 and 1, on halves of the validation split: the images of the claim about validation, too.
+Our bar of 5 % was set before the full run, after pilots.
 
 **A learnt selector** orders the answers anew. Feng et al. 2023, Towards better selective
-classification, find that the classifier's own scores select better than what is trained beside
-them. Ours is small: a logistic regression of right against wrong, on the log-odds of the confidence
-and the ten sorted outputs (logits, or log-odds), of the validation answers.
+classification, find that the classifier's own scores select better than heads trained with it. Ours
+is no test of those heads: it is post hoc and untuned, a logistic regression of right against wrong
+on the log-odds of the confidence and the ten sorted outputs (logits, or log-odds), of the
+validation answers.
 
-**Promises.** `promised_threshold` finds a τ above which the true risk, the share of errors among
-the accepted, is at most r, but for a probability δ (Geifman & El-Yaniv 2017). To check it, the test
-answers of a trained network are taken for the whole population. As many as there are for validation
-are drawn from it with replacement, so that they are independent, as the bound asks; τ is chosen on
-the draw, and the true risk above it counted over the population, which has no error of its own.
-Nothing else is chosen on these answers, and no τ of a draw is used for anything else. How often the
-promise is broken has an exact binomial interval. Beside it: the lowest τ whose risk in the draw is
-at most r, without a bound. r is about half of what a network errs, so that it takes a threshold.
+**Promises.** How often does the true risk, the share of errors among the accepted, end above the
+one that `promised_threshold` promised? The test answers of a trained network are taken for the
+whole population: as many as there are for validation are drawn from it with replacement, so
+independently, τ is chosen on the draw and used for nothing else, and the true risk above it counted
+over the population. Beside it: the lowest τ whose risk in the draw is at most that, without a
+bound. The risks, 2, 1 and 0.5 %, are 40 to 70 % of what a network errs, so that it takes a
+threshold. The exact binomial interval is for these networks and images alone. What the τ of the
+validation images does in test is no evidence for the promise: those images are the harder ones
+(error on seed 0: happy 5.90 against 4.85 %, MLP 1.86 against 1.53 %).
 
 **Published.** 1 % error at about 9 % rejected, of zip code digits: LeCun et al., Handwritten digit
-recognition with a back-propagation network, NIPS 1989. AUROC of right against wrong 97.83 %,
-average precision for errors 43.88 %, at 1.48 % error: Vision/MNIST_Softmax_Stats.ipynb in the code
-of Hendrycks & Gimpel 2017, A baseline for detecting misclassified and out-of-distribution examples.
+recognition with a back-propagation network, NIPS 1989; a bar for the happy network alone, since the
+others err less than about 1.5 % to begin with. AUROC of right against wrong 97.83 %, average
+precision for errors 43.88 %, at 1.48 % error: Vision/MNIST_Softmax_Stats.ipynb in the code of
+Hendrycks & Gimpel 2017, A baseline for detecting misclassified and out-of-distribution examples.
+That is one training, to be found where one more of our MLP would be. Theirs had GELUs, 30 epochs, a
+rate that falls to a tenth after 20 of them, and all 60,000 images.
 
-Rates, decays and epochs are near those of train.py. Intervals over seeds are for these images: they
-do not tell what other images, for validation or test, would change.
+Rates, decays and batches are those of train.py for happy and CNN, and for its lenet-300-100 in the
+MLP; epochs are fewer than there. Intervals over seeds are for these images: they do not tell what
+other images, for validation or test, would change.
 """
 
 import math
@@ -46,7 +56,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,7 +68,7 @@ from nn_backprop import figures, study
 from nn_backprop.counting import parameters
 from nn_backprop.data import ImageData, load
 from nn_backprop.engines import autograd
-from nn_backprop.evidence import Claim, between, differences, judged, spread
+from nn_backprop.evidence import Claim, between, differences, interval, judged, one_of, spread
 from nn_backprop.layers import learn_gate
 from nn_backprop.models import CNN, MLP, happy
 from nn_backprop.rejection import (
@@ -75,8 +85,9 @@ from nn_backprop.training import fit, make_optimizer, make_schedule, steps_per_e
 PRICES = (0.01, 0.03, 0.1, 0.3)
 TEMPERATURE = 0.25
 MARGIN = 5  # percent that the learnt τ may cost more than the swept one
-PLAIN, SWEPT, LEARNT = WAYS = ("= 1 − λ", "swept", "learnt")
-DELTAS = (0.05, 0.001)
+PLAIN, CALIBRATED, SWEPT, LEARNT = WAYS = ("1 − λ", "1 − λ, calibrated", "swept", "learnt")
+DELTA = 0.05
+LEAST, MOST = 40, 60  # percent of the draws that may end above the risk without a bound
 DRAWS, SMOKE_DRAWS = 2_000, 20  # of each network and seed
 REJECTED_1989, AUROC_2017, PRECISION_2017 = 9.0, 97.83, 43.88  # percent
 REJECTED = (0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2)  # shares at which we look
@@ -182,7 +193,7 @@ def answers(model: nn.Module, data: ImageData, indices: Tensor) -> Answers:
     labels = torch.cat([targets for _, targets in parts]).numpy()
     squared = model.loss_name == "squared_error"
     if squared:
-        outputs = logit(outputs)
+        outputs = logit(outputs.clip(2**-53, 1 - 2**-53))  # finite where a sigmoid is 0 or 1
     ordered = np.sort(outputs, axis=1)
     best = ordered[:, -1]
     scores = best if squared else best - logsumexp(ordered[:, :-1], axis=1)
@@ -196,17 +207,16 @@ def quality(validation: Answers, test: Answers) -> study.Row:
     scores, errors = test.scores, test.errors
     _, coverage, risk = risk_coverage(scores, errors)
     precision, recall, _ = precision_recall_curve(errors, -scores)
-    found = selector(validation, test)
     kept, rest = at_threshold(scores, errors, lowest(validation.scores, validation.errors, 0.01))
     return {
         "error": float(errors.mean()),
+        "validation_error": float(validation.errors.mean()),
         "auroc": auroc(scores, errors),
         "aurc": area_under_risk_coverage(scores, errors),
         "average_precision": float(average_precision_score(errors, -scores)),
-        "selector_auroc": auroc(found, errors),
-        "selector_aurc": area_under_risk_coverage(found, errors),
+        "selector_aurc": area_under_risk_coverage(selector(validation, test), errors),
         "rejected": 1 - kept,
-        "rest": rest,
+        "rest": rest if kept else None,
         "rejected_in_hindsight": 1 - coverage_at_risk(scores, errors, 0.01),
         # what is nearest to each share, and not beyond it; coverage and recall fall
         "risk_curve": [float(risk[coverage >= 1 - share][-1]) for share in REJECTED],
@@ -236,12 +246,29 @@ def cost(some: Answers, threshold: float, price: float) -> float:
     return float(np.where(some.scores > threshold, some.errors, price).mean())
 
 
+def calibration(some: Answers) -> tuple[float, float]:
+    """(a, b) of the likeliest σ(a s + b), the probability that an answer of score s is right.
+
+    C = 1e9 weighs the answers' losses against half of a²: no regularisation to speak of.
+
+    Source: Platt 1999, Probabilistic outputs for support vector machines.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=1e9, max_iter=1000)
+    model.fit(some.scores[:, None], 1 - some.errors)
+    return model.coef_.item(), model.intercept_.item()
+
+
 def costs(validation: Answers, test: Answers) -> Iterator[study.Row]:
-    """By price and way of choosing τ, which is told as a confidence."""
+    """By price and way of choosing τ, which is told as a confidence, not calibrated."""
+    scores, errors, _ = validation
+    a, b = calibration(validation)
     for price in PRICES:
-        scores, errors = validation.scores, validation.errors
+        least = best_threshold(test.scores, test.errors, price)[1]
         thresholds = {
             PLAIN: float(logit(1 - price)),
+            CALIBRATED: float((logit(1 - price) - b) / a),
             SWEPT: best_threshold(scores, errors, price)[0],
             LEARNT: learn_gate(scores, errors, price, TEMPERATURE).threshold.item(),
         }
@@ -252,7 +279,7 @@ def costs(validation: Answers, test: Answers) -> Iterator[study.Row]:
                 "threshold": float(expit(threshold)),
                 "validation": cost(validation, threshold, price),
                 "test": cost(test, threshold, price),
-                "least": best_threshold(test.scores, test.errors, price)[1],  # in hindsight
+                "least": least,  # in hindsight
                 "rejected": 1 - at_threshold(test.scores, test.errors, threshold)[0],
             }
 
@@ -263,12 +290,13 @@ def promises(
     """By δ, which is None for no bound: what the τ of the validation answers does in test, and how
     often that of as many answers drawn from the test answers breaks its promise."""
     rng = np.random.default_rng(seed)
-    scores, errors = test.scores, test.errors
+    scores, errors, _ = test
     drawn = [rng.integers(len(scores), size=len(validation.scores)) for _ in range(draws)]
-    for delta in (None, *DELTAS):
-        choose = partial(lowest, risk=risk)
-        if delta is not None:
-            choose = partial(promised_threshold, risk=risk, delta=delta)
+    ways: dict[float | None, Callable[[np.ndarray, np.ndarray], float]] = {
+        None: partial(lowest, risk=risk),
+        DELTA: partial(promised_threshold, risk=risk, delta=DELTA),
+    }
+    for delta, choose in ways.items():
         kept, rest = at_threshold(scores, errors, choose(validation.scores, validation.errors))
         true = [at_threshold(scores, errors, choose(scores[n], errors[n])) for n in drawn]
         yield {
@@ -277,7 +305,8 @@ def promises(
             "rejected": 1 - kept,
             "rest": rest if kept else None,
             "draws": draws,
-            "broken": sum(above > risk for _, above in true),  # NaN, if all are rejected, is kept
+            # the risk of no answers is NaN, which is not above: who is silent breaks no promise
+            "broken": sum(above > risk for _, above in true),
             "rejected_in_draws": 1 - statistics.fmean(coverage for coverage, _ in true),
         }
 
@@ -291,25 +320,24 @@ def _data(options: Options) -> ImageData:
 
 
 def _of(rows: Sequence[study.Row], what: str, scale: float = 100) -> list[float]:
-    """A share of each row, in percent unless another scale is given."""
-    return [scale * row[what] for row in rows]
+    """A share of each row that has it, in percent unless another scale is given."""
+    return [scale * row[what] for row in rows if row[what] is not None]
 
 
-def _at(rows: Sequence[study.Row], price: float, way: str) -> list[study.Row]:
-    """What one way of choosing τ costs at a price; of each seed."""
-    return [c for row in rows for c in row["costs"] if (c["price"], c["way"]) == (price, way)]
+def _parts(rows: Sequence[study.Row], what: str, **at: object) -> list[study.Row]:
+    """Of each seed the costs or promises that have these values."""
+    return [part for row in rows for part in row[what] if at.items() <= part.items()]
 
 
-def _excess(rows: Sequence[study.Row], way: str, other: str, split: str = "test") -> list[float]:
+def _excess(
+    rows: Sequence[study.Row], way: str, other: str, split: str = "test", prices: Any = PRICES
+) -> list[float]:
     """By how many percent one way costs more than another: of each seed, the mean over prices."""
-    pairs = [zip(_at(rows, p, way), _at(rows, p, other), strict=True) for p in PRICES]
-    by_price = [[100 * (one[split] / two[split] - 1) for one, two in pair] for pair in pairs]
-    return [statistics.fmean(of_seed) for of_seed in zip(*by_price, strict=True)]
-
-
-def _promise(rows: Sequence[study.Row], delta: float | None) -> list[study.Row]:
-    """Of each seed."""
-    return [p for row in rows for p in row["promises"] if p["delta"] == delta]
+    one, two = (
+        np.array([[c[split] for c in _parts(rows, "costs", price=p, way=w)] for p in prices])
+        for w in (way, other)
+    )
+    return (100 * (one / two - 1)).mean(axis=0).tolist()
 
 
 def _broken(rows: Sequence[study.Row], delta: float | None) -> tuple[float, tuple[float, float]]:
@@ -318,132 +346,115 @@ def _broken(rows: Sequence[study.Row], delta: float | None) -> tuple[float, tupl
     If the chance to break it differs between the seeds, the number of broken ones spreads less than
     a binomial one of the same mean: then the interval is wider than it need be.
     """
-    found = _promise(rows, delta)
+    found = _parts(rows, "promises", delta=delta)
     test = binomtest(sum(p["broken"] for p in found), sum(p["draws"] for p in found))
     low, high = test.proportion_ci(0.95, method="exact")
     return 100 * test.statistic, (100 * low, 100 * high)
 
 
 def _claims(by: Rows) -> list[Claim]:
-    return [claim for name, rows in by.items() for claim in _claims_of(name, rows)]
+    return [
+        replace(claim, claim=f"{name}: {claim.claim}")
+        for name, rows in by.items()
+        for claim in _claims_of(name, rows)
+    ]
 
 
 def _claims_of(name: str, rows: Sequence[study.Row]) -> Iterator[Claim]:
-    def mean(
-        claim: str, published: float | str | None, values: Sequence[float], **bar: float
-    ) -> Claim:
-        return between(f"{name}: {claim}", published, values, **bar)
-
+    over = f"in %, mean over λ = {', '.join(f'{price:g}' for price in PRICES)}"
     for split in ("validation", "test"):
-        more = f"the learnt τ costs, on the {split} images, more than the swept one, in %: "
-        bar = f"at most {MARGIN} (our bar)"
-        yield mean(more + bar, None, _excess(rows, LEARNT, SWEPT, split), high=MARGIN)
-    more = "the learnt τ costs, on the test images, more than 1 − λ, in %: below 0"
-    yield mean(more, None, _excess(rows, LEARNT, PLAIN), high=0)
-    risk = f"a risk of {100 * NETWORKS[name].promised:g} %"
-    for delta in DELTAS:
-        most = 100 * delta
-        claim = f"{name}: draws that break the promise of {risk}, in %: at most δ = {most:g}"
-        yield judged(claim, f"at most {most:g}", *_broken(rows, delta), high=most)
-    least = 100 * max(DELTAS)
-    claim = f"{name}: draws that end above {risk} without a bound, in %: {least:g} or more"
-    yield judged(claim, None, *_broken(rows, None), low=least)
-    claim = (
-        "rejected by the τ of 1 % error on the validation images (error of the rest "
-        f"{_mean(_of(rows, 'rest'))} %), in %: at most {REJECTED_1989:g}"
-    )
-    yield mean(claim, f"about {REJECTED_1989:g}", _of(rows, "rejected"), high=REJECTED_1989)
-    claim = f"AUROC of right against wrong, in %: {AUROC_2017} or more"
-    yield mean(claim, AUROC_2017, _of(rows, "auroc"), low=AUROC_2017)
-    if name == "MLP":  # the average precision depends on the error: of like networks alone
-        claim = f"average precision for errors, in %: {PRECISION_2017} or more"
-        yield mean(claim, PRECISION_2017, _of(rows, "average_precision"), low=PRECISION_2017)
+        claim = f"the learnt τ costs, on the {split} images, more than the swept one, {over}: "
+        claim += f"at most {MARGIN} (our bar)"
+        yield between(claim, None, _excess(rows, LEARNT, SWEPT, split), high=MARGIN)
+    for way, told in ((PLAIN, ""), (CALIBRATED, " after calibration")):
+        claim = f"the learnt τ costs, on the test images, more than 1 − λ{told}, {over}: below 0"
+        yield between(claim, None, _excess(rows, LEARNT, way), high=0)
+    risk, most = f"a risk of {100 * NETWORKS[name].promised:g} %", 100 * DELTA
+    claim = f"draws that break the promise of {risk}, in %: at most δ = {most:g}"
+    yield judged(claim, f"at most {most:g}", *_broken(rows, DELTA), high=most)
+    claim = f"draws that end above {risk} without a bound, in %: from {LEAST} to {MOST} "
+    claim += "(our bar; a half is expected)"
+    yield judged(claim, None, *_broken(rows, None), LEAST, MOST)
+    if name == "happy":
+        rest, hindsight = (_mean(_of(rows, k)) for k in ("rest", "rejected_in_hindsight"))
+        claim = "rejected by the τ of 1 % error on the validation images (error of the rest "
+        claim += f"{rest} %; in hindsight {hindsight} %), in %: at most {REJECTED_1989:g}"
+        of = _of(rows, "rejected")
+        yield between(claim, f"about {REJECTED_1989:g}", of, high=REJECTED_1989)
+    if name == "MLP":
+        within = ", in %: theirs, of one training, within the interval of one more of ours"
+        yield one_of(f"AUROC of right against wrong{within}", AUROC_2017, _of(rows, "auroc"))
+        found = _of(rows, "average_precision")
+        yield one_of(f"average precision for errors{within}", PRECISION_2017, found)
     less = differences(_of(rows, "selector_aurc", 1000), _of(rows, "aurc", 1000))
-    claim = "AURC of the learnt selector less that of the confidence, ‰: below 0"
-    yield mean(claim, "no gain", less, high=0)
+    claim = "AURC of the learnt selector less that of the confidence, ‰: 0 or more"
+    yield between(claim, "no gain", less, low=0)
 
 
 def _tables(by: Rows) -> dict[str, list[study.Row]]:
     seeds = len(by["happy"])
-    draws = sum(p["draws"] for p in _promise(by["happy"], None))
+    draws = sum(p["draws"] for p in _parts(by["happy"], "promises", delta=DELTA))
     telling, prices, promised = [], [], []
     for name, rows in by.items():
-        telling.append(
-            {
-                "network": name,
-                "parameters": f"{rows[0]['parameters']:,}",
-                "error, %": spread(_of(rows, "error")),
-                "AUROC, %": spread(_of(rows, "auroc")),
-                "of the selector": spread(_of(rows, "selector_auroc")),
-                "AURC, ‰": spread(_of(rows, "aurc", 1000)),
-                "of the selector ": spread(_of(rows, "selector_aurc", 1000)),
-                "average precision for errors, %": spread(_of(rows, "average_precision")),
-                "rejected for 1 % error, %": spread(_of(rows, "rejected")),
-                "error of the rest, %": spread(_of(rows, "rest")),
-                "rejected in hindsight, %": spread(_of(rows, "rejected_in_hindsight")),
-                "training, s": f"{statistics.median(_of(rows, 'train_seconds', 1)):.1f}",
-            }
-        )
+        telling.append({
+            "network": name,
+            "parameters": f"{rows[0]['parameters']:,}",
+            "error, validation, %": spread(_of(rows, "validation_error")),
+            "error, test, %": spread(_of(rows, "error")),
+            "AUROC, %": spread(_of(rows, "auroc")),
+            "AURC, ‰": spread(_of(rows, "aurc", 1000)),
+            "selector: AURC, ‰": spread(_of(rows, "selector_aurc", 1000)),
+            "average precision for errors, %": spread(_of(rows, "average_precision")),
+            "rejected for 1 % error, %": spread(_of(rows, "rejected")),
+            "error of the rest, %": _mean(_of(rows, "rest")),
+            "rejected in hindsight, %": spread(_of(rows, "rejected_in_hindsight")),
+            "training, s": f"{statistics.median(_of(rows, 'train_seconds', 1)):.1f}",
+        })  # fmt: skip
         for price in PRICES:
-            plain, swept, learnt = (_at(rows, price, way) for way in WAYS)
-            prices.append(
-                {
-                    "network": name,
-                    "λ": f"{price:g}",
-                    "accept all": spread(_of(rows, "error", 1000)),
-                    "τ = 1 − λ": spread(_of(plain, "test", 1000)),
-                    "swept": spread(_of(swept, "test", 1000)),
-                    "learnt": spread(_of(learnt, "test", 1000)),
-                    "least, in hindsight": spread(_of(swept, "least", 1000)),
-                    "τ swept": _mean(_of(swept, "threshold", 1), 4),
-                    "τ learnt": _mean(_of(learnt, "threshold", 1), 4),
-                    "rejected, τ = 1 − λ, %": _mean(_of(plain, "rejected")),
-                    "swept, %": _mean(_of(swept, "rejected")),
-                    "learnt, %": _mean(_of(learnt, "rejected")),
-                }
-            )
-        for delta in (None, *DELTAS):
-            made = _promise(rows, delta)
-            rest = [p for p in made if p["rest"] is not None]
+            ways = {way: _parts(rows, "costs", price=price, way=way) for way in WAYS}
+            prices.append({
+                "network": name,
+                "λ": f"{price:g}",
+                "accept all": spread(_of(rows, "error", 1000)),
+                "reject all": f"{1000 * price:g}",
+                **{way: spread(_of(found, "test", 1000)) for way, found in ways.items()},
+                "least, in hindsight": spread(_of(ways[SWEPT], "least", 1000)),
+                **{f"{way}: τ / rejected": f"{_mean(_of(found, 'threshold', 1), 4)} / "
+                   f"{_mean(_of(found, 'rejected'), 1)} %" for way, found in ways.items()},
+            })  # fmt: skip
+        for delta in (None, DELTA):
+            made = _parts(rows, "promises", delta=delta)
             share, (low, high) = _broken(rows, delta)
-            promised.append(
-                {
-                    "network": name,
-                    "risk, %": f"{100 * made[0]['risk']:g}",
-                    "δ, %": "no bound" if delta is None else f"{100 * delta:g}",
-                    "broken, % of the draws": f"{share:.2f} ({low:.2f} to {high:.2f})",
-                    "rejected, %": _mean(_of(made, "rejected_in_draws")),
-                    "τ of the validation images: rejected, %": _mean(_of(made, "rejected")),
-                    "error of the rest, %": _mean(_of(rest, "rest")) if rest else "–",
-                    "seeds above the risk": sum(p["rest"] > p["risk"] for p in rest),
-                }
-            )
+            risk, rest = 100 * made[0]["risk"], _of(made, "rest")
+            promised.append({
+                "network": name,
+                "risk, %": f"{risk:g}",
+                "δ, %": "no bound" if delta is None else f"{100 * delta:g}",
+                "broken, % of the draws": f"{share:.2f} ({low:.2f} to {high:.2f})",
+                "broken, worst seed, %": f"{max(100 * p['broken'] / p['draws'] for p in made):.2f}",
+                "rejected, %": _mean(_of(made, "rejected_in_draws")),
+                "validation τ in test: rejected, %": _mean(_of(made, "rejected")),
+                "validation τ in test: error of the rest, %": _mean(rest),
+                "validation τ in test: seeds above the risk": sum(r > risk for r in rest),
+            })  # fmt: skip
     return {
         f"How well the confidence tells errors, {seeds} seeds; the τ of 1 % error is that of the "
         "validation images": telling,
         "Cost of 1,000 test images, an accepted error 1, a rejection λ; τ as a confidence": prices,
-        f"Promised risks: of {draws:,} draws from the test answers; of the τ of the validation "
-        "images in test": promised,
+        f"Promised risks: {draws:,} draws per network from the test answers; the τ of the "
+        "validation images in test is no evidence for the promise, for those are harder": promised,
     }
 
 
 def _mean(values: Sequence[float], digits: int = 2) -> str:
-    return f"{statistics.fmean(values):.{digits}f}"
+    return f"{statistics.fmean(values):.{digits}f}" if values else "–"
 
 
 def _picture(by: Rows) -> figures.Figure:
-    parts = []
-    for name, rows in by.items():
-        lines = {}
-        for way in WAYS:
-            of = {price: _at(rows, price, way) for price in PRICES}
-            lines[f"τ {way}"] = [
-                figures.point(price, [100 * (c["test"] / c["least"] - 1) for c in of[price]])
-                for price in PRICES
-            ]
-        title = f"{name}: what it costs not to know the best τ"
-        axis = "price of a rejection, λ"
-        parts.append(figures.Panel(title, axis, "cost above the least, %", lines, "x"))
+    def excess(rows: Sequence[study.Row], price: float, way: str) -> figures.Point:
+        values = _excess(rows, way, SWEPT, prices=[price])
+        (low, high), mean = interval(values), statistics.fmean(values)
+        return f"{price:g}", mean, (mean - low, high - mean)  # of words, ways stand side by side
 
     def curves(shares: Sequence[float], what: str) -> dict[str, list[figures.Point]]:
         return {
@@ -454,15 +465,22 @@ def _picture(by: Rows) -> figures.Figure:
             for name, rows in by.items()
         }
 
-    risks = curves(REJECTED, "risk_curve")
-    risks["LeCun et al. 1989, zip codes"] = [(REJECTED_1989, 1.0, 0.0)]
-    broken: dict[str, list[figures.Point]] = {}
-    for delta, line in ((None, "no bound"), (DELTAS[0], f"δ = {100 * DELTAS[0]:g} %")):
+    def broken(delta: float | None) -> Iterator[figures.Point]:
         for name, rows in by.items():
             share, (low, high) = _broken(rows, delta)
-            place = f"{name}: {100 * NETWORKS[name].promised:g} %"
-            broken.setdefault(line, []).append((place, share, (share - low, high - share)))
-    parts += [
+            yield f"{name}: {100 * NETWORKS[name].promised:g} %", share, (share - low, high - share)
+
+    risks = curves(REJECTED, "risk_curve")
+    risks["LeCun et al. 1989, zip codes"] = [(REJECTED_1989, 1.0, 0.0)]
+    parts = [
+        figures.Panel(
+            f"{name}, in test; bar: 95 % interval", "price of a rejection, λ",
+            "cost above that of the swept τ, %",
+            {way: [excess(rows, p, way) for p in PRICES] for way in WAYS if way != SWEPT},
+            levels={SWEPT: 0},
+        )
+        for name, rows in by.items()
+    ] + [
         figures.Panel(
             "Errors left when the least sure are rejected", "rejected, %", "error of the rest, %",
             risks, levels={"1 %": 1},
@@ -473,15 +491,14 @@ def _picture(by: Rows) -> figures.Figure:
         ),
         figures.Panel(
             "A promised risk; bar: 95 % interval", "network and risk",
-            "broken promises, % of all draws", broken,
-            levels={f"{100 * DELTAS[0]:g} %": 100 * DELTAS[0]},
+            "broken promises, % of all draws",
+            {"no bound": [*broken(None)], "with the bound": [*broken(DELTA)]},
+            log="y", levels={f"δ = {100 * DELTA:g} %": 100 * DELTA},
         ),
     ]  # fmt: skip
-    return figures.panels(
-        parts,
-        f"Thresholds on the confidence of three networks: {by['happy'][0]['dataset']}, "
-        f"{len(by['happy'])} seeds; bars: standard deviation",
-    )
+    dataset, seeds = by["happy"][0]["dataset"].replace("mnist", "MNIST"), len(by["happy"])
+    title = f"Thresholds on the confidence of three networks: {dataset}, {seeds} seeds; "
+    return figures.panels(parts, title + "bars: standard deviation where nothing else is told")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, t
 
 from nn_backprop.evidence import (
     at_least,
@@ -19,6 +19,7 @@ from nn_backprop.evidence import (
     interval,
     markdown_table,
     median_interval,
+    one_of,
     spread,
     tuned,
     write_results,
@@ -125,6 +126,31 @@ def test_a_verdict_follows_from_the_whole_interval(published, verdict):
 )
 def test_a_claim_of_a_range_is_judged_by_the_whole_interval(low, high, verdict):
     assert between("accuracy", None, [0.94, 0.95, 0.96], low, high).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("published", "verdict"),
+    [
+        (4 + 7.115, "reproduced"),  # far outside the interval of the mean, 4 ± 3.182
+        (4 - 7.115, "reproduced"),
+        (4 + 7.118, "not reproduced"),
+        (4 - 7.118, "not reproduced"),
+    ],
+)
+def test_one_published_value_is_judged_as_one_more_of_ours(published, verdict):
+    # mean 4, s = 2, n = 4: 4 ± t(0.975, 3) · 2 · √(1 + 1/4) with t = 3.182446 from a table
+    claim = one_of("accuracy", published, [4 - 6**0.5, 4.0, 4.0, 4 + 6**0.5])
+    assert (claim.published, claim.measured) == (published, pytest.approx(4))
+    assert claim.interval == pytest.approx((4 - 7.11617, 4 + 7.11617), abs=1e-4)
+    assert claim.verdict == verdict
+
+
+@pytest.mark.parametrize("n", [2, 5, 10])
+def test_the_interval_of_one_more_is_students(n):
+    values = np.random.default_rng(n).normal(size=n)
+    half = t.ppf(0.975, n - 1) * values.std(ddof=1) * (1 + 1 / n) ** 0.5
+    interval = one_of("accuracy", 0.0, values.tolist()).interval
+    assert interval == pytest.approx((values.mean() - half, values.mean() + half))
 
 
 def test_results_are_written_whole(tmp_path):
