@@ -167,8 +167,8 @@ def open_set_rates(scores: Any, errors: Any, unknown: Any) -> tuple[np.ndarray, 
     Among `unknown`, the scores (M,) of examples of no class, the share that is accepted; among the
     known, the share that is both right and accepted. Drawn against one another: the OSCR curve.
 
-    Source: Dhamija, Günther & Boult 2018, Reducing network agnostophobia, where a score that equals
-    the threshold is accepted.
+    Source: Dhamija, Günther & Boult 2018, Reducing network agnostophobia. Here a score that equals
+    the threshold is rejected in both.
     """
     scores, errors = _checked(scores, errors)
     unknown = _scores(unknown, "unknown")

@@ -166,6 +166,17 @@ def test_no_gradient_is_nan_however_short_the_features(dtype):
             assert (f.grad[0] < 0).all()  # a step against it makes them longer
 
 
+def test_long_features_of_the_known_cost_nothing():
+    loss, z = ObjectosphereLoss(RADIUS, WEIGHT), torch.zeros(2, K)
+    for length in (1e20, 1e38):  # whose squares a float32 does not hold
+        f = torch.full((2, D), length)
+        assert loss(z, f, torch.tensor([0, 1])).item() == pytest.approx(math.log(K))
+        f[1] = 1.0  # an unknown example beside it
+        expected = math.log(K) + WEIGHT * D / 2
+        assert loss(z, f, torch.tensor([0, -1])).item() == pytest.approx(expected)
+        assert loss(z, f.flip(0), torch.tensor([0, -1])).item() == math.inf
+
+
 class Deep(nn.Module):
     """A network that hands out its features beside the logits."""
 

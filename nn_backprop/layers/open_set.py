@@ -63,8 +63,8 @@ class ObjectosphereLoss(nn.Module):
         grad_F[n,i] = −(2λ/N) max(ξ − r[n], 0) F[n,i] / r[n]                     known
         grad_F[n,i] = (2λ/N) F[n,i]                                              unknown
     and grad_logits is that of the entropic open-set loss. At r = ξ there is no kink: the slope is 0
-    from both sides. At r = 0 a known example has one, the tip of a cone: ρ falls by 2ξ for a step
-    of length 1 in any direction. Opposite directions cancel, and the gradient is 0 there by
+    from both sides. At r = 0 a known example has one, the tip of a cone: ρ falls at the rate 2ξ in
+    every direction. Opposite directions cancel, and the gradient is 0 there by
     definition: this term leaves features of length 0 where they are.
 
     Shapes: logits (N, K); features (N, D); targets int64 (N,), below 0 for the unknown; loss ().
@@ -96,7 +96,8 @@ class ObjectosphereLoss(nn.Module):
         lengths = (squares + zero) ** 0.5 - zero
         known = (targets >= 0).to(features.dtype)
         missing = F.relu(self.radius - lengths)
-        each = known * missing**2 + (1 - known) * squares
+        unknown = features * (1 - known)[:, None]  # before they are squared: 0 · ∞ is NaN
+        each = known * missing**2 + (unknown * unknown).sum(1)
         return entropic + self.weight * each.mean()
 
     def extra_repr(self) -> str:
