@@ -73,7 +73,7 @@ from nn_backprop.data import (
 from nn_backprop.engines import Engine, autograd
 from nn_backprop.evidence import Claim, between, differences, spread, tuned
 from nn_backprop.layers import ObjectosphereLoss
-from nn_backprop.rejection import auroc, confidence, open_set_rates
+from nn_backprop.rejection import confidence, open_set_rates, told_apart
 from nn_backprop.training import fit, make_optimizer, make_schedule, steps_per_epoch
 
 CLASSES, FEATURES = 10, 64
@@ -354,9 +354,8 @@ def _scores(logits: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
 def _measures(known: np.ndarray, errors: np.ndarray, unknown: np.ndarray) -> dict:
     """AUROC and every CCR, of the scores of digits and of a set of rubbish."""
     false_positives, correct = open_set_rates(known, errors, unknown)
-    is_unknown = np.repeat([0, 1], [len(known), len(unknown)])
     return {
-        AREA: auroc(np.concatenate([known, unknown]), is_unknown),
+        AREA: told_apart(known, unknown),
         **{n: float(correct[false_positives <= rate].max()) for n, rate in CORRECT.items()},
     }
 
