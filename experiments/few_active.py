@@ -105,7 +105,7 @@ class Plan(NamedTuple):
 PAPER_SHARES = (400 / 4608, 300 / 1024, 100 / 700)
 PLANS = {  # the longest trainings first
     PAPER: Plan(
-        40_000, 4, PAPER_SHARES, {RELU: (0,), DENSE: (0,), WINNERS: (1,)}, (5e-3, 1e-2)
+        30_000, 4, PAPER_SHARES, {RELU: (0,), DENSE: (0,), WINNERS: (1,)}, (5e-3, 1e-2)
     ),
     CNN: Plan(
         10_000, 10, PAPER_SHARES,
