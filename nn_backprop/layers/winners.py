@@ -26,13 +26,14 @@ class KWinners(nn.Module):
 
         duty[c] ← duty[c] + N/T (m[c] − duty[c]),  T = max(N, min(period, examples seen)),
 
-    which is the plain mean over the first `period` examples, and from then on a running one. β
-    starts at `boost`; `decay_boosts`, called after each epoch, multiplies it by `decay`. Duty
-    cycle, β and the number of examples seen are buffers, and so in the state dict.
+    with the examples seen, this batch included. That is about the plain mean over the first
+    `period` examples, and from then on a running one; an empty batch changes nothing. β starts at
+    `boost`; `decay_boosts`, called after each epoch, multiplies it by `decay`. Duty cycle, β and
+    the number of examples seen are buffers, and so in the state dict.
 
     In evaluation mode nothing is updated. The handicap stays in the choice, as it was while the
     later layers learnt; and k is multiplied by `evaluation_factor` (1.5 in the authors'
-    experiments) and rounded.
+    experiments) and rounded; a half goes to the even number, where their Python 2.7 goes up.
 
     Gradient: through the winners alone, grad_x = grad_z [wins]; none to the duty cycle, which is a
     constant (`rules.winners`, where ties and NaN are settled too). If k ≥ U, all pass as they are.
@@ -92,16 +93,6 @@ class KWinners(nn.Module):
         k = int(self.k) if isinstance(self.k, Integral) else max(1, round(self.k * units))
         return k if self.training else round(k * self.evaluation_factor)
 
-    @property
-    def dead(self) -> int:
-        """Channels that have practically ceased to win: with a duty cycle below one in a million.
-
-        A running average approaches 0 and does not reach it. With period T, a unit of a vector that
-        always won counts as dead after 14 T examples without a win, one that won once, after 7 T;
-        a channel of H·W places sooner. Before training, all count as dead.
-        """
-        return int((self.duty_cycle < 1e-6).sum())
-
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < 2 or x.shape[1] != self.channels:
             raise ValueError(f"the layer takes (N, {self.channels}, ...), not {(*x.shape,)}")
@@ -114,6 +105,8 @@ class KWinners(nn.Module):
     def _count(self, z: Tensor) -> None:
         """Updates the duty cycle: in tensors alone, so that a recorded pass does it as well."""
         N = len(z)
+        if N == 0:  # has no mean
+            return
         self.examples.add_(N)
         window = self.examples.clamp(max=max(self.period, N)).to(self.duty_cycle.dtype)
         others = [axis for axis in range(z.dim()) if axis != 1]
