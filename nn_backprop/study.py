@@ -9,9 +9,11 @@ network that is split between them.
 import dataclasses
 import json
 import multiprocessing
+import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -203,7 +205,7 @@ def _results(
         return
     # Spawned, since a forked torch may hang; they import the script anew, once each.
     spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawned, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, spawned, _begin) as pool:
         try:
             # Each begins as a task is submitted, and inherits that Ctrl-C is ignored, even while it
             # imports; the price is that one in these milliseconds must be repeated.
@@ -222,6 +224,19 @@ def _results(
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+
+
+def _begin() -> None:
+    """In each process of trainings: one thread; and if the study itself is killed, so is this."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _carry_out(task: tuple[Callable[[Any], Row], int, Any]) -> tuple[int, Row]:

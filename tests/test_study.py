@@ -196,6 +196,20 @@ def test_ctrl_c_is_one_line_at_any_moment(moment, workers, jobs, tmp_path):
     assert all(line.startswith("train: ") for line in told if line)  # the progress bar
 
 
+@pytest.mark.slow
+def test_trainings_end_with_a_study_that_is_killed(tmp_path):
+    script = tmp_path / "waits.py"
+    script.write_text(INTERRUPTED)
+    with subprocess.Popen(
+        [sys.executable, script, "--workers", "2", "training"], cwd=tmp_path, stderr=subprocess.PIPE
+    ) as running:
+        while len(list(tmp_path.glob("training.*"))) < 2:
+            assert running.poll() is None, running.stderr.read()
+            time.sleep(0.05)
+        running.kill()
+        running.communicate(timeout=60)  # they, too, hold stderr, and would for 100 s: it ends
+
+
 def die(job: int) -> dict:
     if job == 1:
         os.kill(os.getpid(), signal.SIGKILL)
