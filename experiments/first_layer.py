@@ -116,10 +116,7 @@ def conduct(under_way: study.Study, options: Options) -> None:
         train, jobs, lambda row: {f"morans_i/{row['kind']}": row["morans_i"][-1]}
     )
     by = {name: [row for row in rows if row["kind"] == name] for name in KINDS}
-    claims = _claims(by)
-    if options.smoke:
-        claims = [replace(claim, claim=f"{claim.claim} (smoke: not MNIST)") for claim in claims]
-    under_way.finish(_tables(by), claims, _picture(by, under_way.folder, _shown(options)))
+    under_way.finish(_tables(by), _claims(by), _picture(by, under_way.folder, _shown(options)))
 
 
 def train(job: Job) -> study.Row:

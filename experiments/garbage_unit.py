@@ -51,7 +51,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -208,10 +208,7 @@ def conduct(under_way: study.Study, options: Options) -> None:
         train, jobs, lambda row: {f"accuracy/{row['method']}, {row['source']}": row["accuracy"]}
     )
     by = by_kind(rows, sources(options))
-    claims = _claims(by, tested)
-    if options.smoke:
-        claims = [replace(claim, claim=f"{claim.claim} (smoke: not MNIST)") for claim in claims]
-    under_way.finish(_tables(by, names, tested, rows), claims, _picture(by, tested))
+    under_way.finish(_tables(by, names, tested, rows), _claims(by, tested), _picture(by, tested))
 
 
 def sources(options: Options) -> tuple[str, str]:

@@ -104,10 +104,7 @@ def conduct(under_way: study.Study, options: Options) -> None:
         },
     )  # fmt: skip
     groups = gathered(rows)
-    claims = _claims(groups)
-    if options.smoke:
-        claims = [replace(claim, claim=f"{claim.claim} (smoke: not MNIST)") for claim in claims]
-    under_way.finish(_tables(groups), claims, _picture(groups, rows[0]))
+    under_way.finish(_tables(groups), _claims(groups), _picture(groups, rows[0]))
 
 
 def train(job: Job) -> study.Row:

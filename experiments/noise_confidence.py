@@ -169,10 +169,7 @@ def conduct(under_way: study.Study, options: Options) -> None:
         train, jobs, lambda row: {f"uniform noise/{row['network']}": row["confidence"][UNIFORM]}
     )
     by = {name: [row for row in rows if row["network"] == name] for name in KINDS}
-    claims = _claims(by)
-    if options.smoke:
-        claims = [replace(claim, claim=f"{claim.claim} (smoke: not MNIST)") for claim in claims]
-    under_way.finish(_tables(by, options), claims, _picture(by, under_way.folder, options))
+    under_way.finish(_tables(by, options), _claims(by), _picture(by, under_way.folder, options))
 
 
 def train(job: Job) -> study.Row:

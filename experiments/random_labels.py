@@ -176,8 +176,6 @@ def conduct(under_way: study.Study, options: Options) -> None:
     under_way.rows[:] = plain + begun  # the curves stay in rows.jsonl
     by, by_start = _by(trained), _by(begun)
     claims = _memorised(by) + _fallen(by) + _peaked(by) + _alike(by_start)
-    if options.smoke:
-        claims = [replace(claim, claim=f"{claim.claim} (smoke: not MNIST)") for claim in claims]
     under_way.finish(_tables(by, by_start), claims, _picture(by))
 
 

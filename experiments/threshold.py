@@ -146,10 +146,7 @@ def conduct(under_way: study.Study, options: Options) -> None:
     jobs = [Job(name, seed, options) for name in names for seed in range(options.seeds)]
     rows = under_way.carry_out(train, jobs, lambda row: {f"error/{row['network']}": row["error"]})
     by = {name: [row for row in rows if row["network"] == name] for name in NETWORKS}
-    claims = _claims(by)
-    if options.smoke:
-        claims = [replace(claim, claim=f"{claim.claim} (smoke: not MNIST)") for claim in claims]
-    under_way.finish(_tables(by), claims, _picture(by))
+    under_way.finish(_tables(by), _claims(by), _picture(by))
 
 
 # --- One training -------------------------------------------------------------------------------

@@ -92,9 +92,7 @@ def test_cheap_weights(tmp_path):
     claims = results["claims"]
     assert len(claims) == 2 + 4 + 2 + 1 + 6
     assert [claim["verdict"] for claim in claims[:2]] == ["reproduced"] * 2
-    assert [claim["claim"] for claim in claims if "smoke: not MNIST" not in claim["claim"]] == [
-        claim["claim"] for claim in claims[:2]
-    ]
+    assert all("not MNIST" in claim["claim"] for claim in claims)
     file = claims[8]
     packed = {(*name[1:],): row["bytes_packed"] for row, name in zip(trained, names, strict=True)
               if name[0] == "LeNet-300-100"}  # fmt: skip
