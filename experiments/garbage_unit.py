@@ -35,7 +35,8 @@ the run.
 **Published.** Dhamija et al. find thresholded softmax and a background class both helpful, but
 insufficient for unseen classes, and their losses significantly better. They train on letters and
 test, among others, on another script, Devanagari: nearest to it is Omniglot 2 for networks trained
-on letters, so what they published stands beside these claims alone. The code of Hendrycks, Mazeika
+on letters, so what they published stands beside these claims alone; notMNIST, which they name, too,
+is foreign here, although its images are letters, printed ones. The code of Hendrycks, Mazeika
 & Dietterich 2019 comes with their logs for MNIST, before and after fine-tuning on grey photographs
 with what is, but for its weight, the entropic loss: AUROC of Gaussian noise 99.96 and 100,
 Fashion-MNIST 99.31 and 99.90, notMNIST 96.04 and 98.37, Omniglot 96.23 and 95.94; test error 0.94
@@ -471,13 +472,13 @@ def _picture(by: Rows, tested: Sequence[str]) -> figures.Figure:
             ]
         title = f"Trained on {source}"
         kin = [name for name in tested if name not in foreign(source, tested)]
-        across = f"rubbish of the test; kin: {', '.join(kin)}"
+        across = f"rubbish of the test; kin:\n{', '.join(kin)}"
         parts += [
             figures.Panel(title, across, "AUROC, %", areas),
             figures.Panel(f"{title}: {AT}", across, correct, at_rate),
             figures.Panel(f"{title}: {curve}", "false positives, %", correct, by_rate, "x"),
         ]
-    title = f"Four ways to refuse what is no digit ({by[PLAIN][0]['dataset']})"
+    title = f"Four ways to refuse what is no digit ({by[PLAIN][0]['dataset'].upper()})"
     return figures.panels(parts, f"{title}: mean ± standard deviation over seeds")
 
 

@@ -463,8 +463,8 @@ def _picture(by: Rows, folder: Path, options: Options) -> figures.Figure:
     ]  # fmt: skip
     return figures.panels(
         parts,
-        f"Noise, other images that are no digits, and digits drawn, {first['dataset']}: mean ± "
-        f"standard deviation over {len(by[BASELINE])} seeds; drawings of the first",
+        f"Noise, other images that are no digits, and digits drawn, {first['dataset'].upper()}: "
+        f"mean ± standard deviation over {len(by[BASELINE])} seeds; drawings of seed 0, inverted",
     )
 
 

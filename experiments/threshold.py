@@ -488,7 +488,7 @@ def _picture(by: Rows) -> figures.Figure:
         ),
         figures.Panel(
             "A promised risk; bar: 95 % interval", "network and risk",
-            "broken promises, % of all draws",
+            "draws above the risk, %",
             {"no bound": [*broken(None)], "with the bound": [*broken(DELTA)]},
             log="y", levels={f"δ = {100 * DELTA:g} %": 100 * DELTA},
         ),
