@@ -509,7 +509,7 @@ def _picture(by: By) -> figures.Figure:
     (dataset,) = {row["dataset"] for rows in by.values() for row in rows}
     return figures.panels(
         parts,
-        f"Few active units and noise, {dataset}, each at the rate best for accuracy: "
+        f"Few active units and noise, {dataset.upper()}, each at the rate best for accuracy: "
         "mean ± standard deviation over seeds",
     )
 
