@@ -100,7 +100,7 @@ def test_octave(tmp_path):
         assert 0 < row["multiply_adds_share"] <= 1
     counted = [claim["measured"] for claim in results["claims"] if "Chen" in claim["claim"]]
     assert counted == pytest.approx([0.8242, 0.6719, 0.4375, 0.2969], abs=1e-4)
-    counts = [claim for claim in results["claims"] if "smoke" not in claim["claim"]]
+    counts = results["claims"][:7]  # of numbers, which need no training
     assert {claim["verdict"] for claim in counts} == {"reproduced"}
     assert len(results["claims"]) == len(counts) + 5
 
