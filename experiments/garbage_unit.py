@@ -74,7 +74,7 @@ from nn_backprop.data import (
 from nn_backprop.engines import Engine, autograd
 from nn_backprop.evidence import Claim, between, differences, spread, tuned
 from nn_backprop.layers import ObjectosphereLoss
-from nn_backprop.rejection import confidence, open_set_rates, told_apart
+from nn_backprop.rejection import confidence, correct_at_false_positives, told_apart
 from nn_backprop.training import fit, make_optimizer, make_schedule, steps_per_epoch
 
 CLASSES, FEATURES = 10, 64
@@ -351,11 +351,11 @@ def _scores(logits: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
 
 def _measures(known: np.ndarray, errors: np.ndarray, unknown: np.ndarray) -> dict:
     """AUROC and every CCR, of the scores of digits and of a set of rubbish."""
-    false_positives, correct = open_set_rates(known, errors, unknown)
-    return {
-        AREA: told_apart(known, unknown),
-        **{n: float(correct[false_positives <= rate].max()) for n, rate in CORRECT.items()},
+    correct = {
+        name: correct_at_false_positives(known, errors, unknown, rate)
+        for name, rate in CORRECT.items()
     }
+    return {AREA: told_apart(known, unknown), **correct}
 
 
 # --- What the rows come to ----------------------------------------------------------------------
