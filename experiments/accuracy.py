@@ -21,8 +21,8 @@ import tyro
 from tqdm import tqdm
 
 from nn_backprop import figures
-from nn_backprop.evidence import Claim, at_least, markdown_table, write_results
-from nn_backprop.tracking import default_run_dir, machine, read_json
+from nn_backprop.studies.evidence import Claim, at_least, markdown_table, write_results
+from nn_backprop.tracking import default_run_dir, describe_machine, read_json
 
 CLAIMS = {
     "happy": ("784-16-16-10, sigmoid, squared error: about 96 % (3Blue1Brown)", 0.96),
@@ -74,7 +74,13 @@ def main(options: Options) -> int:
     ]
     seconds = time.perf_counter() - began
     write_results(
-        folder / "results.json", "accuracy", asdict(options), rows, claims, machine(), seconds
+        folder / "results.json",
+        "accuracy",
+        asdict(options),
+        rows,
+        claims,
+        describe_machine(),
+        seconds,
     )
     figure = figures.seed_dots(
         {

@@ -48,11 +48,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from nn_backprop import check_gradients, engines, figures
-from nn_backprop.by_hand_fast import flat_parameter
 from nn_backprop.data import DataError, ImageData, channels_last, data_root, load
-from nn_backprop.evidence import Claim, Verdict, markdown_table, write_results
+from nn_backprop.engines.by_hand_fast import flat_parameter
 from nn_backprop.models import CNN, MLP, MODELS, happy
-from nn_backprop.tracking import default_run_dir, machine, read_json
+from nn_backprop.studies.evidence import Claim, Verdict, markdown_table, write_results
+from nn_backprop.tracking import default_run_dir, describe_machine, read_json
 from nn_backprop.training import (
     LeanSGD,
     evaluate,
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.smoke:
         found.claims = []  # they need the whole run
-    where = machine() | {"cores": _cores(), "device": _device_name(options)}
+    where = describe_machine() | {"cores": _cores(), "device": _device_name(options)}
     heading = (
         f"{where['device']}; {where['threads']} of {where['cores']} cores; "
         f"torch {where['versions']['torch']}"
@@ -231,7 +231,7 @@ def _cores() -> int:
 
 
 def _device_name(options: Common) -> str:
-    processor = str(machine()["processor"])
+    processor = str(describe_machine()["processor"])
     if options.device == "cuda":
         return f"{torch.cuda.get_device_name()} beside {processor}"
     return processor

@@ -64,11 +64,12 @@ import torch
 from scipy.stats import linregress
 from torch import Tensor
 
-from nn_backprop import figures, study
+from nn_backprop import figures
 from nn_backprop.data import ImageData, gaussian_images, load, random_labels
 from nn_backprop.data.images import mean_and_std
-from nn_backprop.evidence import Claim, between, interval, judged, spread
 from nn_backprop.models import MLP, memorise
+from nn_backprop.studies import study
+from nn_backprop.studies.evidence import Claim, between, interval, judged, spread
 from nn_backprop.training import evaluate_many, fit_many
 
 CLASSES, PIXELS = 10, 784
@@ -510,7 +511,7 @@ def _picture(rows: Sequence[study.Row]) -> figures.Figure:
             "thousand parameters", lines,
         )
     )  # fmt: skip
-    return figures.panels(
+    return figures.side_by_side(
         parts, "Random labels, learnt by heart: mean ± standard deviation over seeds"
     )
 

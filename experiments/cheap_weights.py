@@ -56,14 +56,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nn_backprop import figures, study
-from nn_backprop.counting import multiply_adds, parameters
+from nn_backprop import figures
 from nn_backprop.data import ImageData, load
 from nn_backprop.engines import autograd
-from nn_backprop.evidence import Claim, between, differences, judged, median_interval, spread, tuned
 from nn_backprop.layers import LowRankLinear
 from nn_backprop.layers.low_rank import break_even
 from nn_backprop.models import MLP, LeNet5, lenet_300_100
+from nn_backprop.models.counting import multiply_adds, parameters
+from nn_backprop.studies import study
+from nn_backprop.studies.evidence import (
+    Claim,
+    between,
+    differences,
+    judged,
+    median_interval,
+    spread,
+    tuned,
+)
 from nn_backprop.training import (
     evaluate,
     fit,
@@ -561,7 +570,7 @@ def _picture(rows: Sequence[study.Row], timings: Sequence[study.Row]) -> figures
         for batch in PASSES
     ]  # fmt: skip
     data = rows[0]["dataset"]
-    return figures.panels(parts, f"{name} on {data}: 266,610 parameters made fewer")
+    return figures.side_by_side(parts, f"{name} on {data}: 266,610 parameters made fewer")
 
 
 def _of(

@@ -36,10 +36,8 @@ import torch
 from torch import nn
 
 from nn_backprop import figures
-from nn_backprop.counting import multiply_adds
 from nn_backprop.data import ImageData, load, subset
 from nn_backprop.engines import autograd
-from nn_backprop.evidence import Claim, between, differences, spread, tuned
 from nn_backprop.layers import LowRankLinear
 from nn_backprop.models import (
     MLP,
@@ -50,7 +48,9 @@ from nn_backprop.models import (
     shared_weights,
     tied_network,
 )
-from nn_backprop.study import Row, Study, StudyOptions, command
+from nn_backprop.models.counting import multiply_adds
+from nn_backprop.studies.evidence import Claim, between, differences, spread, tuned
+from nn_backprop.studies.study import Row, Study, StudyOptions, command
 from nn_backprop.training import (
     evaluate,
     fit,
@@ -274,7 +274,7 @@ def _figure(rows: Sequence[Row]) -> figures.Figure:
             (many, "seconds", "processor seconds of training"),
         )
     ]
-    return figures.panels(
+    return figures.side_by_side(
         parts,
         f"Eight structures with about {BUDGET:,} parameters: mean ± standard deviation over seeds",
     )

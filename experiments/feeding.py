@@ -25,9 +25,9 @@ from tqdm import tqdm
 from nn_backprop import figures
 from nn_backprop.data import DataError, ImageData, data_root, load
 from nn_backprop.engines import ENGINES
-from nn_backprop.evidence import markdown_table, write_results
 from nn_backprop.models import MLP
-from nn_backprop.tracking import default_run_dir, machine
+from nn_backprop.studies.evidence import markdown_table, write_results
+from nn_backprop.tracking import default_run_dir, describe_machine
 from nn_backprop.training import fit, make_optimizer, make_schedule
 
 BATCH, LR = 128, 1e-3
@@ -82,7 +82,7 @@ def main(options: Options) -> int:
     folder.mkdir(parents=True)
     config = asdict(options) | {"dataset": data.name, "pairs": pairs}
     seconds = time.perf_counter() - began
-    write_results(folder / "results.json", "feeding", config, rows, [], machine(), seconds)
+    write_results(folder / "results.json", "feeding", config, rows, [], describe_machine(), seconds)
     figure = figures.ratio_dots(
         {"DataLoader / one tensor": ratios}, "Time of an epoch of 784-128-10, as a ratio"
     )

@@ -69,12 +69,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nn_backprop import figures, study
+from nn_backprop import figures
 from nn_backprop.data import ImageData, load, subset
 from nn_backprop.engines import autograd
-from nn_backprop.evidence import Claim, between, differences, spread, tuned
 from nn_backprop.layers import KWinners, decay_boosts
 from nn_backprop.models import ActivityPenalty, dense_cnn, sparse_cnn, sparse_mlp
+from nn_backprop.studies import study
+from nn_backprop.studies.evidence import Claim, between, differences, spread, tuned
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
 
 RELU, PRICE, WINNERS, UNBOOSTED = "ReLU", "ReLU, L1 price", "k winners", "k winners, no boost"
@@ -513,7 +514,7 @@ def _picture(by: By) -> figures.Figure:
         title = f"{network}: winners × 1, L1 price {price.amount:g}, ReLU"
         parts.append(figures.Panel(title, "share of pixels made white", "test accuracy, %", lines))
     (dataset,) = {row["dataset"] for rows in by.values() for row in rows}
-    return figures.panels(
+    return figures.side_by_side(
         parts,
         f"Few active units and noise, {dataset.upper()}, each at the rate best for accuracy: "
         "mean ± standard deviation over seeds",

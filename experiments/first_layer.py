@@ -47,11 +47,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nn_backprop import figures, study
+from nn_backprop import figures
 from nn_backprop.data import ImageData, load, random_labels, subset
 from nn_backprop.engines import autograd
-from nn_backprop.evidence import Claim, between, differences, spread
 from nn_backprop.models import MODELS
+from nn_backprop.studies import study
+from nn_backprop.studies.evidence import Claim, between, differences, spread
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
 
 

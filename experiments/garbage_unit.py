@@ -60,7 +60,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nn_backprop import figures, study
+from nn_backprop import figures
 from nn_backprop.data import (
     UNKNOWN_FOR_TESTING,
     UNKNOWN_FOR_TRAINING,
@@ -72,9 +72,10 @@ from nn_backprop.data import (
     unknown_sets,
 )
 from nn_backprop.engines import Engine, autograd
-from nn_backprop.evidence import Claim, between, differences, spread, tuned
 from nn_backprop.layers import ObjectosphereLoss
-from nn_backprop.rejection import confidence, correct_at_false_positives, told_apart
+from nn_backprop.studies import study
+from nn_backprop.studies.evidence import Claim, between, differences, spread, tuned
+from nn_backprop.studies.rejection import confidence, correct_at_false_positives, told_apart
 from nn_backprop.training import fit, make_optimizer, make_schedule, steps_per_epoch
 
 CLASSES, FEATURES = 10, 64
@@ -479,7 +480,7 @@ def _picture(by: Rows, tested: Sequence[str]) -> figures.Figure:
             figures.Panel(f"{title}: {curve}", "false positives, %", correct, by_rate, "x"),
         ]
     title = f"Four ways to refuse what is no digit ({by[PLAIN][0]['dataset'].upper()})"
-    return figures.panels(parts, f"{title}: mean ± standard deviation over seeds")
+    return figures.side_by_side(parts, f"{title}: mean ± standard deviation over seeds")
 
 
 def _percent(by: Rows, kind: Kind, names: Sequence[str], what: str) -> list[float]:

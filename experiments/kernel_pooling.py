@@ -47,7 +47,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nn_backprop import data as images_of
-from nn_backprop import evidence, figures, models, study
+from nn_backprop import figures, models
 from nn_backprop.data import ImageData
 from nn_backprop.data.images import mean_and_std
 from nn_backprop.engines import ENGINES
@@ -57,6 +57,7 @@ from nn_backprop.layers import (
     median_distance,
     random_patches,
 )
+from nn_backprop.studies import evidence, study
 from nn_backprop.training import fit, make_optimizer, make_schedule, steps_per_epoch
 
 # Of the ridge, in units of the mean square of an example's features.
@@ -610,7 +611,7 @@ def _picture(found: Found, pictures: Tensor, name: str) -> figures.Figure:
     }  # fmt: skip
     counts = {k: line({m: found.errors(ways[k], m) for m in (*size.counts, n)}) for k in RIVALS}
     harder = {k: line({v: found.errors(ways[k], size.middle, v) for v in VARIANTS}) for k in RIVALS}
-    return figures.panels(
+    return figures.side_by_side(
         [
             panel("More features: towards the exact kernel", "features D", lines=dimension,
                   log="xy", levels=levels),

@@ -37,11 +37,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from nn_backprop import figures, study
+from nn_backprop import figures
 from nn_backprop.data import ImageData, load, random_labels, resize, subset
 from nn_backprop.engines import autograd
-from nn_backprop.evidence import Claim, between, bootstrap_interval, judged
 from nn_backprop.models import MLP
+from nn_backprop.studies import study
+from nn_backprop.studies.evidence import Claim, between, bootstrap_interval, judged
 from nn_backprop.training import evaluate_many, fit_many
 
 TRUE, RANDOM = LABELS = ("true labels", "random labels")
@@ -327,7 +328,7 @@ def _picture(groups: Groups, of: study.Row) -> figures.Figure:
         labels: line(correlation, labels, "train_loss", "test_loss") for labels in LABELS
     }
     x, bar = "hidden units", "bar: 95 % interval"
-    return figures.panels(
+    return figures.side_by_side(
         [
             figures.Panel("Test loss; bar: standard deviation", x, "test loss", losses, "xy"),
             figures.Panel(f"Over the seeds; {bar}", x, "spread of the test loss", spreads, "xy"),

@@ -41,9 +41,9 @@ from tqdm import tqdm
 
 from nn_backprop import as_function, figures, rules
 from nn_backprop.check import Report, catalogue, check_gradients, unseen_dense, unseen_spatial
-from nn_backprop.check.target import ForwardRaised, Target, seeded
-from nn_backprop.evidence import Claim, markdown_table, write_results
-from nn_backprop.tracking import default_run_dir, machine
+from nn_backprop.check.target.target import ForwardRaised, Target, seeded
+from nn_backprop.studies.evidence import Claim, markdown_table, write_results
+from nn_backprop.tracking import default_run_dir, describe_machine
 
 Row = dict[str, Any]
 
@@ -120,7 +120,13 @@ def main(options: Options) -> int:
     seconds = time.perf_counter() - began
     rows = [{"table": title, **row} for title, part in tables.items() for row in part]
     write_results(
-        folder / "results.json", "mutations", asdict(options), rows, claims, machine(), seconds
+        folder / "results.json",
+        "mutations",
+        asdict(options),
+        rows,
+        claims,
+        describe_machine(),
+        seconds,
     )
     with (folder / "configurations.jsonl").open("w", encoding="utf-8") as file:
         for row in right:

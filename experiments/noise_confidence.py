@@ -64,12 +64,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nn_backprop import figures, study
+from nn_backprop import figures
 from nn_backprop.data import ImageData, channels_last, load, uniform_noise, unknown_sets
 from nn_backprop.engines import autograd
-from nn_backprop.evidence import Claim, between, differences, one_of, spread
 from nn_backprop.models import CNN, MLP, happy
-from nn_backprop.rejection import told_apart
+from nn_backprop.studies import study
+from nn_backprop.studies.evidence import Claim, between, differences, one_of, spread
+from nn_backprop.studies.rejection import told_apart
 from nn_backprop.training import evaluate, fit, fit_many, make_optimizer, make_schedule
 from nn_backprop.training import steps_per_epoch as steps_of
 
@@ -461,7 +462,7 @@ def _picture(by: Rows, folder: Path, options: Options) -> figures.Figure:
             image=_sheet(torch.stack([*map(stretched, drawn), real])[:, :, 0]),
         ),
     ]  # fmt: skip
-    return figures.panels(
+    return figures.side_by_side(
         parts,
         f"Noise, other images that are no digits, and digits drawn, {first['dataset'].upper()}: "
         f"mean ± standard deviation over {len(by[BASELINE])} seeds; drawings of seed 0, inverted",

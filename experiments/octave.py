@@ -27,14 +27,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nn_backprop import figures, study
-from nn_backprop.counting import multiply_adds, parameters
+from nn_backprop import figures
 from nn_backprop.data import ImageData, channels_last, load
 from nn_backprop.engines import ENGINES
-from nn_backprop.evidence import Claim, between, differences, judged, median_interval, spread
 from nn_backprop.layers import OctaveConv2d
 from nn_backprop.layers.octave import cost_ratio, memory_ratio
 from nn_backprop.models import OctaveCNN
+from nn_backprop.models.counting import multiply_adds, parameters
+from nn_backprop.studies import study
+from nn_backprop.studies.evidence import (
+    Claim,
+    between,
+    differences,
+    judged,
+    median_interval,
+    spread,
+)
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
 
 ALPHAS = (0.0, 0.125, 0.25, 0.5, 0.75)
@@ -342,7 +350,7 @@ def _picture(
         times[step] = points
     shares = sorted({share for points in times.values() for share, *_ in points})
     times["as the multiply-adds"] = [(share, share, 0.0) for share in shares]
-    return figures.panels(
+    return figures.side_by_side(
         [
             figures.Panel(
                 "Accuracy, mean ± sd", "million multiply-adds of an image, whole network",

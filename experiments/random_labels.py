@@ -64,8 +64,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nn_backprop import figures, study
-from nn_backprop.counting import parameters
+from nn_backprop import figures
 from nn_backprop.data import (
     ImageData,
     gaussian_images,
@@ -75,8 +74,10 @@ from nn_backprop.data import (
     shuffled_pixels,
     subset,
 )
-from nn_backprop.evidence import Claim, at_least, between, differences, spread
 from nn_backprop.models import MLP
+from nn_backprop.models.counting import parameters
+from nn_backprop.studies import study
+from nn_backprop.studies.evidence import Claim, at_least, between, differences, spread
 from nn_backprop.training import evaluate, fit_many
 
 SHARES = {
@@ -721,7 +722,7 @@ def _picture(by: By) -> figures.Figure:
     }
     parts.append(figures.Panel("Memorised at the end", across, up, lines))
     dataset = by["happy", "true"][0]["dataset"]
-    return figures.panels(
+    return figures.side_by_side(
         parts,
         f"True, noisy and random labels, {dataset}: mean ± standard deviation over seeds\n"
         "happy: 784-16-16-10, sigmoid and squared error; the others: ReLU and cross-entropy, "

@@ -33,12 +33,12 @@ from pathlib import Path
 
 import torch
 
-from nn_backprop import counting, figures
+from nn_backprop import figures
 from nn_backprop.data import ImageData, load, resize, shift, subset, suited
 from nn_backprop.engines import autograd
-from nn_backprop.evidence import Claim, between, differences, spread
-from nn_backprop.models import MODELS
-from nn_backprop.study import Row, Study, StudyOptions, UsageError, command
+from nn_backprop.models import MODELS, counting
+from nn_backprop.studies.evidence import Claim, between, differences, spread
+from nn_backprop.studies.study import Row, Study, StudyOptions, UsageError, command
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
 
 PUBLISHED = {"net1": 80.0, "net2": 87.0, "net3": 88.5, "net4": 94.0, "net5": 98.4}  # %
@@ -295,7 +295,7 @@ def _figure(rows: Sequence[Row]) -> figures.Figure:
         for f in FAMILIES
     }
     accuracy = "test accuracy, %"
-    return figures.panels(
+    return figures.side_by_side(
         [
             figures.Panel("320 digits of 16 × 16", "Net-1 to Net-5", accuracy, nets),
             figures.Panel(

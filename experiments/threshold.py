@@ -64,14 +64,23 @@ from scipy.special import expit, logit, logsumexp
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from nn_backprop import figures, study
-from nn_backprop.counting import parameters
+from nn_backprop import figures
 from nn_backprop.data import ImageData, load
 from nn_backprop.engines import autograd
-from nn_backprop.evidence import Claim, between, differences, interval, judged, one_of, spread
 from nn_backprop.layers import learn_gate
 from nn_backprop.models import CNN, MLP, happy
-from nn_backprop.rejection import (
+from nn_backprop.models.counting import parameters
+from nn_backprop.studies import study
+from nn_backprop.studies.evidence import (
+    Claim,
+    between,
+    differences,
+    interval,
+    judged,
+    one_of,
+    spread,
+)
+from nn_backprop.studies.rejection import (
     area_under_risk_coverage,
     at_threshold,
     auroc,
@@ -495,7 +504,9 @@ def _picture(by: Rows) -> figures.Figure:
     ]  # fmt: skip
     dataset, seeds = by["happy"][0]["dataset"].replace("mnist", "MNIST"), len(by["happy"])
     title = f"Thresholds on the confidence of three networks: {dataset}, {seeds} seeds; "
-    return figures.panels(parts, title + "bars: standard deviation where nothing else is told")
+    return figures.side_by_side(
+        parts, title + "bars: standard deviation where nothing else is told"
+    )
 
 
 if __name__ == "__main__":

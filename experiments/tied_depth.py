@@ -32,12 +32,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from nn_backprop import figures, study
-from nn_backprop.counting import multiply_adds, parameters
+from nn_backprop import figures
 from nn_backprop.data import ImageData, load
 from nn_backprop.engines import ENGINES
-from nn_backprop.evidence import Claim, between, differences, judged, spread, tuned
 from nn_backprop.models import StackNetwork, tied_network, untied_network
+from nn_backprop.models.counting import multiply_adds, parameters
+from nn_backprop.studies import study
+from nn_backprop.studies.evidence import Claim, between, differences, judged, spread, tuned
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
 
 DEPTHS = (1, 2, 4, 8, 16)
@@ -284,7 +285,7 @@ def _picture(by: Rows) -> figures.Figure:
             if kind.depth == depth
         ]
     accuracy = "test accuracy, %"
-    return figures.panels(
+    return figures.side_by_side(
         [
             figures.Panel("At equal multiply-adds", "depth", accuracy, by_depth, "x"),
             figures.Panel("From tied, left, to untied", "thousand parameters", accuracy, by_size),

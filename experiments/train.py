@@ -26,14 +26,13 @@ import torch
 import tyro
 from torch import nn
 
-from nn_backprop import counting
-from nn_backprop.by_hand_fast import flat_parameter
 from nn_backprop.data import DataError, load, suited
 from nn_backprop.engines import for_training, has_bfloat16, in_precision
+from nn_backprop.engines.by_hand_fast import flat_parameter
 from nn_backprop.layers import decay_boosts
-from nn_backprop.models import CNN, MLP, MODELS
-from nn_backprop.monitor import Monitor
-from nn_backprop.tracking import Run, RunError, default_run_dir, machine, read_json
+from nn_backprop.models import CNN, MLP, MODELS, counting
+from nn_backprop.tracking import Run, RunError, default_run_dir, describe_machine, read_json
+from nn_backprop.tracking.monitor import Monitor
 from nn_backprop.training import (
     Diverged,
     Interruptible,
@@ -273,7 +272,7 @@ def train(options: Options) -> int:
     if options.resume is None:
         config = {
             "options": asdict(options), "device": str(device), "dataset": data.name,
-            "dataset_reason": data.reason, "mean": data.mean, "std": data.std, **machine(),
+            "dataset_reason": data.reason, "mean": data.mean, "std": data.std, **describe_machine(),
         }  # fmt: skip
         run = Run.create(path, config)
     else:
@@ -339,7 +338,7 @@ def train(options: Options) -> int:
             "train_seconds": monitor.seconds,
             "logging_seconds": monitor.logging_seconds,
             "wall_seconds": time.perf_counter() - began,
-            **machine(),
+            **describe_machine(),
         }
         run.summary(summary)
     _print_table(summary, path)

@@ -16,7 +16,7 @@ With these letters a gradient is the forward's rearranged: the gradient of an op
 operand times grad_z, summed over every letter that the operand lacks.
 """
 
-from nn_backprop import by_hand, layers, models, rules
+from nn_backprop import layers, models, rules
 from nn_backprop.check import (
     Cause,
     GradientMismatch,
@@ -25,8 +25,9 @@ from nn_backprop.check import (
     check_gradients,
     compare_gradients,
 )
-from nn_backprop.function import as_function
-from nn_backprop.tape import MissingRuleError, Tape, backprop
+from nn_backprop.engines import by_hand
+from nn_backprop.engines.function import as_function
+from nn_backprop.engines.tape import MissingRuleError, Tape, backprop
 
 __all__ = [
     "Cause",

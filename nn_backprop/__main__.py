@@ -192,7 +192,7 @@ def rules(command: Rules) -> int:
 
 def check(command: Check) -> int:
     from nn_backprop.check import check_gradients
-    from nn_backprop.check.target import seeded
+    from nn_backprop.check.target.target import seeded
 
     if (command.target is None) != command.gallery:
         raise UsageError("check takes either package.module:name or --gallery")
@@ -237,7 +237,7 @@ def compare(command: Compare) -> int:
 
 
 def export(command: Export) -> int:
-    from nn_backprop.export import example, write
+    from nn_backprop.rules.export import example, write
 
     (rule,) = _rules(command.rule).values()
     _refuse_seed(command.seed)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.testing import assert_close
 
-import nn_backprop.tape
+import nn_backprop.engines.tape
 from nn_backprop import MissingRuleError, Tape, backprop, models
 from nn_backprop.rules import TABLE
 
@@ -244,11 +244,11 @@ def test_a_rule_that_is_wrong_by_a_thousandth_is_noticed(function, monkeypatch):
     agree(*case)
     rule = TABLE[function]
     wrong = spoilt(rule, "weight" if function is F.linear else next(iter(rule.tensors)))
-    monkeypatch.setattr(nn_backprop.tape, "TABLE", {**TABLE, function: wrong})
+    monkeypatch.setattr(nn_backprop.engines.tape, "TABLE", {**TABLE, function: wrong})
     if function is F.conv2d:  # the gradient of the image is not asked for
         agree(*case)
         wrong = spoilt(rule, "weight")
-        monkeypatch.setattr(nn_backprop.tape, "TABLE", {**TABLE, function: wrong})
+        monkeypatch.setattr(nn_backprop.engines.tape, "TABLE", {**TABLE, function: wrong})
     with pytest.raises(AssertionError, match="not close"):
         agree(*case)
 
@@ -484,7 +484,7 @@ class Calls(nn.Module):
         (nn.Softplus(), "torch.nn.functional.softplus"),
         (nn.LSTM(3, 2), "torch.lstm"),
         (nn.ReflectionPad1d(1), "torch.nn.functional.pad"),
-        (parametrizations.weight_norm(nn.Linear(3, 2)), "_weight_norm"),
+        (parametrizations.weight_norm(nn.Linear(3, 2)), "torch._weight_norm"),
         (parametrizations.spectral_norm(nn.Linear(3, 2)), "torch.mv"),
         (Calls(lambda x: x[0]), "torch.Tensor.__getitem__"),
         (Calls(lambda x: torch.cat([x, x])), "torch.cat"),

@@ -8,7 +8,8 @@ import torch
 from comparison import all_close, close
 from torch import nn
 
-from nn_backprop import backprop, by_hand, models
+from nn_backprop import backprop, models
+from nn_backprop.engines import by_hand
 
 MLP_SIZES = [(7, 3), (13, 5, 3), (11, 7, 5, 3), (17, 2, 13, 3, 5)]
 # Channels, kernel size and image size. In all but the first, both poolings leave a row over, as in

@@ -7,8 +7,9 @@ import torch
 from comparison import close
 from torch import nn
 
-from nn_backprop import by_hand, models
-from nn_backprop.by_hand_fast import CNNBackprop, MLPBackprop, flat_parameter
+from nn_backprop import models
+from nn_backprop.engines import by_hand
+from nn_backprop.engines.by_hand_fast import CNNBackprop, MLPBackprop, flat_parameter
 
 MLP_SIZES = [(7, 3), (13, 5, 3), (17, 2, 13, 5, 3)]
 CNN_SIZES = [((2, 3), 3, 14), ((3, 2), 3, 13), ((2, 5), 1, 11), ((7, 2), 5, 19), ((1, 1), 3, 14)]

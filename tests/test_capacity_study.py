@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from pytest import approx
 from test_studies import smoke
 
-from nn_backprop import counting
 from nn_backprop.data import load
-from nn_backprop.models import MLP, happy
+from nn_backprop.models import MLP, counting, happy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import capacity as study

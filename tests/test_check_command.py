@@ -16,7 +16,7 @@ from nn_backprop.__main__ import main
 from nn_backprop.check import KINDS
 from nn_backprop.check.arrays import load
 from nn_backprop.check.gallery import EXAMPLES, gallery
-from nn_backprop.export import example
+from nn_backprop.rules.export import example
 
 RULES = {rule.name: rule for rule in rules.TABLE.values()}
 FACTORIES = """

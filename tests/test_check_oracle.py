@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from nn_backprop import check_gradients
-from nn_backprop.check.oracle import Oracle, extrapolated
-from nn_backprop.check.rounding import Rounding
-from nn_backprop.check.target import Target
+from nn_backprop.check.oracle.oracle import Oracle, extrapolated
+from nn_backprop.check.oracle.rounding import Rounding
+from nn_backprop.check.target.target import Target
 
 
 def oracle_of(target, *inputs: Tensor, reference=None, loss=None) -> tuple[dict, list[Tensor]]:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from nn_backprop.check import Report, check_gradients, checker, judge, oracle, probes, rounding
 from nn_backprop.check import target as targets
-from nn_backprop.check.oracle import Oracle
+from nn_backprop.check.oracle.oracle import Oracle
 from nn_backprop.check.report import Probe
-from nn_backprop.check.target import Target
+from nn_backprop.check.target.target import Target
 
 pytestmark = pytest.mark.slow
 

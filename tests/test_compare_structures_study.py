@@ -8,10 +8,10 @@ import pytest
 import torch
 from test_studies import smoke
 
-from nn_backprop.counting import multiply_adds, parameters
 from nn_backprop.data import load
-from nn_backprop.evidence import tuned
 from nn_backprop.layers import LowRankLinear
+from nn_backprop.models.counting import multiply_adds, parameters
+from nn_backprop.studies.evidence import tuned
 from nn_backprop.training import parameters_left, prune_smallest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))

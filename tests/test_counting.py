@@ -5,7 +5,8 @@ import contextlib
 import torch
 from torch import nn
 
-from nn_backprop import counting, layers, models
+from nn_backprop import layers, models
+from nn_backprop.models import counting
 
 
 def test_multiply_adds_of_the_networks_by_hand():

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nn_backprop import engines
-from nn_backprop.by_hand_fast import flat_parameter
-from nn_backprop.engines import ENGINES, disagreement, for_training, has_bfloat16, in_precision
+from nn_backprop.engines import ENGINES, disagreements, for_training, has_bfloat16, in_precision
+from nn_backprop.engines.by_hand_fast import flat_parameter
 from nn_backprop.layers import KWinners
 from nn_backprop.models import CNN, MLP, MODELS
 
@@ -120,7 +120,7 @@ def test_the_engines_agree_and_nothing_is_touched(name):
     ENGINES["autograd"](model, inputs, targets)
     state = copy.deepcopy(model.state_dict())
     grads = {key: grad.clone() for key, grad in gradients(model).items()}
-    found = disagreement(model, inputs, targets)
+    found = disagreements(model, inputs, targets)
     written_out = isinstance(model, (MLP, CNN))
     assert found.keys() == ({"tape", "by-hand"} if written_out else {"tape"})
     for distances in found.values():
@@ -135,7 +135,7 @@ def spoilt(parameter: str, change):
     """The tape, with one parameter's gradient changed."""
 
     def engine(model, inputs, targets):
-        loss = engines.tape(model, inputs, targets)
+        loss = engines.engine.by_tape(model, inputs, targets)
         weight = model.get_parameter(parameter)
         weight.grad = change(weight.grad)
         return loss
@@ -147,7 +147,7 @@ def test_a_gradient_wrong_by_a_thousandth_shows(monkeypatch, name):
     model, inputs, targets = made(name)
     for wrong in dict(model.named_parameters()):
         monkeypatch.setitem(ENGINES, "tape", spoilt(wrong, lambda grad: 1.001 * grad))
-        distances = disagreement(model, inputs, targets)["tape"]
+        distances = disagreements(model, inputs, targets)["tape"]
         assert distances.pop(wrong) == pytest.approx(1e-3, rel=1e-6)
         assert max(distances.values()) < 1e-12
 
@@ -158,7 +158,7 @@ def test_one_wrong_entry_shows(monkeypatch):
         return grad
 
     monkeypatch.setitem(ENGINES, "tape", spoilt("layers.1.weight", change))
-    distances = disagreement(*made("mlp"))["tape"]
+    distances = disagreements(*made("mlp"))["tape"]
     assert distances["layers.1.weight"] == pytest.approx(0.25, rel=1e-6)
 
 
@@ -169,7 +169,7 @@ def test_a_gradient_that_is_not_finite_is_infinitely_far(monkeypatch, value):
         return grad
 
     monkeypatch.setitem(ENGINES, "tape", spoilt("layers.0.bias", change))
-    distances = disagreement(*made("mlp"))["tape"]
+    distances = disagreements(*made("mlp"))["tape"]
     assert distances["layers.0.bias"] == math.inf
 
 
@@ -177,10 +177,10 @@ def test_where_autograd_says_zero(monkeypatch):
     model, inputs, targets = made("mlp")
     with torch.no_grad():
         model.layers[0].bias.fill_(-1e3)  # no unit fires: nothing reaches the first layer
-    distances = disagreement(model, inputs, targets)["tape"]
+    distances = disagreements(model, inputs, targets)["tape"]
     assert distances["layers.0.weight"] == distances["layers.0.bias"] == 0
     monkeypatch.setitem(ENGINES, "tape", spoilt("layers.0.bias", lambda grad: grad + 1e-9))
-    assert disagreement(model, inputs, targets)["tape"]["layers.0.bias"] == math.inf
+    assert disagreements(model, inputs, targets)["tape"]["layers.0.bias"] == math.inf
 
 
 @pytest.mark.parametrize("engine", ["autograd", "tape"])

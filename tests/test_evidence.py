@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, t
 
-from nn_backprop.evidence import (
+from nn_backprop.studies.evidence import (
     at_least,
     between,
     bootstrap_interval,

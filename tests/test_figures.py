@@ -149,7 +149,7 @@ def test_panels_draw_lines_levels_words_and_an_image():
         figures.Panel("c", image=torch.zeros(3, 5, dtype=torch.uint8)),
         figures.Panel("d", lines={"one": curve}),
     ]
-    first, second, third, _, *spare = rendered(figures.panels(parts, "all")).axes
+    first, second, third, _, *spare = rendered(figures.side_by_side(parts, "all")).axes
     assert (first.get_xscale(), first.get_yscale(), second.get_yscale()) == ("log", "log", "linear")
     assert [label.get_text() for label in first.get_xticklabels()] == ["10", "100"]
     shown = [label.get_text() for label in first.get_yticklabels()]
@@ -172,7 +172,7 @@ def test_the_marks_of_a_word_stand_beside_one_another():
         "two": [("d", 0.3, 0.1), ("a", 0.4, 0.1)],
         "three": [("b", 0.2, 0.1)],
     }
-    (axes,) = rendered(figures.panels([figures.Panel("a", lines=lines)], "all")).axes
+    (axes,) = rendered(figures.side_by_side([figures.Panel("a", lines=lines)], "all")).axes
     one, two, three = (axis[0].get_xdata().astype(float) for axis in axes.containers)
     np.testing.assert_allclose(one, [-0.15, 0.85, 1.85, 2.85])
     np.testing.assert_allclose(two, [3, 0], atol=1e-12)
@@ -204,7 +204,7 @@ def test_weights_over_time_have_a_picture_for_each_network_and_moment():
 
 def test_a_bar_may_reach_further_to_one_side():
     lines = {"one": [(1, 5.0, (2.0, 0.5)), (2, 4.0, (1.0, 3.0))], "two": [(1, 2.0, 0.5)]}
-    (axes,) = rendered(figures.panels([figures.Panel("a", lines=lines)], "b")).axes
+    (axes,) = rendered(figures.side_by_side([figures.Panel("a", lines=lines)], "b")).axes
     bars = [segment for container in axes.containers for segment in container[2][0].get_segments()]
     np.testing.assert_allclose(bars, [[[1, 3], [1, 5.5]], [[2, 3], [2, 7]], [[1, 1.5], [1, 2.5]]])
 
@@ -215,6 +215,8 @@ def test_a_point_is_mean_and_deviation_and_crowded_places_share_round_ticks():
     measured = [8.123456, 20]
     for places, shared in ((apart, False), (crowded, True), (many, True), (measured, True)):
         lines = {f"{x}": [(x, 1.0, 0.1)] for x in places}
-        (axes,) = rendered(figures.panels([figures.Panel("a", lines=lines, log="x")], "b")).axes
+        (axes,) = rendered(
+            figures.side_by_side([figures.Panel("a", lines=lines, log="x")], "b")
+        ).axes
         assert (list(axes.get_xticks()) != places) == shared
         assert {label.get_text() for label in axes.get_xticklabels()} >= {"10", "20"}

@@ -1,6 +1,7 @@
-"""Who may import whom: DESIGN's layout, read from the sources with `ast`."""
+"""Who may import whom: the README's layout, read from the sources with `ast`."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,27 +13,19 @@ import nn_backprop
 PACKAGE = Path(nn_backprop.__file__).parent
 EXPERIMENTS = PACKAGE.parent / "experiments"
 
-# Imports point downward only: to a unit (a file or folder of the package) of a lower level.
+# Imports point downward only: a wing imports wings of a lower level, and those of level 0 none.
 LEVELS = {
-    "rules": 0,
-    "tape": 1, "function": 1, "by_hand": 1, "by_hand_fast": 1, "replay": 2,
-    "layers": 2,
-    "models": 3,
-    "engines": 4, "export": 4, "study": 4,
-    "monitor": 5,
+    "rules": 0, "check": 0, "data": 0, "figures": 0,
+    "layers": 1, "training": 1,
+    "models": 2,
+    "engines": 3,
+    "tracking": 4,
+    "studies": 5,
     "__main__": 6,
 }  # fmt: skip
-# These stand beside: they import nothing of the levels nor one another, and are used from the
-# engines upward.
-BESIDE = {
-    "check", "counting", "data", "training", "tracking", "figures", "evidence", "rejection",
-}  # fmt: skip
-# ... but for this: training draws its batches from data.ImageData.
-ALLOWED = {("training", "data")}
-FIRST_USER_OF_BESIDE = LEVELS["engines"]
 # Read from top to bottom without another file.
-ALONE = {"by_hand"}
-# Slow to import, so a single file does.
+ALONE = {"nn_backprop.engines.by_hand"}
+# Slow to import, so that a single wing does.
 ONLY_IN = {"tensorboard": "tracking", "matplotlib": "figures"}
 
 
@@ -53,37 +46,31 @@ def imports(source: str, module: str, is_package: bool = False) -> set[str]:
 def violation(importer: str, imported: str) -> str:
     """What is wrong with `importer` importing `imported`, or nothing."""
     where, *rest = importer.split(".")
-    unit = rest[0] if rest else ""  # "" is the public face, nn_backprop/__init__.py
+    wing = rest[0] if rest else ""  # "" is the public face, nn_backprop/__init__.py
     for library, home in ONLY_IN.items():
-        if library in imported.split(".") and (where, unit) != ("nn_backprop", home):
-            return f"only {home}.py imports {library}"
+        if library in imported.split(".") and (where, wing) != ("nn_backprop", home):
+            return f"only {home}/ imports {library}"
     origin, *inner = imported.split(".")
+    private = origin == "nn_backprop" and any(re.match("_[a-z]", name) for name in inner)
+    if private:
+        return "a private name of another file"
     if where == "experiments":
-        if origin == "experiments" or (EXPERIMENTS / f"{origin}.py").exists():
-            return "a script imports another"
-        private = origin == "nn_backprop" and any(name.startswith("_") for name in inner)
-        return "a script imports a private name" if private else ""
+        script = origin == "experiments" or (EXPERIMENTS / f"{origin}.py").exists()
+        return "a script imports another" if script else ""
     if origin == "experiments":
         return "the package imports a script"
     if origin != "nn_backprop":
         return ""
-    other = inner[0] if inner and (inner[0] in LEVELS or inner[0] in BESIDE) else ""
-    if unit not in LEVELS and unit not in BESIDE and unit:
-        return f"{unit} has no level: give it one here and in DESIGN.md"
-    if unit == other:
-        return ""
-    if unit in ALONE:
-        return f"{unit} imports nothing of the package"
-    if unit in BESIDE:
-        return "" if (unit, other) in ALLOWED else f"{unit} stands beside {other or 'the rest'}"
-    if not unit:
+    other = inner[0] if inner and inner[0] in LEVELS else ""
+    if importer in ALONE:
+        return f"{importer} imports nothing of the package"
+    if not wing:
         return "the face imports a program" if other == "__main__" else ""
-    level = LEVELS[unit]
-    if other in BESIDE:
-        return "" if level >= FIRST_USER_OF_BESIDE else f"{unit} is below {other}"
+    if wing not in LEVELS:
+        return f"{wing} has no level: give it one here and in the README"
     if not other:  # the face, which imports nearly everything
-        return "" if unit == "__main__" else f"{unit} imports the face"
-    return "" if LEVELS[other] < level else f"{unit} is not above {other}"
+        return "" if wing == "__main__" else f"{wing} imports the face"
+    return "" if wing == other or LEVELS[other] < LEVELS[wing] else f"{wing} is not above {other}"
 
 
 def sources() -> list[tuple[str, Path]]:
@@ -113,31 +100,33 @@ def test_the_sources_are_found():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("nn_backprop.rules.linear", "from nn_backprop.tape import Tape"),
+        ("nn_backprop.rules.linear", "from nn_backprop.engines.tape import Tape"),
         ("nn_backprop.rules.linear", "from nn_backprop import models"),
-        ("nn_backprop.rules.linear", "from ..tape import Tape"),
+        ("nn_backprop.rules.linear", "from ..engines import tape"),
         ("nn_backprop.rules.linear", "from nn_backprop.data import load"),
         ("nn_backprop.rules.linear", "import nn_backprop"),
-        ("nn_backprop.tape", "def f():\n    from nn_backprop.models.cnn import CNN"),
-        ("nn_backprop.tape", "from nn_backprop.function import as_function"),
+        ("nn_backprop.models.mlp", "def f():\n    from nn_backprop.engines.tape import Tape"),
         ("nn_backprop.models.mlp", "from . import cnn, Tape\nfrom .. import engines"),
-        ("nn_backprop.by_hand", "from nn_backprop.rules import TABLE"),
-        ("nn_backprop.by_hand", "from . import rules"),
-        ("nn_backprop.check.oracles", "from nn_backprop.rules import TABLE"),
-        ("nn_backprop.check.oracles", "from nn_backprop.figures import grid"),
+        ("nn_backprop.layers.winners", "from nn_backprop.models import MLP"),
+        ("nn_backprop.engines.by_hand", "from nn_backprop.rules import TABLE"),
+        ("nn_backprop.engines.by_hand", "from . import tape"),
+        ("nn_backprop.engines.replay", "from nn_backprop.engines.tape import _name"),
+        ("nn_backprop.check.oracle.kinks", "from nn_backprop.rules import TABLE"),
+        ("nn_backprop.check.probes", "from nn_backprop.figures import grid"),
         ("nn_backprop.training.loop", "from nn_backprop import Tape"),
         ("nn_backprop.training.loop", "from nn_backprop.tracking import Run"),
-        ("nn_backprop.engines", "import nn_backprop.__main__"),
-        ("nn_backprop.engines", "from torch.utils.tensorboard import SummaryWriter"),
-        ("nn_backprop.tracking", "import matplotlib.pyplot as plt"),
-        ("nn_backprop.tracking", "import experiments.train"),
+        ("nn_backprop.engines.engine", "import nn_backprop.__main__"),
+        ("nn_backprop.engines.engine", "from torch.utils.tensorboard import SummaryWriter"),
+        ("nn_backprop.tracking.run", "import matplotlib.pyplot as plt"),
+        ("nn_backprop.tracking.run", "import experiments.train"),
+        ("nn_backprop.tracking.run", "from nn_backprop.studies import study"),
         ("nn_backprop.helpers", "from nn_backprop.rules import TABLE"),
         ("nn_backprop", "from nn_backprop.__main__ import main"),
-        ("experiments.accuracy", "from experiments.train import Options"),
-        ("experiments.accuracy", "from experiments import train"),
-        ("experiments.accuracy", "import train"),
-        ("experiments.accuracy", "from nn_backprop.tape import _Step"),
-        ("experiments.accuracy", "import matplotlib"),
+        ("experiments.octave", "from experiments.train import Options"),
+        ("experiments.octave", "from experiments import train"),
+        ("experiments.octave", "import train"),
+        ("experiments.octave", "from nn_backprop.engines.tape import _play"),
+        ("experiments.octave", "import matplotlib"),
     ],
 )
 def test_a_violation_is_noticed(module, source):
@@ -147,12 +136,13 @@ def test_a_violation_is_noticed(module, source):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("nn_backprop.models.mlp", "import torch\nfrom nn_backprop.rules import TABLE"),
+        ("nn_backprop.layers.winners", "import torch\nfrom nn_backprop.rules import TABLE"),
         ("nn_backprop.models.mlp", "from . import cnn\nfrom ..rules.linear import linear_forward"),
-        ("nn_backprop.engines", "from nn_backprop import by_hand\nimport nn_backprop.data"),
+        ("nn_backprop.engines.tape", "from nn_backprop.engines import by_hand"),
+        ("nn_backprop.training.loop", "from nn_backprop.data import ImageData"),
         ("nn_backprop.__main__", "from nn_backprop import Tape, training"),
-        ("nn_backprop.tracking", "from torch.utils.tensorboard import SummaryWriter"),
-        ("experiments.accuracy", "from nn_backprop import Tape\nfrom nn_backprop.data import load"),
+        ("nn_backprop.tracking.run", "from torch.utils.tensorboard import SummaryWriter"),
+        ("experiments.octave", "from nn_backprop import Tape\nfrom nn_backprop.data import load"),
     ],
 )
 def test_what_is_allowed_is_allowed(module, source):

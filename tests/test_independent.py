@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from cases import Case, constant, labels, once_or_twice, positive, shares, x
 
-from nn_backprop import backprop, by_hand, models, rules
+from nn_backprop import backprop, models, rules
+from nn_backprop.engines import by_hand
 from nn_backprop.rules.locally_connected import locally_connected2d as local
 from nn_backprop.rules.winners import k_winners as winners
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import nn_backprop
-from nn_backprop import counting, layers, models
+from nn_backprop import layers, models
+from nn_backprop.models import counting
 
 SIZES = [  # channels, kernel, image, stride, padding, grid: odd ones, and a grid of all patches
     (3, (2, 3), (11, 7), (2, 1), (1, 0), (3, 2)),

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from nn_backprop import as_function, backprop, check_gradients, counting, models, rules
-from nn_backprop.engines import disagreement
+from nn_backprop import as_function, backprop, check_gradients, models, rules
+from nn_backprop.engines import disagreements
 from nn_backprop.layers import LocallyConnected2d, UnitBiasConv2d
+from nn_backprop.models import counting
 from nn_backprop.rules.locally_connected import locally_connected2d
 
 # (input size, kernel, stride, padding): the last leave rows and columns unread
@@ -87,14 +88,14 @@ def test_the_checker_refuses_a_spoilt_backward():
 def test_the_tape_has_autograds_gradients_on_the_networks_of_1989(net):
     torch.manual_seed(0)
     model, inputs = models.NETS[net](), 2 * torch.rand(7, 1, 16, 16) - 1
-    found = disagreement(model, inputs, torch.randint(10, (7,)))
+    found = disagreements(model, inputs, torch.randint(10, (7,)))
     assert set(found) == {"tape"} and max(found["tape"].values()) < 1e-13
 
 
 @pytest.mark.parametrize("name", ["fully-connected", "locally-connected", "shared-weights"])
 def test_all_engines_agree_on_the_three_families(name):
     torch.manual_seed(0)
-    found = disagreement(models.MODELS[name](), torch.randn(3, 1, 28, 28), torch.tensor([1, 0, 9]))
+    found = disagreements(models.MODELS[name](), torch.randn(3, 1, 28, 28), torch.tensor([1, 0, 9]))
     assert set(found) == ({"tape", "by-hand"} if name == "fully-connected" else {"tape"})
     assert max(max(grads.values()) for grads in found.values()) < 1e-13
 

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nn_backprop import backprop, check_gradients, counting
+from nn_backprop import backprop, check_gradients
 from nn_backprop.layers import LowRankLinear
 from nn_backprop.layers.low_rank import break_even
+from nn_backprop.models import counting
 
 M, N_OUT, RANK = 11, 7, 3  # in, out
 SHAPES = [(5, M), (2, 5, M), (M,)]

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from nn_backprop import monitor
 from nn_backprop.__main__ import main
 from nn_backprop.data import download, files, load, read_digit
 from nn_backprop.models import MODELS
 from nn_backprop.rules import TABLE
+from nn_backprop.tracking import monitor
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, read_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))

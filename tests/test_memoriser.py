@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from nn_backprop.counting import parameters
 from nn_backprop.models import memorise
 from nn_backprop.models import memoriser as module
+from nn_backprop.models.counting import parameters
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -12,9 +12,9 @@ from pytest import approx
 from scipy.stats import pearsonr
 from test_studies import smoke
 
-from nn_backprop import by_hand
+from nn_backprop.engines import by_hand
 from nn_backprop.models import MLP
-from nn_backprop.study import command
+from nn_backprop.studies.study import command
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import minima as study

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.testing import assert_close
 
-from nn_backprop import backprop, check_gradients, counting, models
+from nn_backprop import backprop, check_gradients, models
 from nn_backprop.data import load, suited
 from nn_backprop.layers import OctaveConv2d
 from nn_backprop.layers.octave import cost_ratio, memory_ratio
+from nn_backprop.models import counting
 
 ALPHAS = [0.125, 0.25, 0.5, 0.75]
 

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nn_backprop import backprop, check_gradients, counting, models
+from nn_backprop import backprop, check_gradients, models
 from nn_backprop.data import ImageData
-from nn_backprop.engines import ENGINES, disagreement, for_training
+from nn_backprop.engines import ENGINES, disagreements, for_training
 from nn_backprop.layers import TiedStack
+from nn_backprop.models import counting
 from nn_backprop.training import (
     LeanAdamW,
     evaluate,
@@ -270,7 +271,7 @@ def test_lenet_300_100_by_hand(pruned):
         model.loss(model(x), y).backward()
         make_permanent(model)
         model.zero_grad()
-    found = disagreement(model, x, y)
+    found = disagreements(model, x, y)
     assert set(found) == {"tape", "by-hand"}
     assert max(max(grads.values()) for grads in found.values()) < 1e-13
     expected = model.loss(model(x), y)

@@ -11,7 +11,7 @@ from torch import nn
 
 from nn_backprop import backprop, check_gradients
 from nn_backprop.layers import SoftGate, learn_gate
-from nn_backprop.rejection import (
+from nn_backprop.studies.rejection import (
     area_under_risk_coverage,
     at_threshold,
     auroc,

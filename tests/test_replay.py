@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nn_backprop import MissingRuleError, backprop
+from nn_backprop.engines.replay import NotReplayableError, Replay
 from nn_backprop.models import MODELS
-from nn_backprop.replay import NotReplayableError, Replay
 
 
 def same_as_backprop(model: nn.Module, loss_fn, first: tuple, second: tuple) -> Replay:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nn_backprop import models, study
+from nn_backprop import models
+from nn_backprop.studies import study
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))

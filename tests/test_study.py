@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nn_backprop import figures, study
+from nn_backprop import figures
 from nn_backprop.data import DataError
-from nn_backprop.evidence import between
-from nn_backprop.study import Study, StudyOptions, UsageError
+from nn_backprop.studies import study
+from nn_backprop.studies.evidence import between
+from nn_backprop.studies.study import Study, StudyOptions, UsageError
 from nn_backprop.training import Diverged, Step
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -139,7 +140,7 @@ if __name__ != "__main__":
     wait_at("import")
 else:  # what a shell starts in the background is deaf to Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
-from nn_backprop import study
+from nn_backprop.studies import study
 
 def train(job):
     if job > 0:

@@ -14,7 +14,7 @@ from test_studies import smoke
 from nn_backprop.data import load
 from nn_backprop.layers import SoftGate
 from nn_backprop.models import MLP
-from nn_backprop.rejection import (
+from nn_backprop.studies.rejection import (
     at_threshold,
     auroc,
     best_threshold,

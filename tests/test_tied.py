@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nn_backprop import as_function, backprop, check_gradients, counting, models, rules
-from nn_backprop.engines import disagreement
+from nn_backprop import as_function, backprop, check_gradients, models, rules
+from nn_backprop.engines import disagreements
 from nn_backprop.layers import TiedStack, UntiedStack
+from nn_backprop.models import counting
 
 DEPTH = 3
 LAYERS = {
@@ -287,7 +288,7 @@ def test_parameters_of_a_network_of_other_sizes():
 def test_the_tape_has_autograds_gradients(make):
     torch.manual_seed(0)
     model, x, y = make(depth=3), torch.randn(5, 1, 28, 28), torch.randint(10, (5,))
-    found = disagreement(model, x, y)
+    found = disagreements(model, x, y)
     assert set(found) == {"tape"} and max(found["tape"].values()) < 1e-13
     model, x = model.double(), x.double()
     loss, grads = backprop(model, model.loss, x, y)

@@ -235,7 +235,7 @@ def test_json_is_replaced_whole(tmp_path):
 
 
 def test_machine_can_be_written_and_names_torch():
-    told = json.loads(json.dumps(tracking.machine()))
+    told = json.loads(json.dumps(tracking.describe_machine()))
     assert told["versions"]["torch"] == torch.__version__
     assert told["versions"].keys() >= {"python", "torchvision", "numpy", "tensorboard"}
     assert told["processor"] and told["threads"] == torch.get_num_threads()
@@ -247,16 +247,16 @@ def test_the_commit_is_that_of_the_source(tmp_path, monkeypatch):
         command = ["git", "-C", str(tmp_path), *who, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    monkeypatch.setattr(tracking, "_SOURCE", tmp_path)
-    assert tracking.machine()["commit"] is None  # no checkout
+    monkeypatch.setattr("nn_backprop.tracking.machine._SOURCE", tmp_path)
+    assert tracking.describe_machine()["commit"] is None  # no checkout
     git("init")
-    assert tracking.machine()["commit"] is None  # nothing committed
+    assert tracking.describe_machine()["commit"] is None  # nothing committed
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("commit", "-m", "first")
     commit = git("rev-parse", "HEAD")
-    assert tracking.machine()["commit"] == commit
+    assert tracking.describe_machine()["commit"] == commit
     (tmp_path / "file").write_text("2")
-    assert tracking.machine()["commit"] == commit + "+changes"
+    assert tracking.describe_machine()["commit"] == commit + "+changes"
     monkeypatch.setenv("PATH", "")
-    assert tracking.machine()["commit"] is None  # no git
+    assert tracking.describe_machine()["commit"] is None  # no git

@@ -26,8 +26,9 @@ from tensorboard.plugins.hparams.metadata import PLUGIN_NAME as HPARAMS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from nn_backprop import __main__ as program
-from nn_backprop import data, engines, figures, monitor
+from nn_backprop import data, engines, figures
 from nn_backprop.data import download
+from nn_backprop.tracking import monitor
 from nn_backprop.training import read_checkpoint
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "train.py"
@@ -472,7 +473,7 @@ def test_the_engines_are_compared_without_float64_on_the_device(monkeypatch):
 
     def spy(model, inputs, targets):
         seen.add(inputs.dtype)
-        return engines.disagreement(model, inputs, targets)
+        return engines.disagreements(model, inputs, targets)
 
     monkeypatch.setattr(monitor, "disagreement", spy)
     assert digits("run", epochs=1) == 0

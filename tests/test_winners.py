@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nn_backprop import Tape, as_function, backprop, check_gradients, counting, models, rules
-from nn_backprop.engines import disagreement, for_training, in_precision
+from nn_backprop import Tape, as_function, backprop, check_gradients, models, rules
+from nn_backprop.engines import disagreements, for_training, in_precision
 from nn_backprop.layers import KWinners, decay_boosts
-from nn_backprop.models import ActivityPenalty, LayerNetwork
+from nn_backprop.models import ActivityPenalty, LayerNetwork, counting
 from nn_backprop.rules.winners import k_winners
 
 RULE = rules.TABLE[k_winners]
@@ -218,7 +218,7 @@ def test_the_tape_has_autograds_gradients_and_counts_as_autograd_does(make, trai
         for name, buffer in twin.named_buffers():
             assert_close(model.get_buffer(name), buffer)
             assert_close(recorded.get_buffer(name), buffer)
-    found = disagreement(model, x, y)
+    found = disagreements(model, x, y)
     assert set(found) == {"tape"} and max(found["tape"].values()) < 1e-13
 
 
@@ -457,7 +457,7 @@ def test_the_gradients_of_the_price():
     model, x, y = priced()
     report = check_gradients(model, x, loss=lambda z: model.loss(z, y), second_order=True)
     assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
-    assert max(disagreement(model, x, y)["tape"].values()) < 1e-13
+    assert max(disagreements(model, x, y)["tape"].values()) < 1e-13
     # by the docstring: each active unit of the second priced layer has 0.3 / (N U) from the price
     weight = model.network[2].bias
     (with_price,) = torch.autograd.grad(model.loss(model(x), y), weight)

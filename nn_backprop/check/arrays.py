@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nn_backprop.check.diagnosis import diagnose
+from nn_backprop.check.diagnosis.diagnose import diagnose
+from nn_backprop.check.diagnosis.mismatch import Mismatch
 from nn_backprop.check.judge import POWER
-from nn_backprop.check.mismatch import Mismatch
+from nn_backprop.check.oracle.rounding import SAFETY
 from nn_backprop.check.report import Cause, Entry, Report
-from nn_backprop.check.rounding import SAFETY
 
 LEAST_TERMS = 1e4  # K is at least this
 FLOAT64, FLOAT32 = (torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32))

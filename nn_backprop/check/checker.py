@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from nn_backprop.check import probes
+from nn_backprop.check.diagnosis.mismatch import Mismatch
 from nn_backprop.check.judge import POWER, judge
-from nn_backprop.check.mismatch import Mismatch
-from nn_backprop.check.oracle import ELEMENTWISE, Oracle
-from nn_backprop.check.plain import recorded_calls, returned_gradients, submodule_calls
+from nn_backprop.check.oracle.oracle import ELEMENTWISE, Oracle
+from nn_backprop.check.oracle.rounding import SAFETY
 from nn_backprop.check.report import Cause, Entry, GradientMismatch, Probe, Report, Verdict, said
-from nn_backprop.check.rounding import SAFETY
 from nn_backprop.check.second import second_derivative
-from nn_backprop.check.target import ForwardRaised, Gradients, Target, Unsuitable
+from nn_backprop.check.target.calls import recorded_calls, returned_gradients, submodule_calls
+from nn_backprop.check.target.target import ForwardRaised, Gradients, Target, Unsuitable
 
 # The inputs times these: branches that only large, small or negative inputs take.
 RANGES = (2.0**-7, 2.0**5, 2.0**10, -1.0)
@@ -595,7 +595,9 @@ def _agree(wide: Tensor, low: Tensor) -> bool:
 
 
 def _diagnose(mismatches: list[Mismatch], forward: Callable | None) -> list[Cause]:
-    from nn_backprop.check.diagnosis import diagnose  # slow to import, and only for what is wrong
+    from nn_backprop.check.diagnosis.diagnose import (
+        diagnose,  # slow to import, and only for what is wrong
+    )
 
     return diagnose(mismatches, forward)
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nn_backprop.check import kinks
-from nn_backprop.check.oracle import ELEMENTWISE, Expected, Oracle
+from nn_backprop.check.oracle import kinks
+from nn_backprop.check.oracle.oracle import ELEMENTWISE, Expected, Oracle
+from nn_backprop.check.oracle.rounding import SAFETY
 from nn_backprop.check.report import Entry
-from nn_backprop.check.rounding import SAFETY
 
 # Where rounding may account for more than this share of the largest entry, nothing can be said.
 POWER = 0.5

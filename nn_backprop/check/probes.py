@@ -16,9 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nn_backprop.check.plain import returned_gradients
 from nn_backprop.check.report import Cause, Probe, said
-from nn_backprop.check.target import ForwardRaised, Gradients, Target, Upstream, backward, seeded
+from nn_backprop.check.target.calls import returned_gradients
+from nn_backprop.check.target.target import (
+    ForwardRaised,
+    Gradients,
+    Target,
+    Upstream,
+    backward,
+    seeded,
+)
 
 
 class Skipped(Exception):

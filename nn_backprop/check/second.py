@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from nn_backprop.check.oracle import Oracle
-from nn_backprop.check.plain import differentiated_forwards
+from nn_backprop.check.oracle.oracle import Oracle
+from nn_backprop.check.oracle.rounding import SAFETY
 from nn_backprop.check.report import Cause, Probe, said
-from nn_backprop.check.rounding import SAFETY
-from nn_backprop.check.target import Gradients, Target, backward, seeded
+from nn_backprop.check.target.calls import differentiated_forwards
+from nn_backprop.check.target.target import Gradients, Target, backward, seeded
 
 NAME = "second derivative"
 # Two derivatives cost more rounding than one.

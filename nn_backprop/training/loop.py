@@ -143,7 +143,7 @@ def _batches(
     augment: Callable[[Tensor, torch.Generator], Tensor] | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of an epoch from number `first` on, about GATHERED examples made at a time."""
-    order = data.train[_order(len(data.train), seed, epoch).to(data.train.device)]
+    order = data.train[order_of_epoch(len(data.train), seed, epoch).to(data.train.device)]
     batches = max(1, GATHERED // batch_size)
     for number, part in enumerate(order.split(batches * batch_size)):
         skipped = first - number * batches
@@ -173,7 +173,7 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return -(-examples // batch_size)
 
 
-def _order(n: int, seed: int, epoch: int) -> Tensor:
+def order_of_epoch(n: int, seed: int, epoch: int) -> Tensor:
     """The permutation of an epoch, int64 (n,), on the CPU: the same on every device."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(n, generator=generator)

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from nn_backprop.data import ImageData
-from nn_backprop.training.loop import _order, steps_per_epoch
+from nn_backprop.training.loop import order_of_epoch, steps_per_epoch
 from nn_backprop.training.optimizers import make_optimizer, make_schedule
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # as torch's AdamW has them
@@ -409,7 +409,7 @@ def _fit_group(
     healthy = torch.ones(M, dtype=torch.bool, device=shape.device)
     t = 0
     for epoch in range(epochs):
-        orders = {seed: _order(n, seed, epoch) for seed in set(seeds)}
+        orders = {seed: order_of_epoch(n, seed, epoch) for seed in set(seeds)}
         order = torch.stack([orders[seed] for seed in (seeds[:1] if shared else seeds)])
         rows = data.train[order.to(shape.device)]  # (M, n), or (1, n) if shared
         y = labels.expand(M, -1).gather(1, rows.expand(M, n))[:, None]

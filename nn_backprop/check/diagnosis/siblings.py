@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from nn_backprop.check.mismatch import Hypothesis, Mismatch
+from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
 
 EXACT = 1e-6  # the residual below which a sibling explains a gradient

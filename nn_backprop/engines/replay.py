@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nn_backprop.tape import Tape, _Leaf, _name, _owned, _Step
+from nn_backprop.engines.tape import Leaf, Step, Tape, owned
+from nn_backprop.rules.rule import name_of
 
 # What these say of a tensor depends on its shape and type alone, not on its numbers.
 _OF_SHAPE_AND_TYPE = {
@@ -43,7 +44,7 @@ class _Recorder(Tape):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Callable, tuple, dict, Tensor, _Step | None]] = []
+        self.calls: list[tuple[Callable, tuple, dict, Tensor, Step | None]] = []
 
     def __torch_function__(self, func: Callable, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
@@ -53,12 +54,12 @@ class _Recorder(Tape):
             step = next(reversed(self._record.values()))
             arguments, in_place = step.rule.arguments(args, kwargs)
             if in_place:
-                raise NotReplayableError(f"{_name(func)} overwrites its operand")
+                raise NotReplayableError(f"{name_of(func)} overwrites its operand")
             self.calls.append((step.rule.forward, arguments, {}, result, step))
         elif isinstance(result, Tensor):
             self.calls.append((func, args, kwargs, result, None))
         elif func not in _OF_SHAPE_AND_TYPE:
-            raise NotReplayableError(f"{_name(func)} may depend on the data")
+            raise NotReplayableError(f"{name_of(func)} may depend on the data")
         return result
 
 
@@ -107,7 +108,7 @@ class Replay:
         assert [grad is None for grad in grads] == [grad is None for grad in expected]
         self._copied = [
             i
-            for i, (grad, own) in enumerate(zip(grads, _owned(grads), strict=True))
+            for i, (grad, own) in enumerate(zip(grads, owned(grads), strict=True))
             if grad is not None
             and own is not None
             and (own is not grad or grad.stride() != self._parameters[i].stride())
@@ -142,14 +143,14 @@ class _Program:
         self.meaning: dict[str, Any] = {}
         self.tensors = {id(inputs): "inputs", id(targets): "targets"}  # names, by id
         self.kept = [inputs, targets]  # so that no id is given twice
-        self.steps: list[tuple[_Step, str]] = []
+        self.steps: list[tuple[Step, str]] = []
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         for name, p in named:
             self.tensors[id(p)] = self._constant(name, p)
 
     def add_forward(
-        self, function: Callable, args: tuple, kwargs: dict, result: Tensor, step: _Step | None
+        self, function: Callable, args: tuple, kwargs: dict, result: Tensor, step: Step | None
     ) -> None:
         """As in ``z3, saved3 = linear_forward(z2, layers_0_weight, layers_0_bias)``."""
         taken = [self._written(a) for a in args]
@@ -163,20 +164,20 @@ class _Program:
         if step:
             self.steps.append((step, f"{n}"))
 
-    def add_backwards(self, last: _Step) -> None:
+    def add_backwards(self, last: Step) -> None:
         """As in ``grad_z2, grad_layers_0_weight, _ = linear_backward(grad_z3, saved3, needs)``."""
-        names: dict[_Step | _Leaf | None, str] = {step: f"grad_z{n}" for step, n in self.steps}
+        names: dict[Step | Leaf | None, str] = {step: f"grad_z{n}" for step, n in self.steps}
         loss = names[last].removeprefix("grad_")
         self.meaning["ones_like"] = torch.ones_like
         self.lines.append(f"{names[last]} = ones_like({loss})")
-        reached: set[_Step | _Leaf] = {last}
+        reached: set[Step | Leaf] = {last}
         for step, n in reversed(self.steps):
             if step not in reached:
                 continue
             left: list[str] = []
             sums: list[str] = []
             for source in step.sources:
-                if isinstance(source, _Leaf):
+                if isinstance(source, Leaf):
                     names[source] = f"grad_{self._written(source.tensor)}"
                 name = "_" if source is None else names[source]
                 if source in reached:

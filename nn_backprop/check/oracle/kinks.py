@@ -11,8 +11,8 @@ the directions that tied elements share has to be right too.
 import torch
 from torch import Tensor
 
-from nn_backprop.check.oracle import Oracle
-from nn_backprop.check.target import Tensors
+from nn_backprop.check.oracle.oracle import Oracle
+from nn_backprop.check.target.target import Tensors
 
 MOST = 64  # elements looked at; if these are kinks, so are the others
 STEPS = (2e-5, 1e-5)

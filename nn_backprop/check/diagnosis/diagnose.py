@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from nn_backprop.check import mistakes, siblings, transforms
-from nn_backprop.check.mismatch import Hypothesis, Mismatch
+from nn_backprop.check.diagnosis import mistakes, siblings, transforms
+from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
 
 MOST = 5  # causes in a report

@@ -28,8 +28,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from nn_backprop.check.rounding import Rounding
-from nn_backprop.check.target import ForwardRaised, Gradients, Target, Tensors, Unsuitable, Upstream
+from nn_backprop.check.oracle.rounding import Rounding
+from nn_backprop.check.target.target import (
+    ForwardRaised,
+    Gradients,
+    Target,
+    Tensors,
+    Unsuitable,
+    Upstream,
+)
 
 # More elements than these are checked along random directions instead, at first.
 ELEMENTWISE = 3000

@@ -18,14 +18,11 @@ import io
 import json
 import logging
 import os
-import platform
-import subprocess
 import time
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +32,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-_SOURCE = Path(__file__).resolve().parents[1]
-_PACKAGES = ("torchvision", "numpy", "tensorboard", "nn_backprop")
+from nn_backprop.tracking.files import replace_file, write_json
+
 _LARGEST = 1e19  # TensorBoard's histogram bins end at 1e20
 _log = logging.getLogger(__name__)
 
@@ -56,68 +53,6 @@ def default_run_dir(experiment: str, name: str) -> Path:
         number += 1
         path = first.with_name(f"{first.name}-{number}")
     return path
-
-
-def machine() -> dict[str, Any]:
-    """What a result depends on beside the options: versions, source commit, processor, threads.
-
-    `versions` maps python and each package to its version, None if it is not installed. `commit`
-    ends in "+changes" if tracked files differ from it, and is None outside a git checkout.
-    """
-    # torch's own string, since the package's lacks the build (+cpu, +cu130).
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    return {
-        "versions": versions | {name: _version(name) for name in _PACKAGES},
-        "commit": _commit(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    if not (_SOURCE / ".git").exists():  # installed, perhaps inside somebody else's checkout
-        return None
-    command = ["git", "--no-optional-locks", "-C", str(_SOURCE), "describe"]
-    command += ["--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """The content of a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Writes `obj` as JSON, in one step; what JSON lacks (a Path) is written as its string."""
-    _replace(Path(path), (json.dumps(obj, indent=2, default=str) + "\n").encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file in one step: whoever reads it finds the old content or the new, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 class Run:
@@ -208,7 +143,7 @@ class Run:
         self._summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
         if file is not None:
             (self.path / "figures").mkdir(exist_ok=True)
-            _replace(self.path / "figures" / f"{file}.png", png.getvalue())
+            replace_file(self.path / "figures" / f"{file}.png", png.getvalue())
         return png.getvalue()
 
     def image(self, tag: str, pixels: Any, step: int) -> None:
@@ -289,7 +224,7 @@ def _cut(path: Path, step: int) -> None:
                     f"{path}, line {number} is not a record with a step: expected a JSON object "
                     "a line; repair or remove that line to resume."
                 ) from None
-    _replace(path, b"".join(kept))
+    replace_file(path, b"".join(kept))
 
 
 def _wait_for_a_later_name(path: Path) -> None:

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from nn_backprop import figures
 from nn_backprop.data import DataError
-from nn_backprop.evidence import Claim, markdown_table, write_results
-from nn_backprop.tracking import Run, RunError, default_run_dir, machine
+from nn_backprop.studies.evidence import Claim, markdown_table, write_results
+from nn_backprop.tracking import Run, RunError, default_run_dir, describe_machine
 from nn_backprop.training import Diverged
 
 Job = TypeVar("Job")
@@ -120,7 +120,7 @@ class Study:
     def run(self) -> Run:
         """The run directory, made when it is first asked for."""
         if self._opened is None:
-            config = {"options": dataclasses.asdict(self.options), **machine()}
+            config = {"options": dataclasses.asdict(self.options), **describe_machine()}
             self._opened = Run.create(self.folder, config)
         return self._opened
 
@@ -166,7 +166,7 @@ class Study:
                 for claim in claims
             ]
         seconds = time.perf_counter() - self._began
-        about = machine()
+        about = describe_machine()
         config = dataclasses.asdict(self.options)
         write_results(
             self.folder / "results.json", self.name, config, self.rows, claims, about, seconds

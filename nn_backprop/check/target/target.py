@@ -18,8 +18,13 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_unflatten
 
-from nn_backprop.check.plain import differentiated_forwards, forward_of, has_ctx, marked_outputs
 from nn_backprop.check.report import said
+from nn_backprop.check.target.calls import (
+    differentiated_forwards,
+    forward_of,
+    has_ctx,
+    marked_outputs,
+)
 
 Tensors = dict[str, Tensor]
 Gradients = Mapping[str, Tensor | None]

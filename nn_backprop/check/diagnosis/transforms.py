@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nn_backprop.check.mismatch import Hypothesis, Mismatch
+from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
 
 EXACT = 1e-6  # a residual below it is rounding

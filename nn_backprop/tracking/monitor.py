@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from nn_backprop import figures
 from nn_backprop.data import ImageData
-from nn_backprop.engines import disagreement
+from nn_backprop.engines import disagreements
 from nn_backprop.tracking import Run
 from nn_backprop.training import Diverged, Evaluation, Step, evaluate
 
@@ -82,7 +82,7 @@ class Monitor:
         validation = evaluate(self.model, self.data, self.data.validation)
         values = {"loss/validation": validation.loss, "accuracy/validation": validation.accuracy}
         batch = self.data.batch(self.data.train[: self.batch_size])
-        for engine, distances in disagreement(self.model, *batch).items():
+        for engine, distances in disagreements(self.model, *batch).items():
             for name, distance in distances.items():
                 values[f"gradient_disagreement/{engine}/{name}"] = distance
         began = time.perf_counter()

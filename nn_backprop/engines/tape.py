@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import unserializable_hook
 
 from nn_backprop.rules import TABLE, Rule
+from nn_backprop.rules.rule import name_of
 
 
 class MissingRuleError(NotImplementedError):
@@ -22,14 +23,14 @@ class MissingRuleError(NotImplementedError):
 
 
 @dataclass(slots=True, eq=False)
-class _Leaf:
+class Leaf:
     """A tensor that requires grad and was there before: a parameter, an input."""
 
     tensor: Tensor
 
 
 @dataclass(slots=True, eq=False)
-class _Step:
+class Step:
     """One operation of the record, and with it the tensor that it made."""
 
     made: weakref.ref[Tensor]
@@ -38,7 +39,7 @@ class _Step:
     saved: tuple
     versions: list[tuple[Tensor, int]]  # of the saved tensors, as the forward left them
     needs: tuple[bool, ...]
-    sources: list["_Step | _Leaf | None"]  # of each operand; None if it needs no gradient
+    sources: list["Step | Leaf | None"]  # of each operand; None if it needs no gradient
 
 
 # To torch, what the tape made is a leaf. On a leaf these do nothing, or cut off what lies below.
@@ -73,8 +74,8 @@ class Tape(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._record: dict[int, _Step] = {}
-        self._leaves: dict[int, _Leaf] = {}  # by id; a leaf keeps its tensor, so ids stay unique
+        self._record: dict[int, Step] = {}
+        self._leaves: dict[int, Leaf] = {}  # by id; a leaf keeps its tensor, so ids stay unique
         self._spent = False
 
     def __enter__(self) -> "Tape":
@@ -97,8 +98,8 @@ class Tape(TorchFunctionMode):
         """
         found = self._play(loss, self._last_step(loss), wanted=set())
         with torch.no_grad():
-            for source, grad in zip(found, _owned(found.values()), strict=True):
-                if isinstance(source, _Leaf) and grad is not None:
+            for source, grad in zip(found, owned(found.values()), strict=True):
+                if isinstance(source, Leaf) and grad is not None:
                     leaf = source.tensor
                     if grad.stride() != leaf.stride():  # which torch's fused optimizers misread
                         grad = torch.empty_like(leaf).copy_(grad)
@@ -121,16 +122,16 @@ class Tape(TorchFunctionMode):
                     "tape"
                 )
         found = self._play(loss, last, wanted=set(sources))
-        return tuple(_owned(None if source is None else found.get(source) for source in sources))
+        return tuple(owned(None if source is None else found.get(source) for source in sources))
 
-    def _last_step(self, loss: Tensor) -> _Step:
+    def _last_step(self, loss: Tensor) -> Step:
         if self._spent:
             raise RuntimeError("this Tape was played already; record the forward pass again")
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             what = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the loss must be a scalar, a tensor of shape (), not {what}")
         last = self._source(loss)
-        if not isinstance(last, _Step):
+        if not isinstance(last, Step):
             raise ValueError(
                 "the loss was not made on this tape from anything that requires grad: compute it "
                 "inside `with Tape()`, not under no_grad, by operations that have a rule"
@@ -139,13 +140,13 @@ class Tape(TorchFunctionMode):
             raise RuntimeError("the loss has been overwritten since by an in-place operation")
         return last
 
-    def _play(self, loss: Tensor, last: _Step, wanted: set) -> dict[_Step | _Leaf, Tensor]:
+    def _play(self, loss: Tensor, last: Step, wanted: set) -> dict[Step | Leaf, Tensor]:
         """The gradients of the leaves that influence the loss, and of the steps `wanted`.
 
         What a step saved, and its gradient, are let go as soon as it is played.
         """
         self._spent = True
-        grads: dict[_Step | _Leaf, Tensor] = {last: torch.ones_like(loss)}
+        grads: dict[Step | Leaf, Tensor] = {last: torch.ones_like(loss)}
         with torch.no_grad():
             while self._record:
                 _, step = self._record.popitem()
@@ -197,7 +198,7 @@ class Tape(TorchFunctionMode):
                 z = z.detach().requires_grad_()
                 z.register_hook(_not_by_autograd)
         z._made_by = number = next(_numbers)
-        self._record[number] = _Step(
+        self._record[number] = Step(
             weakref.ref(z), z._version, rule, saved, versions, needs, sources
         )
         return z
@@ -211,9 +212,9 @@ class Tape(TorchFunctionMode):
             source = None
             if isinstance(operand, Tensor) and operand.requires_grad:
                 source = self._source(operand) or self._new_leaf(func, operand)
-                if isinstance(source, _Step) and operand._version != source.version:
+                if isinstance(source, Step) and operand._version != source.version:
                     raise RuntimeError(
-                        f"{_name(func)} was handed the result of {source.rule.name}, which has "
+                        f"{name_of(func)} was handed the result of {source.rule.name}, which has "
                         "since been overwritten by an in-place operation on it or on a view of it"
                     )
             needs.append(source is not None)
@@ -223,7 +224,7 @@ class Tape(TorchFunctionMode):
                 raise _missing(func, f"has no rule for the gradient of its argument {place}")
         return tuple(needs), sources
 
-    def _new_leaf(self, func: Callable, tensor: Tensor) -> _Leaf:
+    def _new_leaf(self, func: Callable, tensor: Tensor) -> Leaf:
         if tensor.grad_fn is not None:
             raise _missing(
                 func,
@@ -236,7 +237,7 @@ class Tape(TorchFunctionMode):
             )
         if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
             raise _missing(func, "was handed a tensor with a hook, which the tape would not run")
-        leaf = self._leaves[id(tensor)] = _Leaf(tensor)
+        leaf = self._leaves[id(tensor)] = Leaf(tensor)
         return leaf
 
     def _pass_through(self, func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -268,7 +269,7 @@ class Tape(TorchFunctionMode):
             )
         return target
 
-    def _source(self, tensor: Tensor) -> _Step | _Leaf | None:
+    def _source(self, tensor: Tensor) -> Step | Leaf | None:
         """The step of this tape that made the tensor, or the leaf that it is; None if unknown."""
         if _is_leaf(tensor):
             return self._leaves.get(id(tensor))
@@ -324,7 +325,7 @@ def _not_by_autograd(_: Tensor) -> None:
     )
 
 
-def _owned(grads: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
+def owned(grads: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
     """The same gradients, each contiguous and in memory of its own: rules share and hand on."""
     taken: set[int] = set()
     for grad in grads:
@@ -336,7 +337,7 @@ def _owned(grads: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
         yield grad
 
 
-def _check_versions(step: _Step) -> None:
+def _check_versions(step: Step) -> None:
     for tensor, version in step.versions:
         if tensor._version != version:
             raise RuntimeError(
@@ -345,12 +346,8 @@ def _check_versions(step: _Step) -> None:
             )
 
 
-def _name(func: Callable) -> str:
-    return resolve_name(func) or getattr(func, "__name__", repr(func))
-
-
 def _missing(func: Callable, what: str) -> MissingRuleError:
-    return MissingRuleError(f"{_name(func)} {what}{_caller()}")
+    return MissingRuleError(f"{name_of(func)} {what}{_caller()}")
 
 
 def _caller() -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from nn_backprop.check.graph import (
+from nn_backprop.check.diagnosis.graph import (
     MOVES,
     PRODUCTS,
     REDUCTIONS,
@@ -32,7 +32,7 @@ from nn_backprop.check.graph import (
 )
 
 if TYPE_CHECKING:
-    from nn_backprop.check.mistakes import Search
+    from nn_backprop.check.diagnosis.mistakes import Search
 
 MAX_POOL = 32  # tensors tried in the place of another
 

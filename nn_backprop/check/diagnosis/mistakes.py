@@ -36,8 +36,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
-from nn_backprop.check import mistakes_wide
-from nn_backprop.check.graph import (
+from nn_backprop.check.diagnosis import mistakes_wide
+from nn_backprop.check.diagnosis.graph import (
     MOVES,
     ORDERS,
     REDUCTIONS,
@@ -55,7 +55,7 @@ from nn_backprop.check.graph import (
     only_range,
     record,
 )
-from nn_backprop.check.mismatch import Hypothesis, Mismatch
+from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
 
 EXACT = 1e-6  # the residual below which a mistake explains a gradient

@@ -1,0 +1,1 @@
+"""What is expected: autograd through the plain forward, forward mode, differences."""

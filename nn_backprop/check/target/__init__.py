@@ -1,0 +1,1 @@
+"""What is checked: a module, a Function, a pair of NumPy functions, a callable."""
