@@ -26,11 +26,13 @@ def test_the_page_and_the_claims_are_those_of_the_rows(name):
     folder = RESULTS / name
     rows, about = studies.Rows.read(folder), page.read_about(folder)
     committed = json.loads((folder / "claims.json").read_text())
-    recomputed = [asdict(claim) for claim in study.claims(rows)]
+    claims = study.claims(rows)
+    recomputed = [asdict(claim) for claim in claims]
     assert json.loads(json.dumps(recomputed)) == committed["claims"]
     assert about["experiment"] == name and not about["config"]["smoke"]
     text = (folder / "README.md").read_text()
-    assert page.renewed(text, study.blocks(rows, about)) == text  # of every table, too
+    blocks = page.blocks(study.tables(rows), claims, len(rows), about)
+    assert page.renewed(text, blocks) == text  # which holds every table
     assert text.startswith("# ") and "](picture.png)" in text
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert all(file.stat().st_size <= 300 * 1024 for file in folder.iterdir())
