@@ -7,6 +7,9 @@ from suspects import double, function
 from torch import nn
 
 from nn_backprop import check_gradients, compare_gradients
+from nn_backprop.check.diagnosis import guard
+from nn_backprop.check.diagnosis.diagnose import diagnose
+from nn_backprop.check.diagnosis.mismatch import Mismatch
 
 ANGLE = torch.arange(1.0, 6.0).double()[:, None] * torch.tensor([1.0, 0.1, 0.01]).double()
 COS, SIN = ANGLE.cos(), ANGLE.sin()
@@ -240,3 +243,19 @@ def test_the_right_numbers_in_another_shape():
     report = compare_gradients({"w": w.flatten()}, {"w": w})
     assert report.causes[0].kind == "wrong-reduction"
     assert "(35,) instead of (5, 7)" in report.causes[0].detail
+
+
+def test_a_family_that_raises_costs_the_others_nothing_and_is_written_down(monkeypatch):
+    def fails(*_):
+        raise ArithmeticError("not today")
+
+    x, grad_z = double(5, 3), double(5, 3, seed=1)
+    wrong = Mismatch("x", -grad_z, grad_z, 1e-12, {"x": x}, [grad_z], [x], gradient=fails)
+    with pytest.raises(ArithmeticError):
+        diagnose([wrong])
+    monkeypatch.setattr(guard, "STRICT", False)
+    failures = []
+    assert diagnose([wrong], fails, failures)[0].kind == "sign"
+    for family in ("responses", "subsets", "the recorded graph"):
+        assert f"{family}: ArithmeticError: not today" in failures
+    assert diagnose([wrong], fails)[0].kind == "sign"
