@@ -1,11 +1,8 @@
-"""Mistakes in the chain rule of a recorded forward, one family a file."""
+"""Mistakes in the chain rule of a recorded forward."""
 
 from nn_backprop.check.diagnosis.mistakes import (
-    fixed,
-    forwards,
-    orders,
+    alternatives,
     scales,
-    shapes,
     statistics,
     steps,
     substitutions,
@@ -17,37 +14,19 @@ from nn_backprop.check.diagnosis.search import Families
 FAMILIES = Families(
     of_zero=(scales.multiplied,),
     several_steps=(
-        uses.other_values,
-        uses.without_dead_ends,
-        uses.overwritten,
-        uses.slices_exchanged,
-        statistics.reduced,
-        orders.shared_rows,
-        orders.not_undone,
-        fixed.constants,
-        fixed.exchanged,
-        fixed.delayed,
+        uses.other_values, uses.without_dead_ends, uses.overwritten, uses.slices_exchanged,
+        statistics.reduced, uses.shared_rows, uses.not_undone, alternatives.constants,
+        alternatives.exchanged, alternatives.delayed,
     ),
     one_step=(
-        steps.skipped,
-        steps.edge_turned,
-        steps.upstream_changed,
-        steps.operands_exchanged,
-        windows.moved,
-        steps.branches_exchanged,
-        windows.convolved,
-        windows.uncropped,
-        steps.forwards,
-        steps.maximum_spread,
-        windows.options_ignored,
-        substitutions.other_index,
+        steps.skipped, steps.edge_turned, steps.upstream_changed, steps.operands_exchanged,
+        windows.moved, steps.branches_exchanged, windows.convolved, windows.uncropped,
+        steps.forwards, steps.maximum_spread, windows.options_ignored, substitutions.other_index,
     ),
     of_several_outputs=(steps.parts_exchanged, windows.pooled),
-    with_sweeps=(statistics.taken_for_constants, forwards.other_forwards),
+    with_sweeps=(statistics.taken_for_constants, alternatives.other_forwards),
     other_tensors=(
-        substitutions.other_operand,
-        substitutions.other_derivative,
-        substitutions.factor,
+        substitutions.other_operand, substitutions.other_derivative, substitutions.factor,
     ),
-    other_shapes=(shapes.not_reduced,),
-)
+    other_shapes=(statistics.not_reduced,),
+)  # fmt: skip

@@ -1,14 +1,16 @@
-"""Statistics that are broadcast back: their gradients summed over the wrong axes, or not at all."""
+"""Statistics that are broadcast back, and what else is summed over wrong axes, or not at all."""
 
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from nn_backprop.check.diagnosis.mismatch import Hypothesis
 from nn_backprop.check.diagnosis.recorded import REDUCTIONS, Rule, add_to
-from nn_backprop.check.diagnosis.search import Search
+from nn_backprop.check.diagnosis.search import EXACT, Search
 
 
 def reduced(s: Search) -> None:
@@ -110,3 +112,26 @@ def taken_for_constants(s: Search) -> None:
 def _cut(s: Search, i: int) -> Rule:
     """Nothing flows back through node i."""
     return lambda us, _: {k: torch.zeros_like(e) for k, e in s.edges[i].items()}
+
+
+def not_reduced(s: Search) -> Iterator[Hypothesis]:
+    """It was not summed, or kept a dimension, or is transposed."""
+    actual, expected = s.m.actual, s.m.expected
+    options = []
+    for i, edges in s.edges.items():
+        if s.g.nodes[i].op == "expand" and 0 in edges:
+            u = s.upstream[i][0]
+            text = f"is not summed over the {u.numel() // edges[0].numel()} uses of {s.g.out(i)}"
+            options.append(("wrong-reduction", text, u))
+    if expected.dim() == 2:
+        options.append(("transposed", "is transposed", expected.T))
+    if actual.numel() == expected.numel():
+        text = f"has the shape {tuple(actual.shape)}"
+        options.append(("wrong-reduction", text, expected.reshape(actual.shape)))
+    bits = 2.0
+    for kind, text, wrong in options:
+        if wrong.shape == actual.shape:
+            left = float((wrong - actual).norm()) / (float(actual.norm()) or 1.0)
+            if left <= EXACT:
+                yield s.hypothesis(bits, kind, text, left)
+                bits += 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from nn_backprop.check.diagnosis.arithmetic import offsets, only_range
 from nn_backprop.check.diagnosis.recorded import (
     LINEAR,
     ORDERS,
@@ -20,7 +21,6 @@ from nn_backprop.check.diagnosis.recorded import (
     Upstream,
 )  # fmt: skip
 from nn_backprop.check.diagnosis.search import Mistake, Step
-from nn_backprop.check.diagnosis.slips import offsets, only_range
 
 
 def parts_exchanged(step: Step) -> Iterator[Mistake]:

@@ -1,7 +1,7 @@
 """Functions that are easily taken for one another, by the name of the one in the forward."""
 
 from nn_backprop.check.diagnosis.confusions import Families
-from nn_backprop.check.diagnosis.siblings import channels, functions, windows
+from nn_backprop.check.diagnosis.siblings import functions, layers
 
 DIMS = (1, 2, 3)
 LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss",
@@ -18,17 +18,17 @@ FAMILIES = Families(
         **dict.fromkeys(("maximum", "minimum", "hypot", "atan2", "arctan2"), functions.of_pair),
         **dict.fromkeys(LOSSES, functions.of_loss),
         "scaled_dot_product_attention": functions.of_attention,
-        **dict.fromkeys((f"max_pool{d}d" for d in DIMS), windows.of_max_pooling),
-        **dict.fromkeys((f"avg_pool{d}d" for d in DIMS), windows.of_average_pooling),
-        **dict.fromkeys((f"adaptive_avg_pool{d}d" for d in DIMS), windows.of_adaptive_pooling),
-        "interpolate": windows.of_interpolation,
-        "pad": windows.of_padding,
-        **dict.fromkeys((f"conv{d}d" for d in DIMS), channels.of_convolution),
-        **dict.fromkeys((f"conv_transpose{d}d" for d in DIMS), channels.of_transposed_convolution),
-        "group_norm": channels.of_group_norm,
-        "layer_norm": channels.of_layer_norm,
-        "batch_norm": channels.of_batch_norm,
-        "instance_norm": channels.of_instance_norm,
+        **dict.fromkeys((f"max_pool{d}d" for d in DIMS), layers.of_max_pooling),
+        **dict.fromkeys((f"avg_pool{d}d" for d in DIMS), layers.of_average_pooling),
+        **dict.fromkeys((f"adaptive_avg_pool{d}d" for d in DIMS), layers.of_adaptive_pooling),
+        "interpolate": layers.of_interpolation,
+        "pad": layers.of_padding,
+        **dict.fromkeys((f"conv{d}d" for d in DIMS), layers.of_convolution),
+        **dict.fromkeys((f"conv_transpose{d}d" for d in DIMS), layers.of_transposed_convolution),
+        "group_norm": layers.of_group_norm,
+        "layer_norm": layers.of_layer_norm,
+        "batch_norm": layers.of_batch_norm,
+        "instance_norm": layers.of_instance_norm,
     },
     of_any=functions.without_an_option,
     kinds={
