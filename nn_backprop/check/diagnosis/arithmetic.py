@@ -18,15 +18,9 @@ def nearest_ratio(left: Tensor, right: Tensor) -> float:
 
 
 def is_close(left: Tensor, right: Tensor, tolerance: float) -> bool:
-    """Equal up to rounding, for a first look; `_judge` looks again."""
+    """Equal up to rounding."""
     limit = max(1e-6 * float(right.norm()), 3 * tolerance * math.sqrt(max(right.numel(), 1)))
     return right.numel() > 0 and float((left - right).norm()) <= limit
-
-
-def sample(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    """Some 400 entries of the tensor, broadcast to the shape of another one."""
-    flat = tensor.expand_as(tensor if like is None else like).reshape(-1)
-    return flat[:: max(1, flat.numel() // 400)]
 
 
 def alignments(tensor: Tensor, shape: torch.Size) -> list[Tensor]:
@@ -37,16 +31,6 @@ def alignments(tensor: Tensor, shape: torch.Size) -> list[Tensor]:
         if all(size in (1, full) for size, full in zip(padded, shape, strict=True)):
             found.append(tensor.reshape(padded))
     return found
-
-
-def along(vector: Tensor, axis: int, rank: int) -> Tensor:
-    """The vector along one of so many axes."""
-    return vector.reshape([-1 if k == axis else 1 for k in range(rank)])
-
-
-def large_axes(tensor: Tensor) -> list[int]:
-    """The shape without axes of size 1."""
-    return [size for size in tensor.shape if size > 1]
 
 
 def normalised_axes(shape: torch.Size) -> list[tuple[tuple[int, ...], Axes]]:

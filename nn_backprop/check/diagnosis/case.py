@@ -1,7 +1,6 @@
 """A wrong gradient, with what several families of hypotheses want to know about it."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import NamedTuple
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from nn_backprop.check.diagnosis.arithmetic import (
-    Axes,
     alignments,
     in_words,
     is_close,
@@ -37,19 +35,6 @@ FACTORS: dict[str, Function] = {
     "tanh′({})": lambda t: 1 - torch.tanh(t) ** 2,
     "tanh({})": torch.tanh,
     "cos({})": torch.cos,
-}
-
-
-MULTIPLES: dict[str, Callable[[float], float]] = {
-    "1/{}": lambda n: 1 / n,
-    "{}": lambda n: n,
-    "1/√{}": lambda n: n**-0.5,
-    "√{}": lambda n: n**0.5,
-    "({} − 1)/{}": lambda n: (n - 1) / n,
-    "{}/({} − 1)": lambda n: n / (n - 1),
-    "√(({} − 1)/{})": lambda n: ((n - 1) / n) ** 0.5,
-    "2/{}": lambda n: 2 / n,
-    "{}/2": lambda n: n / 2,
 }
 
 
@@ -84,6 +69,16 @@ class Case:
         """The size of what there is to explain."""
         return float((self.actual - self.expected if self.same_shape else self.expected).norm())
 
+    def close(self, left: Tensor, right: Tensor) -> bool:
+        """Equal up to rounding, for a first look; every guess gets another one."""
+        return is_close(left, right, self.tolerance)
+
+    @cached_property
+    def alike(self) -> dict[str, Tensor]:
+        """The known tensors of the gradient's shape that are not upstream gradients."""
+        known = {name: t for name, t in self.known.items() if name not in self.drivers}
+        return {name: t for name, t in known.items() if t.shape == self.expected.shape}
+
     @cached_property
     def wrong(self) -> Tensor:
         """Where the gradient is wrong."""
@@ -93,47 +88,6 @@ class Case:
     def right(self) -> Tensor:
         """Where it is right, and not because most mistakes leave a zero a zero."""
         return ~self.wrong & (self.expected.abs() > self.tolerance)
-
-    @cached_property
-    def constants(self) -> list[tuple[float, str, str]]:
-        """Numbers that mistakes multiply by, with their names and what those mean; likely first."""
-        found = [(2.0, "2", ""), (0.5, "½", "")]
-        for size, symbol, text in self.sizes():
-            for form, multiple in MULTIPLES.items():
-                found.append((multiple(size), form.replace("{}", symbol), f" with {text}"))
-        for name, tensor in self.known.items():
-            if tensor.numel() == 1 and (number := float(tensor)):
-                found += [(number, name, ""), (1 / number, f"1/{name}", "")]
-        for k in (2, 3, 4, 5):
-            found += [(k**-2, "1/k²", f" with k = {k}"), (k**2, "k²", f" with k = {k}")]
-        for p in (0.5, 0.1, 0.2, 0.25, 0.3, 0.4):
-            text = f" with p = {p}"
-            found += [(1 - p, "1 − p", text), (1 / (1 - p), "1/(1 − p)", text)]
-        return [*found, (3.0, "3", "")]
-
-    def sizes(self) -> Iterator[tuple[int, str, str]]:
-        """The sizes that the shapes speak of: of an axis, of adjacent axes, of all axes but one."""
-        seen = {0, 1}
-        for name, tensor in {**self.known, self.name: self.expected}.items():
-            letters, axes = ["", "D", "ND", "NTD", "NCHW"][min(tensor.ndim, 4)], range(tensor.ndim)
-            groups = [tuple(axes[i:j]) for j in axes[1:] for i in range(j)]
-            groups += [tuple(axes[i:]) for i in axes]
-            groups += [tuple(j for j in axes if j != i) for i in axes[1:-1]]
-            for group in sorted(groups, key=_plain_first) if tensor.ndim <= 4 else []:
-                size = math.prod(tensor.shape[axis] for axis in group)
-                if size not in seen:
-                    seen.add(size)
-                    symbol = "·".join(letters[axis] for axis in group if tensor.shape[axis] > 1)
-                    text = f"{symbol} = {size}, the size of {in_words(group)} of {name}"
-                    yield size, f"({symbol})" if "·" in symbol else symbol, text
-        for name, labels in self.labels.items():
-            valid = int((labels >= 0).sum())
-            if valid not in seen and labels.dtype != torch.bool:
-                yield (
-                    valid,
-                    "N",
-                    f"N = {valid}, the count of labels in {name} that are not negative",
-                )
 
     def respond(self, upstream: list[Tensor]) -> Tensor | None:
         """The expected gradient for another upstream gradient, as long as calls are left."""
@@ -150,12 +104,8 @@ class Case:
     def substitute(self, upstream: list[Tensor]) -> Tensor:
         """The same without a function for it, where the expected gradient is a contraction."""
         used, factor = self.recognised[0]
-        shape = self.expected.shape
-        return factor * next(
-            found.value
-            for found in contractions(self, upstream[0], shape, used.operand)
-            if found[:3] == used[:3]
-        )
+        alike = contractions(self, upstream[0], self.expected.shape, used.operand)
+        return factor * next(found.value for found in alike if found[:3] == used[:3])
 
     @cached_property
     def recognised(self) -> list[tuple[Contraction, float]]:
@@ -166,7 +116,7 @@ class Case:
                 value = contraction.value
                 factor = nearest_ratio(self.expected, value)
                 factor = 1.0 if abs(factor - 1) < 1e-6 or value.numel() < 4 else factor
-                if is_close(factor * value, self.expected, self.tolerance):
+                if self.close(factor * value, self.expected):
                     found.append((contraction, factor))
         return found
 
@@ -178,11 +128,9 @@ class Case:
         for name, labels in self.labels.items():
             if labels.dtype == torch.bool or not labels.numel() or int(labels.min()) < 0:
                 continue
-            tensors += [
-                (f"{other}[{name}]", tensor[labels.long()])
-                for other, tensor in self.known.items()
-                if tensor.ndim == 1 and int(labels.max()) < tensor.numel()
-            ]
+            for other, tensor in self.known.items():
+                if tensor.ndim == 1 and int(labels.max()) < tensor.numel():
+                    tensors.append((f"{other}[{name}]", tensor[labels.long()]))
             if shape and int(labels.max()) < shape[0]:
                 counts = torch.bincount(labels.flatten().long(), minlength=shape[0]).clamp(min=1)
                 tensors.append((f"count({name})", counts.double()))
@@ -209,12 +157,9 @@ def contractions(
         fits = left.shape[-1] == right.shape[-2] and right.shape[:-2] in (batch, ())
         if fits and (*batch, left.shape[-2], right.shape[-1]) == shape:
             yield Contraction(f"@ {turned, swapped}", name, " @ ".join(texts), left @ right)
-    sums = [
-        axes
-        for count in range(1, upstream.ndim + 1)
-        for axes in itertools.combinations(range(upstream.ndim), count)
-        if [n for axis, n in enumerate(upstream.shape) if axis not in axes] == list(shape)
-    ]
+    counts, rank = range(1, upstream.ndim + 1), range(upstream.ndim)
+    sums = [axes for count in counts for axes in itertools.combinations(rank, count)]
+    sums = [a for a in sums if [upstream.shape[k] for k in rank if k not in a] == list(shape)]
     for name, tensor in [item for item in operands if sums and item[1].shape == upstream.shape]:
         for grouped, axes in normalised_axes(tensor.shape):
             if grouped == tuple(tensor.shape):
@@ -227,11 +172,6 @@ def contractions(
             for view in alignments(tensor, upstream.shape):
                 value = (upstream * view).sum(axes)
                 yield Contraction(rule, name, f"Σ upstream × {name} {over}", value)
-
-
-def _plain_first(group: Axes) -> tuple[int, int]:
-    """The order of groups of axes: few first; single ones from the left, others from the right."""
-    return len(group), group[0] if len(group) == 1 else -group[0]
 
 
 def _numbered(word: str, tensors: list[Tensor]) -> dict[str, Tensor]:

@@ -72,22 +72,16 @@ def _simplest(hypotheses: list[Hypothesis]) -> dict[str, Hypothesis]:
 
 
 def _unknown(mismatches: list[Mismatch]) -> Cause:
-    facts = []
-    for m in mismatches:
-        if m.actual.shape != m.expected.shape:
-            facts.append(
-                f"grad_{m.name} has shape {tuple(m.actual.shape)} for {tuple(m.expected.shape)}"
-            )
-            continue
-        if m.products:
-            facts.append(
-                f"grad_{m.name} has too many entries to be known one by one: check smaller ones"
-            )
-            continue
-        wrong = int((~((m.actual - m.expected).abs() <= m.tolerance)).sum())
-        facts.append(f"{wrong} of {m.actual.numel()} entries of grad_{m.name} differ")
     names = ", ".join(f"grad_{m.name}" for m in mismatches) or "the gradient"
-    return Cause(
-        "unknown", f"{names}: wrong, and none of the known mistakes explains it",
-        "; ".join(facts), 1.0,
-    )  # fmt: skip
+    detail = f"{names}: wrong, and none of the known mistakes explains it"
+    return Cause("unknown", detail, "; ".join(map(_fact, mismatches)), 1.0)
+
+
+def _fact(m: Mismatch) -> str:
+    """What can be told of a gradient that no hypothesis explains."""
+    if m.actual.shape != m.expected.shape:
+        return f"grad_{m.name} has shape {tuple(m.actual.shape)} for {tuple(m.expected.shape)}"
+    if m.products:
+        return f"grad_{m.name} has too many entries to be known one by one: check smaller ones"
+    wrong = int((~((m.actual - m.expected).abs() <= m.tolerance)).sum())
+    return f"{wrong} of {m.actual.numel()} entries of grad_{m.name} differ"

@@ -9,7 +9,6 @@ from torch import Tensor
 from nn_backprop.check.diagnosis.arithmetic import (
     TINY,
     alignments,
-    along,
     first_few,
     is_close,
     nearest_ratio,
@@ -133,7 +132,7 @@ def _box(wrong: Tensor, right: Tensor) -> tuple[float, str] | None:
             return None
         bits += math.log2(size) if regular else size
         texts.append(f"at {first_few(places)} of axis {axis} (size {size})")
-        inside &= along(kept, axis, wrong.ndim)
+        inside &= kept.view(-1, *[1] * (wrong.ndim - axis - 1))
     return (bits, " and ".join(texts)) if texts and not (wrong & inside).any() else None
 
 

@@ -3,7 +3,7 @@ missing, there twice, or another one."""
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,12 +15,22 @@ from nn_backprop.check.diagnosis.arithmetic import (
     alignments,
     first_few,
     in_words,
-    is_close,
     nearest_ratio,
-    sample,
 )
 from nn_backprop.check.diagnosis.case import FACTORS, Case, Function
 from nn_backprop.check.diagnosis.guesses import FITTED, Guess
+
+MULTIPLES: dict[str, Callable[[float], float]] = {
+    "1/{}": lambda n: 1 / n,
+    "{}": lambda n: n,
+    "1/√{}": lambda n: n**-0.5,
+    "√{}": lambda n: n**0.5,
+    "({} − 1)/{}": lambda n: (n - 1) / n,
+    "{}/({} − 1)": lambda n: n / (n - 1),
+    "√(({} − 1)/{})": lambda n: ((n - 1) / n) ** 0.5,
+    "2/{}": lambda n: 2 / n,
+    "{}/2": lambda n: n / 2,
+}
 
 
 def constants(case: Case) -> Iterator[Guess]:
@@ -33,7 +43,7 @@ def constants(case: Case) -> Iterator[Guess]:
     yield Guess("sign", 1, "has the wrong sign", -expected, "−expected")
     ratio = nearest_ratio(actual, expected)
     slack = min(1e-5, max(1e-9, case.tolerance / (float(expected.abs().mean()) + TINY)))
-    names = [hit for hit in case.constants if abs(hit[0] - abs(ratio)) <= slack * abs(ratio)]
+    names = [hit for hit in _known_numbers(case) if abs(hit[0] - abs(ratio)) <= slack * abs(ratio)]
     if abs(ratio + 1) < 1e-9 or not ratio:
         return
     if names:
@@ -45,6 +55,50 @@ def constants(case: Case) -> Iterator[Guess]:
     if expected.numel() >= 3:
         detail, formula = f"is {ratio:.4g} times what it should be", f"{ratio:.6g} × expected"
         yield Guess("scale", FITTED, detail, ratio * expected, formula)
+
+
+def _known_numbers(case: Case) -> list[tuple[float, str, str]]:
+    """Numbers that mistakes multiply by, with their names and what those mean; likely first."""
+    found = [(2.0, "2", ""), (0.5, "½", "")]
+    for size, symbol, text in _sizes(case):
+        for form, multiple in MULTIPLES.items():
+            found.append((multiple(size), form.replace("{}", symbol), f" with {text}"))
+    for name, tensor in case.known.items():
+        if tensor.numel() == 1 and (number := float(tensor)):
+            found += [(number, name, ""), (1 / number, f"1/{name}", "")]
+    for k in (2, 3, 4, 5):
+        found += [(k**-2, "1/k²", f" with k = {k}"), (k**2, "k²", f" with k = {k}")]
+    for p in (0.5, 0.1, 0.2, 0.25, 0.3, 0.4):
+        text = f" with p = {p}"
+        found += [(1 - p, "1 − p", text), (1 / (1 - p), "1/(1 − p)", text)]
+    return [*found, (3.0, "3", "")]
+
+
+def _sizes(case: Case) -> Iterator[tuple[int, str, str]]:
+    """The sizes that the shapes speak of: of an axis, of adjacent axes, of all axes but one."""
+    seen = {0, 1}
+    for name, tensor in {**case.known, case.name: case.expected}.items():
+        letters, axes = ["", "D", "ND", "NTD", "NCHW"][min(tensor.ndim, 4)], range(tensor.ndim)
+        groups = [tuple(axes[i:j]) for j in axes[1:] for i in range(j)]
+        groups += [tuple(axes[i:]) for i in axes]
+        groups += [tuple(j for j in axes if j != i) for i in axes[1:-1]]
+        for group in sorted(groups, key=_plain_first) if tensor.ndim <= 4 else []:
+            size = math.prod(tensor.shape[axis] for axis in group)
+            if size not in seen:
+                seen.add(size)
+                symbol = "·".join(letters[axis] for axis in group if tensor.shape[axis] > 1)
+                text = f"{symbol} = {size}, the size of {in_words(group)} of {name}"
+                yield size, f"({symbol})" if "·" in symbol else symbol, text
+    for name, labels in case.labels.items():
+        valid = int((labels >= 0).sum())
+        if valid not in seen and labels.dtype != torch.bool:
+            text = f"N = {valid}, the count of labels in {name} that are not negative"
+            yield valid, "N", text
+
+
+def _plain_first(group: Axes) -> tuple[int, int]:
+    """The order of groups of axes: few first; single ones from the left, others from the right."""
+    return len(group), group[0] if len(group) == 1 else -group[0]
 
 
 def channels(case: Case) -> Iterator[Guess]:
@@ -62,9 +116,8 @@ def channels(case: Case) -> Iterator[Guess]:
         entries = (expected.abs() > case.tolerance).sum(others, keepdim=True)[changed]
         if expected.numel() < 2 * count + 3 or bool((entries < 3).any()):
             continue
-        if float(ratios.max() - ratios.min()) <= 1e-5 * float(ratios.abs().max()) or bool(
-            (ratios[changed].abs() < 1e-9).all()
-        ):
+        alike = float(ratios.max() - ratios.min()) <= 1e-5 * float(ratios.abs().max())
+        if alike or bool((ratios[changed].abs() < 1e-9).all()):
             continue  # one multiple for all, or a subset
         if text := _statistic(case, ratios, kept):
             detail, formula = f"is multiplied by {text}", f"{text} × expected"
@@ -75,9 +128,8 @@ def channels(case: Case) -> Iterator[Guess]:
             formula = "expected × the ratio of the two"
             yield Guess("wrong-operand", 5, f"has {text}", ratios * expected, formula)
             return
-        detail = (
-            f"is a multiple of what it should be, another one at every index of {in_words(kept)}"
-        )
+        where = in_words(kept)
+        detail = f"is a multiple of what it should be, another one at every index of {where}"
         formula = f"c × expected; c = {first_few(ratios.flatten())}"
         bits = FITTED * min(6, int(changed.sum()))
         yield Guess("per-channel-scale", bits, detail, ratios * expected, formula)
@@ -124,16 +176,13 @@ def _other_divisor(case: Case, ratios: Tensor, kept: Axes) -> str:
         if tensor.shape != case.expected.shape or n < 2:
             continue
         v = tensor.var(others, correction=0, keepdim=True)
-        for c, text in (
-            (n / (n - 1), f"{n - 1} instead of {n}"),
-            ((n - 1) / n, f"{n} instead of {n - 1}"),
-        ):
+        texts = {n / (n - 1): f"{n - 1} instead of {n}", (n - 1) / n: f"{n} instead of {n - 1}"}
+        for c, text in texts.items():
             epsilon = v * (1 - c * ratios**2) / (ratios**2 - 1)
             same = (epsilon - epsilon.mean()).abs().max() <= 1e-6 * v.max()
             if same and 0 <= epsilon.mean() <= 0.1:
-                return (
-                    f"a 1/σ of {name} over {in_words(others)} whose variance is divided by {text}"
-                )
+                over = in_words(others)
+                return f"a 1/σ of {name} over {over} whose variance is divided by {text}"
     return ""
 
 
@@ -144,22 +193,28 @@ MASKS: dict[str, Function] = {
 }
 
 
+def _sample(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """Some 400 entries of the tensor, broadcast to the shape of another one."""
+    flat = tensor.expand_as(tensor if like is None else like).reshape(-1)
+    return flat[:: max(1, flat.numel() // 400)]
+
+
 def factors(case: Case) -> Iterator[Guess]:
     """A function of a known tensor is missing or there twice."""
     actual, expected = case.actual, case.expected
     if expected.numel() < 3:
         return
     for name, view in case.views if expected.any() else ():
-        some = sample(view, expected)
+        some = _sample(view, expected)
         for k, (label, function) in enumerate(FACTORS.items()):
             text, values = label.format(name, name), function(some)
-            if is_close(sample(actual, expected) * values, sample(expected), case.tolerance):
+            if case.close(_sample(actual, expected) * values, _sample(expected)):
                 kind, detail = "missing-factor", f"lacks the factor {text}"
                 if text in case.drivers:
                     kind, detail = "ignores-upstream", "lacks the upstream gradient as a factor"
                 formula, product = f"{case.name} × {text} = expected", actual * function(view)
                 yield Guess(kind, 1.5 + k / 4, detail, expected, formula, product)
-            if is_close(sample(actual, expected), sample(expected) * values, case.tolerance):
+            if case.close(_sample(actual, expected), _sample(expected) * values):
                 detail, formula = f"has the factor {text} once too often", f"expected × {text}"
                 predicted = expected * function(view)
                 yield Guess("missing-factor", 2 + k / 4, detail, predicted, formula)
@@ -175,10 +230,10 @@ def _products(case: Case, driver: str, base: Tensor) -> Iterator[Guess]:
     for (name, view), (label, function) in itertools.product(case.views, functions.items()):
         if not driver and (label == "1" or name in case.drivers):
             continue
-        values = sample(base, case.expected) * function(sample(view, case.expected))
-        if is_close(values, sample(case.expected), case.tolerance):
+        values = _sample(base, case.expected) * function(_sample(view, case.expected))
+        if case.close(values, _sample(case.expected)):
             right.append((label, label.format(name, name)))
-        if is_close(values, sample(case.actual), case.tolerance):
+        if case.close(values, _sample(case.actual)):
             found.append((label, name, view, function))
     instead = right[0][1] if right else ""
     whole = instead or (case.recognised[0][0].text if case.recognised else "")
@@ -188,9 +243,8 @@ def _products(case: Case, driver: str, base: Tensor) -> Iterator[Guess]:
         formula = f"{driver} × {text}" if driver else text
         shares = any(adds_up(view.expand_as(case.expected), axis) for axis in range(view.ndim))
         if label == "1":
-            detail = "is the upstream gradient itself" + (
-                f" where {whole} belongs" if whole else ""
-            )
+            detail = "is the upstream gradient itself"
+            detail += f" where {whole} belongs" if whole else ""
             if not case.expected.any():
                 detail += ", where the derivative is 0 throughout: a straight-through estimator?"
             yield Guess("missing-factor", 2 if whole else 6, detail, predicted, driver)

@@ -6,13 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from nn_backprop.check.diagnosis.arithmetic import (
-    Axes,
-    along,
-    first_few,
-    in_words,
-    is_close,
-)
+from nn_backprop.check.diagnosis.arithmetic import Axes, first_few, in_words
 from nn_backprop.check.diagnosis.case import Case
 from nn_backprop.check.diagnosis.guesses import Guess
 
@@ -79,9 +73,10 @@ def shifted(case: Case) -> Iterator[Guess]:
         rolled, inside = expected.roll(by, axes), torch.ones_like(case.wrong)
         for axis, k in zip(axes, by, strict=True):
             places = torch.arange(expected.shape[axis]) - k
-            inside &= along((places >= 0) & (places < len(places)), axis, rank)
+            there = (places >= 0) & (places < len(places))
+            inside &= there.view(-1, *[1] * (rank - axis - 1))
         informative = int((case.wrong & inside).sum())
-        if informative < 3 or not is_close(actual[inside], rolled[inside], case.tolerance):
+        if informative < 3 or not case.close(actual[inside], rolled[inside]):
             continue
         how = " and ".join(f"by {k} along axis {a}" for a, k in zip(axes, by, strict=True))
         bits = 4 + math.log2(len(by) * max(map(abs, by)))

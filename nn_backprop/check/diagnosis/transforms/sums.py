@@ -5,11 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from nn_backprop.check.diagnosis.arithmetic import (
-    in_words,
-    is_close,
-    large_axes,
-)
+from nn_backprop.check.diagnosis.arithmetic import in_words
 from nn_backprop.check.diagnosis.case import Case, contractions
 from nn_backprop.check.diagnosis.guesses import Guess
 
@@ -24,9 +20,9 @@ def operands(case: Case) -> Iterator[Guess]:
             predicted = contraction.value
             if driver in case.drivers and contraction[:3] in [other[:3] for other, _ in right]:
                 continue
-            if right and not is_close(predicted, case.actual, case.tolerance):
+            if right and not case.close(predicted, case.actual):
                 predicted = right[0][1] * predicted
-            if not is_close(predicted, case.actual, case.tolerance):
+            if not case.close(predicted, case.actual):
                 continue
             text = contraction.text.replace("upstream", driver)
             plain = not contraction.operand or (contraction.rule[0] == "@" and not right)
@@ -74,16 +70,17 @@ def scattered(case: Case) -> Iterator[Guess]:
 def reductions(case: Case) -> Iterator[Guess]:
     """Of another shape: not summed, summed too far, an axis of size 1 left over, not cropped."""
     actual, expected, shape = case.actual, case.expected, tuple(case.actual.shape)
-    if large_axes(actual) == large_axes(expected) or actual.numel() == expected.numel():
+    if actual.squeeze().shape == expected.squeeze().shape or actual.numel() == expected.numel():
         detail = f"has the shape {shape} instead of {tuple(expected.shape)}"
         formula = f"{case.name} in the right shape = expected"
         observed = actual.reshape(expected.shape)
         yield Guess("wrong-reduction", 2, detail, expected, formula, observed)
-    for large, small in ((actual, expected), (expected, actual)):
+    pairs = ((actual, expected), (expected, actual))
+    for large, small in pairs if actual.numel() != expected.numel() else ():
         ranks = range(large.ndim)
         for axes in [a for n in ranks for a in itertools.combinations(ranks, n + 1)]:
             for how, reduced in (("summed", large.sum(axes)), ("averaged", large.mean(axes))):
-                if large_axes(reduced) != large_axes(small) or large.numel() == small.numel():
+                if reduced.squeeze().shape != small.squeeze().shape:
                     continue
                 over, reduced = f"{how} over {in_words(axes)}", reduced.reshape(small.shape)
                 if large is actual:

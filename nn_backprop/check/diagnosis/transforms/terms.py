@@ -43,9 +43,8 @@ def invariants(case: Case) -> Iterator[Guess]:
     """The mean or variance term of a normalisation is missing, or the sum in a softmax: expected is
     orthogonal along some axes to something that the gradient is not orthogonal to."""
     expected = case.expected
-    same = {name: t for name, t in case.known.items() if t.shape == expected.shape}
-    same = {name: t for name, t in same.items() if name not in case.drivers}
-    same |= {f"exp({n})": t.exp() for n, t in same.items() if n.startswith("output")}
+    outputs = {n: t for n, t in case.alike.items() if n.startswith("output")}
+    same = {**case.alike, **{f"exp({n})": t.exp() for n, t in outputs.items()}}
     for shape, axes in normalised_axes(expected.shape):
         right, wrong = expected.reshape(shape), case.actual.reshape(shape)
         slices = expected.numel() // math.prod(shape[axis] for axis in axes)
@@ -72,37 +71,34 @@ def invariants(case: Case) -> Iterator[Guess]:
                 continue
             rest = wrong - right
             for term in basis:  # orthogonal to each other
-                energy = (term**2).sum(axes, keepdim=True).clamp(min=TINY)
-                rest = rest - (rest * term).sum(axes, keepdim=True) / energy * term
+                rest = rest - _multiple(rest, term, axes)
             predicted = (wrong - rest).reshape(expected.shape)
             bits += 3 + 0.2 * math.log2(slices + 1)
             formula = "expected + such a term; expected is orthogonal to it, the gradient is not"
             yield Guess("missing-term", bits, f"lacks the {text} {over}", predicted, formula)
 
 
+def _multiple(rest: Tensor, term: Tensor, axes: Axes) -> Tensor:
+    """The multiple of a term, another one in each slice, that comes nearest to the rest."""
+    energy = (term**2).sum(axes, keepdim=True).clamp(min=TINY)
+    return (rest * term).sum(axes, keepdim=True) / energy * term
+
+
 def own_statistics(case: Case) -> Iterator[Guess]:
     """The terms of a normalisation too many: multiples of 1 and of x, another one in each slice."""
     rest = case.actual - case.expected
-    same = {name: t for name, t in case.known.items() if t.shape == rest.shape}
     for shape, axes in normalised_axes(rest.shape):
         slices = rest.numel() // math.prod(shape[axis] for axis in axes)
         if rest.numel() < 4 * slices + 3:
             continue
         seen = rest.reshape(shape)
-        mean = seen.mean(axes, keepdim=True)
-        for name, tensor in same.items():
-            if name in case.drivers:
-                continue
-            values = tensor.reshape(shape)
-            centred = values - values.mean(axes, keepdim=True)
-            energy = centred.square().sum(axes, keepdim=True).clamp(min=TINY)
-            fitted = mean + (seen * centred).sum(axes, keepdim=True) / energy * centred
-            detail = (
-                f"has multiples of 1 and of {name} over {in_words(axes)} too many, as of a "
-                "normalisation by its own statistics"
-            )
-            predicted = case.expected + fitted.reshape(rest.shape)
-            formula = f"expected plus multiples of 1 and of {name} over {in_words(axes)}"
+        for name, tensor in case.alike.items():
+            centred = tensor.reshape(shape)
+            centred = centred - centred.mean(axes, keepdim=True)
+            fitted = seen.mean(axes, keepdim=True) + _multiple(seen, centred, axes)
+            what = f"multiples of 1 and of {name} over {in_words(axes)}"
+            detail = f"has {what} too many, as of a normalisation by its own statistics"
+            predicted, formula = case.expected + fitted.reshape(rest.shape), f"expected plus {what}"
             yield Guess("extra-term", 9 + 0.2 * math.log2(slices + 1), detail, predicted, formula)
 
 
@@ -139,13 +135,11 @@ def targets(case: Case) -> Iterator[Guess]:
 
 def softmax_over_another_axis(case: Case) -> Iterator[Guess]:
     """A softmax whose sum runs over the wrong axis."""
-    same = {name: t for name, t in case.known.items() if t.shape == case.expected.shape}
-    drivers = [name for name in same if name in case.drivers]
-    for (name, shares), driver in itertools.product(same.items(), drivers):
-        if not any(adds_up(shares, axis) for axis in range(shares.ndim)):
-            continue
-        for axis in range(shares.ndim):
-            product = shares * same[driver]
+    drivers = [(name, t) for name, t in case.drivers.items() if t.shape == case.expected.shape]
+    for (name, shares), (driver, upstream) in itertools.product(case.alike.items(), drivers):
+        axes = range(shares.ndim)
+        for axis in axes if any(adds_up(shares, axis) for axis in axes) else ():
+            product = shares * upstream
             predicted = product - shares * product.sum(axis, keepdim=True)
             formula = f"{name} × ({driver} − Σ {name} × {driver} over axis {axis})"
             yield Guess("wrong-reduction", 3, f"sums over axis {axis}", predicted, formula)
@@ -154,7 +148,8 @@ def softmax_over_another_axis(case: Case) -> Iterator[Guess]:
 def precision(case: Case) -> Iterator[Guess]:
     """Rounded to a shorter type, or off by no more than that."""
     actual, expected, size = case.actual, case.expected, float(case.expected.abs().max())
-    live = expected != 0
+    if not (live := expected != 0).any():
+        return
     relative = ((actual - expected).abs() / expected.abs())[live]
     cosine = float((actual - expected).flatten() @ expected.flatten())
     cosine /= case.error * float(expected.norm()) + TINY
