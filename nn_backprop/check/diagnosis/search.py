@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from nn_backprop.check.diagnosis.guard import guarded
+from nn_backprop.check.diagnosis.loops import Loops
 from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.diagnosis.recorded import Edges, Graph, Rule, Sweep, Upstream, add_to
 from nn_backprop.check.diagnosis.recorder import Forward, record
@@ -140,6 +141,8 @@ class Search:
         expected = self.m.expected
         rows = torch.randn(PROBES, expected.numel(), generator=generator, dtype=torch.float64)
         self.tangents = self.g.tangents(self.leaf, [r.view(expected.shape) for r in rows])
+        nodes = self.g.nodes  # what does not lead to the leaf is of no interest from here on
+        self.g.order = [i for i in self.g.order if self.tangents.keys() & set(nodes[i].outs)]
         self.seen, self.whole = rows @ self.wrong.flatten(), rows @ expected.flatten()
         norm = float(rows.norm(dim=1).max())
         self.slack = norm * (1e-5 * self.error + 1e-11 * float(expected.norm()))
@@ -155,54 +158,8 @@ class Search:
                 if self.same[v] == v:
                     self.pool[t.shape].append(v)
         self.sizes.discard(1)
-        self.repeats()
-        self.sites = math.log2(1 + len(self.groups))
-
-    # -- the repetitions of a step
-
-    def repeats(self) -> None:
-        """Which nodes are the same step of a loop, and each node's place among them."""
-        alike: dict[tuple, list[int]] = defaultdict(list)
-        for i, node in enumerate(self.g.nodes):
-            shapes = tuple(tuple(self.g.values[v].shape) for _, v in node.operands())
-            alike[(node.site, node.op, shapes)].append(i)
-        counts: dict[tuple, list[int]] = defaultdict(list)  # of a loop inside one call
-        for (site, *_), members in alike.items():
-            counts[site].append(len(members))
-        self.groups: dict[tuple, list[int]] = {}
-        self.place: dict[int, tuple[tuple, int]] = {}
-        for key, members in alike.items():
-            often = [n for n in counts[key[0]] if n > 1]
-            most = 0.8 * sum(often)
-            steps = max([1, *(n for n in often if sum(c for c in often if c % n == 0) >= most)])
-            stride = len(members) // steps if steps > 1 and len(members) % steps == 0 else 1
-            for r in range(stride):
-                self.groups[(*key, r)] = members[r::stride]
-                for ordinal, i in enumerate(members[r::stride]):
-                    self.place[i] = ((*key, r), ordinal)
-
-        self.starts: dict[int, list[tuple]] = defaultdict(list)
-        for members in self.groups.values():  # what a loop carries starts from another value
-            if len(members) > 1:
-                first, second = (dict(self.g.nodes[i].operands()) for i in members[:2])
-                for k, v in first.items():
-                    if k in second and len(role := self.roles(second[k], members[1])[0]) > 2:
-                        self.starts[self.same.get(v, v)].append(role)
-
-    def roles(self, v: int, i: int) -> list[tuple]:
-        """What value v is to node i, said so that it holds at each repetition of i."""
-        ordinal = self.place[i][1]
-        maker = self.g.maker.get(v)
-        starts = self.starts[v] if ordinal == 0 and v in self.starts else []
-        if maker is None or len(self.groups[self.place[maker][0]]) == 1:
-            return [("value", v), *starts]
-        made, when = self.place[maker]
-        return [(made, self.g.nodes[maker].outs.index(v), when - ordinal), *starts]
-
-    def serial(self, members: list[int], vs: set[int]) -> bool:
-        """Whether the mistake at one member changes what another one receives."""
-        mask = sum(1 << i for i in members)
-        return any(self.g.before[v] & mask for v in vs)
+        self.loops = Loops(self.g, self.same)
+        self.sites = math.log2(1 + len(self.loops.groups))
 
     # -- trying
 
@@ -280,7 +237,7 @@ class Search:
     def everywhere(self, of_one: StepFamilies, of_several: StepFamilies, budget: int) -> None:
         """Try each mistake at each node alone, and at all repetitions of a step."""
         serial = []
-        for group in self.groups.values():
+        for group in self.loops.groups.values():
             members = [i for i in group if self.edges.get(i)]
             labels: dict[tuple, list[tuple]] = defaultdict(list)
             for i in members:
@@ -301,7 +258,7 @@ class Search:
                     i, kind, text, bits, *_ = found[-1]
                     said = f"{text}{self.g.at(i)}, at each of {len(group)} repetitions"
                     touched = {v for *_, deltas, _ in found for v in deltas}
-                    if self.serial(members, touched):
+                    if self.loops.serial(members, touched):
                         rules = {i: rule for i, _, _, _, rule, _, _ in found}
                         serial.append((self.sites + bits, kind, said, rules))
                     elif self.fits(torch.stack([change for *_, change in found]).sum(0)):
@@ -378,6 +335,10 @@ class Step:
     def edge(self, k: int, change: Callable[[Tensor], Tensor]) -> Rule:
         """What the node sends to its operand k is changed."""
         return lambda us, _: {k: change(self.vjp(us)[k])}
+
+    def instead(self, k: int, change: Callable[[Tensor], Tensor]) -> Rule:
+        """Operand k receives this function of the upstream instead of what the node sends."""
+        return lambda us, _: {k: change(us[0])}
 
     def above(self, ks: tuple[int, ...], change: Callable[[Tensor], Tensor]) -> Rule:
         """The upstream is changed, as far as the operands ks are concerned."""

@@ -14,7 +14,7 @@ from nn_backprop.check.diagnosis.search import Families
 FAMILIES = Families(
     of_zero=(scales.multiplied,),
     several_steps=(
-        uses.other_values, uses.without_dead_ends, uses.overwritten, uses.slices_exchanged,
+        uses.other_values, uses.overwritten, uses.slices_exchanged,
         statistics.reduced, uses.shared_rows, uses.not_undone, alternatives.constants,
         alternatives.exchanged, alternatives.delayed,
     ),

@@ -15,18 +15,18 @@ def multiplied(s: Search) -> None:
     groups: dict[tuple, list[tuple[int, int]]] = defaultdict(list)
     for i in s.edges:
         for k in s.live(i):
-            groups[(*s.place[i], k)].append((i, k))
-            groups[(s.place[i][0], None, k)].append((i, k))
+            groups[(*s.loops.place[i], k)].append((i, k))
+            groups[(s.loops.place[i][0], None, k)].append((i, k))
     for (*_, when, k), members in list(groups.items()):
         if when is None and len(members) >= 4:
             _cut_now_and_then(s, k, [i for i, _ in members])
     for key, members in groups.items():
         alone = key[-2] is not None
         i, k = members[-1]
-        n = len(s.groups[s.place[i][0]])
+        n = len(s.loops.groups[s.loops.place[i][0]])
         if not alone and len(members) < 2:
             continue
-        often = f", at repetition {s.place[i][1] + 1} of {n}" if n > 1 else ""
+        often = f", at repetition {s.loops.place[i][1] + 1} of {n}" if n > 1 else ""
         where = s.g.at(i) + (often if alone else f", at each of {n} repetitions")
         op = s.g.nodes[i].op
         bits = s.sites + (math.log2(n) if alone else 0)
@@ -34,7 +34,7 @@ def multiplied(s: Search) -> None:
         deltas: dict[int, Tensor] = {}
         for i, k in members:
             add_to(deltas, {s.g.nodes[i].flat[k].value: s.edges[i][k]})
-        if not alone and s.serial([i for i, _ in members], set(deltas)):
+        if not alone and s.loops.serial([i for i, _ in members], set(deltas)):
             for by in (0.0, -1.0, 2.0) if s.m.actual.any() else ():
                 rules = {i: _times(s, i, k, by) for i, k in members}
                 kind, text, more = _named(s, i, k, by, False)
@@ -58,8 +58,8 @@ def _cut_now_and_then(s: Search, k: int, members: list[int]) -> None:
     """What a loop carries is cut at every second or third step."""
     for every in (2, 3):
         for first in range(every):
-            cut = [i for i in members if s.place[i][1] % every == first]
-            if len(cut) > 1 and s.serial(cut, {s.g.nodes[i].flat[k].value for i in cut}):
+            cut = [i for i in members if s.loops.place[i][1] % every == first]
+            if len(cut) > 1 and s.loops.serial(cut, {s.g.nodes[i].flat[k].value for i in cut}):
                 rules = {i: Step(s, i).edge(k, torch.zeros_like) for i in cut}
                 through = f"{s.g.out(cut[-1])} at every {every}. repetition"
                 text = f"lacks the term that flows through {through}"

@@ -58,7 +58,7 @@ def skipped(step: Step) -> Iterator[Mistake]:
     for k, e in step.live.items():
         if e.shape != step.u.shape or step.op in SILENT | {"add", "sub", "neg"}:
             continue
-        yield Mistake(("skip", k), *_left_out(step, k), _sent_on(k))
+        yield Mistake(("skip", k), *_left_out(step, k), step.instead(k, lambda u: u))
         if step.op not in LINEAR:
             text = f"has the derivative of {step.op} by {step.names[k]} twice"
             yield Mistake(("twice", k), "missing-factor", text, 4, _twice(step, k))
@@ -68,10 +68,6 @@ def skipped(step: Step) -> Iterator[Mistake]:
                 text = f"lacks the derivatives of both {step.g.nodes[after[0]].op} and {step.op}"
                 rule = lambda _, sweep, k=k: {k: sweep[after[0]][0]}  # noqa: E731
                 yield Mistake(("skip two", k), "missing-factor", text, 4, rule)
-
-
-def _sent_on(k: int) -> Rule:
-    return lambda us, _: {k: us[0]}
 
 
 def _twice(step: Step, k: int) -> Rule:
@@ -211,7 +207,7 @@ def forwards(step: Step) -> Iterator[Mistake]:
         (k,) = step.live
         kind = {"roll": "shifted", "cumsum": "wrong-reduction"}.get(step.op, "permuted")
         text = f"goes through {step.op} forwards, not backwards"
-        rule: Rule = lambda us, _: {k: step.g.call(step.i, {k: us[0]})[0]}  # noqa: E731
+        rule = step.instead(k, lambda u: step.g.call(step.i, {k: u})[0])
         yield Mistake(("forward",), kind, text, 2, rule)
 
 
@@ -221,10 +217,10 @@ def maximum_spread(step: Step) -> Iterator[Mistake]:
         (k,) = step.live
         dims = step.arguments()[1:]
 
-        def spread(us: Upstream, _: Sweep) -> Edges:
+        def spread(u: Tensor) -> Tensor:
             x = step.operand(k).detach().requires_grad_()
             with torch.enable_grad():
-                return {k: torch.autograd.grad(x.sum(*dims), x, us[0])[0]}
+                return torch.autograd.grad(x.sum(*dims), x, u)[0]
 
         text = f"goes to every entry, not only where {step.op} took it from"
-        yield Mistake(("spread",), "missing-factor", text, 2, spread)
+        yield Mistake(("spread",), "missing-factor", text, 2, step.instead(k, spread))

@@ -25,7 +25,7 @@ def other_operand(step: Step) -> Iterator[Mistake]:
                 what = step.g.name(w)
                 what = f"another step's {name}" if what == name else what
                 text = f"uses {what} where {name} belongs in the derivative of {step.op}"
-                for role in step.s.roles(w, step.i):
+                for role in step.s.loops.roles(w, step.i):
                     bits = 2 + math.log2(1 + len(found)) + (len(role) > 2 and abs(role[-1]) > 1)
                     rule = step.swapped(j, t)
                     yield Mistake(("at", j, role), "wrong-operand", text, bits, rule)
@@ -119,12 +119,12 @@ def other_derivative(step: Step) -> Iterator[Mistake]:
     for text, slope_at in SLOPES.items():
         slope = slope_at(x, y)
         said = f"has {text} where the derivative of y = {step.op}(x) belongs"
-        rule = lambda us, _, slope=slope: {k: us[0] * slope}  # noqa: E731
+        rule = step.instead(k, operator.methodcaller("mul", slope))
         yield Mistake(("local", text), "wrong-operand", said, 6, rule)
     if step.op in ("relu", "clamp", "hardtanh", "threshold"):
         said = f"takes the mask of {step.op} from the gradient instead of the input"
-        mask = lambda us, _: {k: us[0] * (us[0] > 0)}  # noqa: E731
-        yield Mistake(("mask",), "wrong-operand", said, 4, mask)
+        rule = step.instead(k, lambda u: u * (u > 0))
+        yield Mistake(("mask",), "wrong-operand", said, 4, rule)
 
 
 def factor(step: Step) -> Iterator[Mistake]:
@@ -146,7 +146,7 @@ def factor(step: Step) -> Iterator[Mistake]:
             for text, by, more in rows:
                 times = operator.methodcaller("mul", by)
                 rule = step.above((*step.live,), times) if at is None else step.edge(at, times)
-                for role in step.s.roles(w, step.i):
+                for role in step.s.loops.roles(w, step.i):
                     label = ("factor", at, more, role)
                     yield Mistake(label, "missing-factor", text + to, bits + more, rule)
 

@@ -38,11 +38,6 @@ def other_values(s: Search) -> None:
         s.propose(math.log2(len(s.seeds)) + 1, kind, text, {v: -u})
 
 
-def without_dead_ends(s: Search) -> None:
-    """What does not lead to the leaf is of no interest from here on."""
-    s.g.order = [i for i in s.g.order if any(v in s.tangents for v in s.g.nodes[i].outs)]
-
-
 def overwritten(s: Search) -> None:
     """A value is used several times, and the last gradient written wins."""
     alike: dict[Any, list[int]] = defaultdict(list)
@@ -51,7 +46,7 @@ def overwritten(s: Search) -> None:
         if v not in s.tangents or uses < 2 or total is None:
             continue
         i = s.g.maker.get(v)
-        alike[v if i is None else s.place[i][0]].append(v)
+        alike[v if i is None else s.loops.place[i][0]].append(v)
         bits = s.sites + 3 + math.log2(uses) / 2
         if i is not None and s.g.nodes[i].flat[0] == (s.leaf,) and _multiplies(s, v):
             bits = s.sites - 1  # a weight used twice: likelier than a path forgotten

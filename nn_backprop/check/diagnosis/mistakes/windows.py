@@ -18,7 +18,7 @@ def moved(step: Step) -> Iterator[Mistake]:
     if step.op in MOVES - {"cat", "stack"} and len(step.live) == 1:
         (k,) = step.live
         read = step.g.call(step.i, {k: _places(step.operand(k))})[0].long().flatten() - 1
-        yield from _overwritten(step, k, [read], lambda us: us[0].flatten())
+        yield from _overwritten(step, k, read, torch.flatten)
 
 
 def _places(x: Tensor) -> Tensor:
@@ -27,28 +27,26 @@ def _places(x: Tensor) -> Tensor:
 
 
 def _overwritten(
-    step: Step, k: int, orders: list[Tensor], sent: Callable[[Upstream], Tensor]
+    step: Step, k: int, read: Tensor, sent: Callable[[Tensor], Tensor]
 ) -> Iterator[Mistake]:
-    """Where an entry is read several times, one of the reads wins instead of their sum.
-
-    An order lists which entry of the operand each piece of `sent` goes to; −1 is none."""
+    """Where an entry is read several times, one of the reads wins instead of their sum: `read`
+    lists which entry of the operand each piece of what is `sent` goes to; −1 is none."""
     shape = step.operand(k).shape
+    pieces = (read >= 0).nonzero().flatten()
+    if len(pieces) == len(read[pieces].unique()) or len(pieces) > 20_000:
+        return
     kind, bits = ("subset", 4) if step.op == "expand" else ("overwritten", 2)
-    for n, read in enumerate(orders):
-        pieces = (read >= 0).nonzero().flatten()
-        if len(pieces) == len(read[pieces].unique()) or len(pieces) > 20_000:
-            continue
-        for word, order in (("last", pieces), ("first", pieces.flip(0))):
-            winner = torch.full((shape.numel(),), -1)
-            for place, piece in zip(read[order].tolist(), order.tolist(), strict=True):
-                winner[place] = piece
+    for word, order in (("last", pieces), ("first", pieces.flip(0))):
+        winner = torch.full((shape.numel(),), -1)
+        for place, piece in zip(read[order].tolist(), order.tolist(), strict=True):
+            winner[place] = piece
 
-            def rule(us: Upstream, _: Sweep, winner: Tensor = winner) -> Edges:
-                return {k: torch.where(winner >= 0, sent(us)[winner], 0.0).view(shape)}
+        def kept(u: Tensor, winner: Tensor = winner) -> Tensor:
+            return torch.where(winner >= 0, sent(u)[winner], 0.0).view(shape)
 
-            of = f"the contributions to each entry of {step.g.out(step.i)}"
-            label, text = ("overwrite", k, n, word), f"keeps only the {word} of {of}"
-            yield Mistake(label, kind, text, bits, rule)
+        of = f"the contributions to each entry of {step.g.out(step.i)}"
+        text, rule = f"keeps only the {word} of {of}", step.instead(k, kept)
+        yield Mistake(("overwrite", k, word), kind, text, bits, rule)
 
 
 def pooled(step: Step) -> Iterator[Mistake]:
@@ -62,15 +60,16 @@ def pooled(step: Step) -> Iterator[Mistake]:
     planes = x.reshape(-1, 1, *x.shape[-2:])
     fold: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": padding}
 
-    def ties(us: Upstream, _: Sweep) -> Edges:
-        windows = F.unfold(planes, **fold)
-        spread = (windows == y.reshape(len(planes), 1, -1)) * us[0].reshape(len(planes), 1, -1)
-        return {k: F.fold(spread, x.shape[-2:], **fold).view(x.shape)}
+    def ties(u: Tensor) -> Tensor:
+        is_largest = F.unfold(planes, **fold) == y.reshape(len(planes), 1, -1)
+        spread = is_largest * u.reshape(len(planes), 1, -1)
+        return F.fold(spread, x.shape[-2:], **fold).view(x.shape)
 
-    yield Mistake(("ties",), "extra-term", "gives the gradient to every tie", 2, ties)
+    text = "gives the gradient to every tie"
+    yield Mistake(("ties",), "extra-term", text, 2, step.instead(k, ties))
     plane = torch.arange(len(planes)).view(-1, 1) * planes[0].numel()
     read = (index.reshape(len(planes), -1) + plane).flatten()
-    yield from _overwritten(step, k, [read], lambda us: us[0].flatten())
+    yield from _overwritten(step, k, read, torch.flatten)
 
 
 def convolved(step: Step) -> Iterator[Mistake]:
@@ -85,14 +84,14 @@ def convolved(step: Step) -> Iterator[Mistake]:
     wide = F.pad(x, [p for p in reversed(padding) for _ in range(2)])
     corner = (slice(None), slice(None), *map(slice, x.shape[2:]))
 
-    def cropped(us: Upstream, _: Sweep) -> Edges:
+    def cropped(u: Tensor) -> Tensor:
         inputs = wide.detach().requires_grad_()
         with torch.enable_grad():
             y = torch.convolution(inputs, w, None, stride, [0] * n, dilation, False, [0] * n, 1)
-        return {0: torch.autograd.grad(y, inputs, us[0])[0][corner]}
+        return torch.autograd.grad(y, inputs, u)[0][corner]
 
     text = "is cut from the wrong corner: the padding is not cropped off"
-    yield Mistake(("crop",), "shifted", text, 2, cropped)
+    yield Mistake(("crop",), "shifted", text, 2, step.instead(0, cropped))
     if n != 2:
         return
     fold: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
@@ -100,11 +99,11 @@ def convolved(step: Step) -> Iterator[Mistake]:
     number = torch.arange(read.numel()).view(read.shape)
     rank = number.transpose(1, 2).flatten()  # window by window, or kernel place by place
 
-    def sent(us: Upstream) -> Tensor:
-        return (w.reshape(len(w), -1).T @ us[0].flatten(2)).flatten()
+    def sent(u: Tensor) -> Tensor:
+        return (w.reshape(len(w), -1).T @ u.flatten(2)).flatten()
 
-    yield from _overwritten(step, 0, [read.flatten()], sent)
-    yield from _overwritten(step, 0, [read.flatten()[rank]], lambda us: sent(us)[rank])
+    yield from _overwritten(step, 0, read.flatten(), sent)
+    yield from _overwritten(step, 0, read.flatten()[rank], lambda u: sent(u)[rank])
 
 
 def uncropped(step: Step) -> Iterator[Mistake]:
@@ -112,20 +111,18 @@ def uncropped(step: Step) -> Iterator[Mistake]:
     if step.op != "constant_pad_nd":
         return
     k = next(iter(step.live))
-    x, z = step.operand(k), step.g.values[step.node.outs[0]]
-    padded = [d for d in range(x.dim()) if z.shape[d] != x.shape[d]]
+    sizes, grown = step.operand(k).shape, step.u.shape
+    padded = [d for d, n in enumerate(sizes) if grown[d] != n]
     for d in padded:
-        for start in {0, z.shape[d] - x.shape[d], (z.shape[d] - x.shape[d]) // 2}:
+        for start in {0, grown[d] - sizes[d], (grown[d] - sizes[d]) // 2}:
 
-            def cut(us: Upstream, _: Sweep, d: int = d, start: int = start) -> Edges:
-                u = us[0].narrow(d, start, x.shape[d])
+            def cut(u: Tensor, d: int = d, start: int = start) -> Tensor:
                 for e in padded:
-                    if e != d:
-                        u = u.narrow(e, (z.shape[e] - x.shape[e]) // 2, x.shape[e])
-                return {k: u}
+                    u = u.narrow(e, start if e == d else (grown[e] - sizes[e]) // 2, sizes[e])
+                return u
 
             text = f"is cut from {step.g.out(step.i)} at place {start} of axis {d}"
-            yield Mistake(("cut", d, start), "shifted", text, 3, cut)
+            yield Mistake(("cut", d, start), "shifted", text, 3, step.instead(k, cut))
 
 
 def options_ignored(step: Step) -> Iterator[Mistake]:

@@ -7,12 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nn_backprop.check.diagnosis.arithmetic import (
-    Axes,
-    first_few,
-    in_words,
-    is_close,
-)
+from nn_backprop.check.diagnosis.arithmetic import Axes, first_few, in_words, is_close
 from nn_backprop.check.diagnosis.case import FACTORS, Case
 from nn_backprop.check.diagnosis.guesses import FITTED, Guess
 
