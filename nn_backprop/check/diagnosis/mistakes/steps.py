@@ -19,27 +19,26 @@ from nn_backprop.check.diagnosis.recorded import (
     Rule,
     Sweep,
     Upstream,
-)  # fmt: skip
+)
 from nn_backprop.check.diagnosis.search import Mistake, Step
 
 
 def parts_exchanged(step: Step) -> Iterator[Mistake]:
     """A split's parts exchanged, or one of them forgotten."""
     given = [n for n, u in enumerate(step.us) if u is not None]
-    for a, b in itertools.combinations(given if len(step.us) > 1 else [], 2):
+    for a, b in itertools.combinations(given, 2):
         if step.us[a].shape == step.us[b].shape:
-            order = list(range(len(step.us)))
-            order[a], order[b] = b, a
             text = f"exchanges the parts {a} and {b} of {step.op}"
-            rule = _reordered(step, order)
-            yield Mistake(("exchange", a, b), "permuted", text, 3, rule)
-    for a, word in itertools.product(given if len(step.us) > 1 else [], ("only", "no")):
+            yield Mistake(("exchange", a, b), "permuted", text, 3, _parts_swapped(step, a, b))
+    for a, word in itertools.product(given, ("only", "no")):
         text = f"receives {word} gradient from part {a} of {step.op}"
         yield Mistake((word, a), "subset", text, 3, _forgotten(step, a, word == "only"))
 
 
-def _reordered(step: Step, order: list[int]) -> Rule:
-    return lambda us, _: step.vjp([us[n] for n in order])
+def _parts_swapped(step: Step, a: int, b: int) -> Rule:
+    """The gradients of two parts are exchanged."""
+    other = {a: b, b: a}
+    return lambda us, _: step.vjp([us[other.get(n, n)] for n in range(len(us))])
 
 
 def _forgotten(step: Step, part: int, only: bool) -> Rule:
