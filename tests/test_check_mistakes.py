@@ -255,3 +255,12 @@ def test_a_family_that_raises_costs_the_others_nothing_and_is_written_down(monke
     for family in ("responses", "subsets", "the recorded graph"):
         assert f"{family}: ArithmeticError: not today" in failures
     assert diagnose([wrong], fails)[0].kind == "sign"
+
+
+def test_a_computation_too_long_to_be_recorded_is_no_failure():
+    def long(inputs):
+        return [sum([inputs["x"]] * 2000)]
+
+    x, grad_z, failures = double(5, 3), double(5, 3, seed=1), []
+    wrong = Mismatch("x", -2000 * grad_z, 2000 * grad_z, 1e-12, {"x": x}, [grad_z], [2000 * x])
+    assert diagnose([wrong], long, failures)[0].kind == "sign" and not failures

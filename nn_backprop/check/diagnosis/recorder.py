@@ -28,6 +28,10 @@ _CHECKER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _SAME = (aten.expand.default, aten.view.default)  # nothing, if the shape stays
 
 
+class NotRecorded(Exception):
+    """A computation is too long, or of operations that cannot be written down."""
+
+
 def _site() -> tuple[tuple, str]:
     """The chain of calls down to the operation, and the innermost line that the user wrote."""
     frame: FrameType | None = sys._getframe(2)
@@ -87,7 +91,7 @@ class _Recorder(TorchDispatchMode):
         flat = [Ref(self.ref(a)) if isinstance(a, Tensor) else a for a in flat]
         self.nodes.append(Node(func, flat, spec, [self.ref(t) for t in made], *at))
         if len(self.nodes) > MAX_NODES:
-            raise RuntimeError("too long a computation")
+            raise NotRecorded("too long a computation")
 
     def mutate(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation in place becomes one that makes a new value, also of every tensor that
@@ -95,7 +99,7 @@ class _Recorder(TorchDispatchMode):
         names = [a.name for a in func._schema.arguments if a.is_out]
         name = func.overloadpacket.__name__
         if len(names) > 1 or not (names or name.endswith("_")):
-            raise RuntimeError(f"{name} writes into tensors in a way of its own")
+            raise NotRecorded(f"{name} writes into tensors in a way of its own")
         target = kwargs[names[0]] if names else args[0]
         storage = target.untyped_storage()
 
@@ -164,8 +168,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def record(forward: Forward, inputs: dict[str, Tensor]) -> Graph:
-    """The graph of one call. Raises RuntimeError where it is too long, or cannot be written down,
-    and whatever the forward raises."""
+    """The graph of one call. Raises NotRecorded, and whatever the forward raises."""
     recorder = _Recorder()
     leaves = {name: t.detach().clone() for name, t in inputs.items()}
     aliases = {name: recorder.alias(t) for name, t in leaves.items()}
@@ -180,7 +183,7 @@ def record(forward: Forward, inputs: dict[str, Tensor]) -> Graph:
         while len(_get_current_dispatch_mode_stack()) > modes:  # an exit too deep in recursion
             _pop_mode()
     if any(id(t) not in recorder.index for t in outputs):
-        raise RuntimeError("an output that nothing made")
+        raise NotRecorded("an output that nothing made")
     ends = [recorder.index[id(recorder.alias(t))] for t in outputs]
     names = {recorder.index[id(t)]: name for name, t in leaves.items()}
     needed = set(ends)

@@ -39,7 +39,7 @@ from nn_backprop.check.diagnosis.guard import guarded
 from nn_backprop.check.diagnosis.loops import Loops
 from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.diagnosis.recorded import Edges, Graph, Rule, Sweep, Upstream, add_to
-from nn_backprop.check.diagnosis.recorder import Forward, record
+from nn_backprop.check.diagnosis.recorder import Forward, NotRecorded, record
 from nn_backprop.check.report import Cause
 
 EXACT = 1e-6  # the residual below which a mistake explains a gradient
@@ -365,6 +365,7 @@ def explain(
         torch.set_num_threads(1)  # the tensors are small
         with (
             guarded("the recorded graph", failures),
+            suppress(NotRecorded),
             torch.random.fork_rng(devices=[]),
             torch.no_grad(),
         ):
