@@ -90,7 +90,8 @@ MOST_LEFT_OUT = 60
 def other_forwards(s: Search) -> None:
     """A number, a mask, a branch is left out, or a mean has another divisor."""
     tried = 0
-    for i, k, kind, text, value, left_out in _places(s):
+    for i, k, kind, text, value in _places(s):
+        left_out = value is s.g.values[s.g.nodes[i].flat[k].value]
         for alias in (False, True) if left_out and tried < MOST_LEFT_OUT else (False,):
             tried += 1
             with suppress(RuntimeError):
@@ -99,29 +100,26 @@ def other_forwards(s: Search) -> None:
                 s.compare(s.sites + 4 + alias, kind, said, s.g.total(swept, s.leaf))
 
 
-def _places(s: Search) -> Iterator[tuple[int, int, str, str, Tensor, bool]]:
-    """Node, operand, kind, text, the value that the node has there, and whether that is just its
-    operand."""
+def _places(s: Search) -> Iterator[tuple[int, int, str, str, Tensor]]:
+    """Node, operand, kind, text, and the value that the node has in the other forward."""
     g = s.g
     for i in g.order:
         node = g.nodes[i]
         k, v = next((k, v) for k, v in node.operands() if v in g.active)
-        x, y, number = g.values[v], g.values[node.outs[0]], None
-        if x.shape == y.shape:
-            number = next((a for a in node.flat if isinstance(a, float)), None)
-            if number is not None and node.op in ("add", "sub", "mul", "div"):
-                text = f"leaves out {number:.4g} in {g.out(i)}"
-                yield i, k, "wrong-operand", text, x, True
-                continue
-            if node.op == "where" and _is_decided(s, node):
-                yield i, k, "wrong-branch", "takes one branch of where everywhere", x, True
-                continue
-        infinite = any(g.values[w].isinf().any() for _, w in node.operands())
-        if (x.shape == y.shape and node.op == "where") or (node.op == "add" and infinite):
-            yield i, k, "missing-factor", "recomputes the values without the mask", x, True
+        x, y = g.values[v], g.values[node.outs[0]]
+        number = next((a for a in node.flat if isinstance(a, float)), None)
+        same = x.shape == y.shape
+        if same and number is not None and node.op in ("add", "sub", "mul", "div"):
+            yield i, k, "wrong-operand", f"leaves out {number:.4g} in {g.out(i)}", x
+        elif same and node.op == "where" and _is_decided(s, node):
+            yield i, k, "wrong-branch", "takes one branch of where everywhere", x
+        elif (same and node.op == "where") or (
+            node.op == "add" and any(g.values[w].isinf().any() for _, w in node.operands())
+        ):
+            yield i, k, "missing-factor", "recomputes the values without the mask", x
         elif node.op == "mean" and (n := x.numel() // y.numel()) > 1:
             text = f"divides by {n - 1} instead of {n} in {g.out(i)}"
-            yield i, k, "wrong-operand", text, y * (n / (n - 1)), False
+            yield i, k, "wrong-operand", text, y * (n / (n - 1))
 
 
 def _is_decided(s: Search, node: Node) -> bool:
