@@ -1,6 +1,7 @@
 """Under pytest alone, every call into the rules is checked against the shapes they declare."""
 
 import jaxtyping
+import pytest
 import torch
 from hypothesis import settings
 
@@ -15,3 +16,11 @@ torch.set_num_threads(1)  # small tensors: threads would cost more than they sav
 # The same examples in every run, without a clock and without a folder of past ones.
 settings.register_profile("tests", max_examples=40, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def strict_diagnosis():
+    """A family of hypotheses that raises is a mistake in it, and fails the test."""
+    from nn_backprop.check.diagnosis import guard
+
+    guard.STRICT = True
