@@ -19,7 +19,9 @@ MOST_SEARCHED = 3  # gradients, the largest ones, that the forward is searched f
 
 
 def diagnose(
-    mismatches: list[Mismatch], forward: Callable[[dict[str, Tensor]], list[Tensor]] | None = None
+    mismatches: list[Mismatch],
+    forward: Callable[[dict[str, Tensor]], list[Tensor]] | None = None,
+    failures: list[str] | None = None,
 ) -> list[Cause]:
     """The causes of the wrong gradients, best first. One that explains several of them comes
     before one that explains a single one; `forward` is the plain forward, if there is one."""
