@@ -1,5 +1,6 @@
 """Two sets of gradients from anywhere, one against the other."""
 
+import itertools
 import json
 import math
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from suspects import double
 
 from nn_backprop import compare_gradients
 from nn_backprop.check.arrays import load
@@ -28,28 +30,23 @@ def test_equal_gradients_pass_in_either_precision():
     assert compare_gradients({"weight": EXPECTED["weight"].astype(np.float32)}, EXPECTED).ok
 
 
-@pytest.mark.parametrize(
-    "actual, kind",
-    [
-        (2 * EXPECTED["weight"], "scale"),
-        (-EXPECTED["weight"], "sign"),
-        (EXPECTED["weight"].T, "transposed"),
-        (EXPECTED["weight"][::-1], "flipped"),
-        (0 * EXPECTED["weight"], "detached"),
-    ],
-)
-def test_a_wrong_one_fails_and_its_cause_is_named(actual, kind):
-    report = compare_gradients({"weight": actual}, EXPECTED)
-    assert report.verdict == "fail"
-    assert kind in [cause.kind for cause in report.causes[:3]], report
+def test_a_wrong_one_fails_and_its_cause_is_named():
+    right = EXPECTED["weight"]
+    for actual, kind in [
+        (2 * right, "scale"), (-right, "sign"), (right.T, "transposed"), (right[::-1], "flipped"),
+        (0 * right, "detached"),
+    ]:  # fmt: skip
+        report = compare_gradients({"weight": actual}, EXPECTED)
+        assert report.verdict == "fail"
+        assert kind in [cause.kind for cause in report.causes[:3]], report
 
 
 # ---- what an array may be -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
+def test_any_array_will_do():
+    right = EXPECTED["weight"]
+    for i, form in enumerate([
         torch.tensor,
         lambda a: torch.tensor(a, requires_grad=True),
         lambda a: torch.nn.Parameter(torch.tensor(a)),
@@ -60,12 +57,9 @@ def test_a_wrong_one_fails_and_its_cause_is_named(actual, kind):
         lambda a: np.asfortranarray(a),
         lambda a: a.astype(np.longdouble),
         lambda a: np.frombuffer(a.tobytes()).reshape(a.shape),  # read-only
-    ],
-)
-def test_any_array_will_do(form):
-    right = EXPECTED["weight"]
-    assert verdict(form(right)) == verdict(right, form(right)) == "pass"
-    assert verdict(form(right * 1.001)) == verdict(right * 1.001, form(right)) == "fail"
+    ]):  # fmt: skip
+        assert verdict(form(right)) == verdict(right, form(right)) == "pass", i
+        assert verdict(form(right * 1.001)) == verdict(right * 1.001, form(right)) == "fail", i
 
 
 def test_numbers_and_whole_numbers():
@@ -74,55 +68,54 @@ def test_numbers_and_whole_numbers():
     assert verdict([1, -2, 3], np.array([1, -2, 4], dtype=np.int16)) == "fail"
 
 
-@pytest.mark.parametrize(
-    "bad, says",
-    [
+def test_what_is_no_array():
+    for bad, says in [
         ([[1.0], [1.0, 2.0]], "'g' is not an array: its rows differ in length"),
         ("text", "is of type <U4; it has to be an array of real numbers"),
         ({"inner": [1.0]}, "is a dict; it has to be"),
         (np.array([1j]), "is of type complex128; it has to be"),
         (torch.tensor([1j]), "torch.complex64"),
         (torch.eye(3).to_sparse(), "torch.sparse_coo; it has to be dense and real"),
-    ],
-)
-def test_what_is_no_array(bad, says):
-    for mine, theirs in ({"g": bad}, {}), ({}, {"g": bad}):
-        with pytest.raises(ValueError, match="'g' is ") as error:
-            compare_gradients(mine, theirs)
-        assert says in str(error.value)
-    with pytest.raises(ValueError, match="the context's 'input/g' is "):
-        compare_gradients({"g": 1.0}, {"g": 1.0}, {"inputs": {"g": bad}})
+    ]:
+        for mine, theirs in ({"g": bad}, {}), ({}, {"g": bad}):
+            with pytest.raises(ValueError, match="'g' is ") as error:
+                compare_gradients(mine, theirs)
+            assert says in str(error.value)
+        with pytest.raises(ValueError, match="the context's 'input/g' is "):
+            compare_gradients({"g": 1.0}, {"g": 1.0}, {"inputs": {"g": bad}})
 
 
 def test_what_is_no_mapping():
-    with pytest.raises(ValueError, match="actual is a list; it has to be a mapping"):
-        compare_gradients([1.0], {})
-    with pytest.raises(ValueError, match="neither side holds a gradient"):
-        compare_gradients({}, {})
-    with pytest.raises(ValueError, match="the context is a list"):
-        compare_gradients({"g": 1.0}, {"g": 1.0}, [1.0])
-    with pytest.raises(ValueError, match="the context has 'x'; it may have inputs, "):
-        compare_gradients({"g": 1.0}, {"g": 1.0}, {"x": 1.0})
+    one = {"g": 1.0}
+    for arguments, says in [
+        (([1.0], {}), "actual is a list; it has to be a mapping"),
+        (({}, {}), "neither side holds a gradient"),
+        ((one, one, [1.0]), "the context is a list"),
+        ((one, one, {"x": 1.0}), "the context has 'x'; it may have inputs, "),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            compare_gradients(*arguments)
 
 
 # ---- precision ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("widened", [False, True])
-def test_the_coarser_precision_counts(dtype, widened):
+def test_the_coarser_precision_counts():
     """Whichever side has it, and when it was widened since."""
     right = torch.from_numpy(LINEAR["weight"])
-    rounded = right.to(dtype).double() if widened else right.to(dtype)
-    for pair in ((rounded, right), (right, rounded), (rounded, rounded)):
-        report = compare_gradients({"g": pair[0]}, {"g": pair[1]})
-        assert report.ok, report
-        assert ("values are " in report.tensors[0].note) == widened
-    # What this precision can see, it sees.
-    visible = 1.5 * report.tensors[0].smallest_visible / right.abs().max()
-    assert visible < 0.25
-    assert verdict((right * (1 + visible)).to(dtype), right) == "fail"
-    assert verdict(right * (1 + 1e-9), right) == "fail"
+    for dtype, widened in itertools.product(
+        [torch.float32, torch.bfloat16, torch.float16], [False, True]
+    ):
+        rounded = right.to(dtype).double() if widened else right.to(dtype)
+        for pair in ((rounded, right), (right, rounded), (rounded, rounded)):
+            report = compare_gradients({"g": pair[0]}, {"g": pair[1]})
+            assert report.ok, report
+            assert ("values are " in report.tensors[0].note) == widened
+        # What this precision can see, it sees.
+        visible = 1.5 * report.tensors[0].smallest_visible / right.abs().max()
+        assert visible < 0.25
+        assert verdict((right * (1 + visible)).to(dtype), right) == "fail"
+        assert verdict(right * (1 + 1e-9), right) == "fail"
 
 
 def test_whole_numbers_are_not_a_low_precision():
@@ -134,11 +127,17 @@ def test_whole_numbers_are_not_a_low_precision():
         assert verdict(unit * right, unit * right) == "pass"
         assert verdict(unit * wrong, unit * right) == "fail"
 
-
-def test_small_arrays_are_judged_with_the_others():
+    # Small arrays are judged with the others.
     right = {"weight": DRAWS.normal(size=(7, 11)), "bias": DRAWS.normal(size=1)}
     rounded = {name: a.astype(np.float32).astype(np.float64) for name, a in right.items()}
     assert compare_gradients(rounded, right).ok
+    # No powers of two are taken for coarse numbers; and what these have in common is no rounding.
+    w = 2.0 ** np.arange(-6.0, 6.0)
+    assert verdict(1.1 * w, w) == "fail"
+    w = double(100)
+    assert verdict(w, w.bfloat16().double()) == "pass"
+    report = compare_gradients({"w": 1.1 * w}, {"w": w.bfloat16().double()})
+    assert (report.verdict, report.causes[0].kind) == ("fail", "scale")
 
 
 def test_the_smallest_visible_error():
@@ -183,20 +182,19 @@ def test_none_is_zero():
     assert compare_gradients({"g": None}, {"g": None}).verdict == "inconclusive"
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite(value):
-    spoilt = EXPECTED["weight"].copy()
-    spoilt[1, 2] = value
-    report = compare_gradients({"g": spoilt}, {"g": EXPECTED["weight"]})
-    assert report.verdict == "fail" and report.tensors[0].worst_index == (1, 2)
-    assert "1 of 15 entries, first at (1, 2)" in report.causes[0].evidence
-    assert verdict(EXPECTED["weight"], spoilt) == "inconclusive"
-    assert verdict(spoilt, spoilt) == "inconclusive"
-    json.dumps(report.to_dict(), allow_nan=False)
-    # A wrong one beside it is still a failure.
-    both = {"a": spoilt, "b": EXPECTED["weight"]}
-    report = compare_gradients({**both, "b": 2 * both["b"]}, both)
-    assert (report.verdict, report.causes[0].kind) == ("fail", "scale")
+def test_what_is_not_finite():
+    right = EXPECTED["weight"]
+    for value in (math.nan, math.inf, -math.inf):
+        spoilt = right.copy()
+        spoilt[1, 2] = value
+        report = compare_gradients({"g": spoilt}, {"g": right})
+        assert report.verdict == "fail" and report.tensors[0].worst_index == (1, 2)
+        assert "1 of 15 entries, first at (1, 2)" in report.causes[0].evidence
+        assert verdict(right, spoilt) == verdict(spoilt, spoilt) == "inconclusive"
+        json.dumps(report.to_dict(), allow_nan=False)
+        # A wrong one beside it is still a failure.
+        report = compare_gradients({"a": spoilt, "b": 2 * right}, {"a": spoilt, "b": right})
+        assert (report.verdict, report.causes[0].kind) == ("fail", "scale")
 
 
 def test_zeros():
@@ -298,15 +296,17 @@ def test_numbered_upstreams_are_in_their_order():
     assert report.causes[0].kind == "extra-term" and "upstream 10" in report.causes[0].detail
 
 
-@pytest.mark.parametrize("word", ["labels", "inputs"])
-def test_labels_are_told_by_their_type(word):
+def test_labels_are_told_by_their_type():
     logits, y = torch.randn(7, 5, dtype=torch.float64), torch.tensor([0, 3, 2, 4, 4, 1, 0])
     shares = logits.softmax(1)
-    right = (shares - F.one_hot(y, 5)) / 7
-    context = {"inputs": {"logits": logits}, "upstream": torch.ones(())}
-    context[word] = {**context.get(word, {}), "y": y}
-    report = compare_gradients({"logits": shares / 7}, {"logits": right}, context)
-    assert report.causes[0].kind == "missing-term" and "y" in report.causes[0].detail, report
+    right = {"logits": (shares - F.one_hot(y, 5)) / 7}
+    for context in (
+        {"inputs": {"logits": logits}, "labels": {"y": y}},
+        {"inputs": {"logits": logits, "y": y}},
+    ):
+        context["upstream"] = torch.ones(())
+        report = compare_gradients({"logits": shares / 7}, right, context)
+        assert report.causes[0].kind == "missing-term" and "y" in report.causes[0].detail, report
 
 
 # ---- files ----------------------------------------------------------------------------------
