@@ -127,23 +127,16 @@ def _mismatch(found: Findings, name: str, grad: Tensor | None, exact: float) -> 
     if name in found.oracle.plain and expected.value is not None:
         gradient = lambda upstream: found.oracle.at(list(upstream))[name]  # noqa: E731
     outputs = wide.forward(wide.leaves_of()[1])
+    constants = enumerate(found.subject.arguments.leaves)
     return Mismatch(
-        name,
-        actual,
-        right,
-        tolerance,
+        name, actual, right, tolerance,
         inputs={n: v.detach().double().cpu() for n, v in wide.values.items()},
         upstream=[u.cpu() for u in found.wide_upstream],
         outputs=[z.detach().double().cpu() for z in outputs],
-        labels={
-            f"constant{i}": leaf
-            for i, leaf in enumerate(found.subject.arguments.leaves)
-            if isinstance(leaf, Tensor)
-        },
+        labels={f"constant{i}": leaf for i, leaf in constants if isinstance(leaf, Tensor)},
         cut_off=frozenset(k for k, z in enumerate(outputs) if not z.requires_grad),
-        products=expected.value is None,
-        gradient=gradient,
-    )
+        products=expected.value is None, gradient=gradient,
+    )  # fmt: skip
 
 
 def _first_of_each_kind(causes: list[Cause]) -> list[Cause]:

@@ -1,7 +1,8 @@
 """One check, as far as it has come: what its stages hand on to one another."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,17 +16,9 @@ from nn_backprop.check.target.target import Gradients, Target
 Depth = Literal["verdict", "alone", "whole"]
 
 
-class Check(Protocol):
-    """A check of another target: how a stage asks for one without knowing the checker."""
-
-    def __call__(
-        self,
-        subject: Target,
-        original: Any,
-        reference: Any = None,
-        second_order: bool = False,
-        depth: Depth = "whole",
-    ) -> Report: ...
+# A check of another target, as a stage asks for one without knowing the checker; its arguments are
+# (subject, original, reference=None, second_order=False, depth="whole").
+Check = Callable[..., Report]
 
 
 @dataclass

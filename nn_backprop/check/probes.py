@@ -19,7 +19,14 @@ from torch import Tensor
 from nn_backprop.check.report import Cause, Probe, in_one_line
 from nn_backprop.check.target.custom_functions import returned_gradients
 from nn_backprop.check.target.random_state import seeded
-from nn_backprop.check.target.target import ForwardRaised, Gradients, Target, Upstream, backward
+from nn_backprop.check.target.target import (
+    ForwardRaised,
+    Gradients,
+    Layout,
+    Target,
+    Upstream,
+    backward,
+)
 
 Found = tuple[str, str] | None  # the kind of cause, and the reason
 
@@ -113,33 +120,17 @@ SENTENCES = {
 }
 
 
-def _strided_upstream(p: Probing) -> Found:
-    return _laid_out(p, [_strided(u) for u in p.upstream])
-
-
-def _transposed_upstream(p: Probing) -> Found:
-    if all(u.dim() < 2 for u in p.upstream):
+def _laid_out(p: Probing, layout: Layout) -> Found:
+    """With an upstream gradient of the same numbers, elsewhere in memory."""
+    if layout is _transposed and all(u.dim() < 2 for u in p.upstream):
         raise Skipped("no output has two axes")
-    return _laid_out(p, [_transposed(u) for u in p.upstream])
+    return p.mistake("assumes-contiguous", "", p.gradients(list(map(layout, p.upstream))), p.base)
 
 
 def _expanded_upstream(p: Probing) -> Found:
     expanded = [u.flatten()[:1].reshape([1] * u.dim()).expand(u.shape) for u in p.upstream]
     plain = p.gradients([u.contiguous() for u in expanded])
     return p.mistake("assumes-contiguous", "", p.gradients(expanded), plain)
-
-
-def _offset_upstream(p: Probing) -> Found:
-    shifted = []
-    for u in p.upstream:
-        storage = torch.full((u.numel() + 3,), 7.0, dtype=u.dtype, device=u.device)
-        storage[3:] = u.flatten()
-        shifted.append(storage[3:].view(u.shape))
-    return _laid_out(p, shifted)
-
-
-def _laid_out(p: Probing, upstream: list[Tensor]) -> Found:
-    return p.mistake("assumes-contiguous", "", p.gradients(upstream), p.base)
 
 
 def _strided_inputs(p: Probing) -> Found:
@@ -352,10 +343,10 @@ PROBES: dict[str, Callable[[Probing], Found]] = {
     "inputs and upstream unchanged": _unchanged,
     "linear in the upstream": _linear,
     "zero upstream": _zero_upstream,
-    "strided upstream": _strided_upstream,
-    "transposed upstream": _transposed_upstream,
+    "strided upstream": lambda p: _laid_out(p, _strided),
+    "transposed upstream": lambda p: _laid_out(p, _transposed),
     "expanded upstream": _expanded_upstream,
-    "upstream with an offset": _offset_upstream,
+    "upstream with an offset": lambda p: _laid_out(p, _offset),
     "inputs not contiguous": _strided_inputs,
     "two consumers": _two_consumers,
     "two calls, then two backwards": _two_calls,
@@ -387,8 +378,14 @@ def _strided(t: Tensor) -> Tensor:
 
 def _transposed(t: Tensor) -> Tensor:
     """The same numbers with the last two axes the other way round in memory."""
-    return t.transpose(-1, -2).clone(memory_format=torch.contiguous_format).transpose(
-        -1, -2) if t.dim() > 1 else t.clone()  # fmt: skip
+    return t.mT.clone(memory_format=torch.contiguous_format).mT if t.dim() > 1 else t.clone()
+
+
+def _offset(t: Tensor) -> Tensor:
+    """The same numbers, three places after the start of their storage."""
+    storage = torch.full((t.numel() + 3,), 7.0, dtype=t.dtype, device=t.device)
+    storage[3:] = t.flatten()
+    return storage[3:].view(t.shape)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -163,22 +163,12 @@ def _wrapped(head: str, text: str) -> list[str]:
 def _table(entries: list[Entry]) -> list[str]:
     head = ("gradient", "shape", "verdict", "rel. error", "units", "worst at", "actual",
             "expected", "could see", "oracle")  # fmt: skip
-    rows = [head]
-    for e in entries:
-        rows.append(
-            (
-                e.name,
-                "×".join(map(str, e.shape)) or "scalar",
-                e.verdict,
-                _number(e.relative_error, 2),
-                _number(e.units, 2),
-                "" if e.worst_index is None else ",".join(map(str, e.worst_index)),
-                _number(e.actual, 5),
-                _number(e.expected, 5),
-                _number(e.smallest_visible, 2),
-                e.oracle,
-            )
-        )
+    rows = [head] + [
+        (e.name, "×".join(map(str, e.shape)) or "scalar", e.verdict, _number(e.relative_error, 2),
+         _number(e.units, 2), "" if e.worst_index is None else ",".join(map(str, e.worst_index)),
+         _number(e.actual, 5), _number(e.expected, 5), _number(e.smallest_visible, 2), e.oracle)
+        for e in entries
+    ]  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
              for row in rows]  # fmt: skip
