@@ -14,7 +14,7 @@ def double(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def expect(verdict: str, target, *inputs, kind: str = "", says: str = "", **options) -> Report:
+def expect(verdict: str, target, /, *inputs, kind: str = "", says: str = "", **options) -> Report:
     """The report on a target, which has to have this verdict, this first kind of cause if one is
     given, and these words."""
     report = check_gradients(target, *inputs, **options)

@@ -26,7 +26,7 @@ from torch import nn
 from torch.autograd import Function
 
 print("imported")
-X = torch.randn(3, 5)
+X = torch.arange(15.0).reshape(3, 5)
 
 
 class Square(Function):
