@@ -192,7 +192,7 @@ def rules(command: Rules) -> int:
 
 def check(command: Check) -> int:
     from nn_backprop.check import check_gradients
-    from nn_backprop.check.target.target import seeded
+    from nn_backprop.check.target.random_state import seeded
 
     if (command.target is None) != command.gallery:
         raise UsageError("check takes either package.module:name or --gallery")
@@ -424,7 +424,7 @@ def _module(place: str) -> Any:
 
 def _described(error: BaseException) -> str:
     """The error in one line, with the place in the user's code that it comes from."""
-    from nn_backprop.check.report import said
+    from nn_backprop.check.report import in_one_line
 
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__)
@@ -432,7 +432,7 @@ def _described(error: BaseException) -> str:
         and not any(part in frame.filename for part in ("importlib", "site-packages"))
     ]  # fmt: skip
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return said(error) + place
+    return in_one_line(error) + place
 
 
 def _print_json(value: Any) -> None:

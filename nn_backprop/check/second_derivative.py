@@ -5,9 +5,10 @@ from torch import Tensor
 
 from nn_backprop.check.oracle.oracle import Oracle
 from nn_backprop.check.oracle.rounding import SAFETY
-from nn_backprop.check.report import Cause, Probe, said
-from nn_backprop.check.target.calls import differentiated_forwards
-from nn_backprop.check.target.target import Gradients, Target, backward, seeded
+from nn_backprop.check.report import Cause, Probe, in_one_line
+from nn_backprop.check.target.custom_functions import differentiated_forwards
+from nn_backprop.check.target.random_state import seeded
+from nn_backprop.check.target.target import Gradients, Target, backward
 
 NAME = "second derivative"
 # Two derivatives cost more rounding than one.
@@ -21,13 +22,13 @@ def second_derivative(oracle: Oracle, upstream: list[Tensor]) -> tuple[Probe, Ca
         with differentiated_forwards() as called:
             expected, sizes = _derivative(oracle.source, upstream)
     except Exception as error:
-        return Probe(NAME, "skipped", f"the plain forward has none: {said(error)}"), None
+        return Probe(NAME, "skipped", f"the plain forward has none: {in_one_line(error)}"), None
     if not (called or oracle.given):
         return Probe(NAME, "skipped", "there is no plain forward to compare with"), None
     try:
         actual, _ = _derivative(oracle.target, upstream)
     except Exception as error:
-        reason = f"the backward cannot be differentiated: {said(error)}"
+        reason = f"the backward cannot be differentiated: {in_one_line(error)}"
         return Probe(NAME, "fail", reason), Cause("detached", "no second derivative", reason)
     # What rounding does to a gradient, it does to the derivative of that gradient as well.
     noise = max([oracle.noise[n] / size for n, size in sizes.items() if size > 0], default=0.0)

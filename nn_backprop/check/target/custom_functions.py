@@ -97,28 +97,6 @@ def recorded_calls(module: torch.nn.Module | None = None) -> Iterator[list[Call]
         leave.remove()
 
 
-def submodule_calls(
-    module: torch.nn.Module, forward: Callable[[], Any]
-) -> list[tuple[str, torch.nn.Module, tuple, dict]]:
-    """Every call of a submodule in a forward pass, in order: its name, itself, its arguments."""
-    calls: list[tuple[str, torch.nn.Module, tuple, dict]] = []
-
-    def note(name: str) -> Callable:
-        return lambda part, args, kwargs: calls.append((name, part, args, kwargs))
-
-    hooks = [
-        part.register_forward_pre_hook(note(name), with_kwargs=True)
-        for name, part in module.named_modules()
-        if name
-    ]
-    try:
-        forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
-
-
 @contextmanager
 def marked_outputs() -> Iterator[list[Tensor]]:
     """Inside, the tensors that Functions declare as not differentiable are noted."""
@@ -137,10 +115,9 @@ def marked_outputs() -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def returned_gradients(function: type[Function]) -> Iterator[list[tuple]]:
-    """Inside, what the backward of this Function returns is noted as it is: autograd's engine sums
-    and casts it in silence, or refuses it."""
-    returned: list[tuple] = []
+def returned_gradients(function: type[Function], returned: list[tuple]) -> Iterator[None]:
+    """Inside, what the backward of this Function returns is added to `returned` as it is:
+    autograd's engine sums and casts it in silence, or refuses it."""
     name = "backward" if function.vjp is Function.vjp else "vjp"
     original = getattr(function, name)
 
@@ -150,7 +127,7 @@ def returned_gradients(function: type[Function]) -> Iterator[list[tuple]]:
         return result
 
     with _changed({function: {name: staticmethod(noted)}}):
-        yield returned
+        yield
 
 
 def _is_wrapped(operand: Any) -> bool:
