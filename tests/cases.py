@@ -76,7 +76,9 @@ def constant(array: Array) -> Array:
 class Case:
     """One call of a torch callable that is a key of `rules.TABLE`.
 
-    `staircase` says that the forward rounds, so that no finite difference is its derivative.
+    `staircase` says that the forward rounds, so that no finite difference is its derivative;
+    `alias`, that another case hands the same arguments to the same rule, so that only the way to
+    the rule is new.
     """
 
     function: Callable
@@ -84,6 +86,7 @@ class Case:
     kwargs: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     staircase: bool = False
+    alias: bool = False
 
     @property
     def rule(self) -> Rule:
@@ -132,8 +135,12 @@ class Case:
 
 
 def each(functions: Iterable[Callable], *args, note: str = "", **kwargs) -> list[Case]:
-    """The same arguments for several aliases."""
-    return [Case(function, args, kwargs, note) for function in functions]
+    """The same arguments for several callables. All but a rule's first are aliases."""
+    cases: list[Case] = []
+    for f in functions:
+        seen = {case.rule.name for case in cases}
+        cases.append(Case(f, args, kwargs, note, alias=rules.TABLE[f].name in seen))
+    return cases
 
 
 T = Tensor
@@ -296,8 +303,9 @@ CASES: list[Case] = [
     *each([torch.add, torch.sub, torch.mul, torch.div], positive(2, 1, 5), positive(3, 1),
           note="broadcast"),
     *each([T.add_, T.sub_, T.mul_, T.div_], positive(3, 5), positive(5), note="broadcast"),
-    *each([torch.add, T.__radd__, torch.sub, T.__rsub__, torch.mul, T.__rmul__, torch.div, T.add_,
-           T.sub_, T.mul_, T.div_], x(3, 5), 2.0, note="number"),
+    *each([torch.add, T.__radd__, torch.sub, torch.mul, T.__rmul__, torch.div, T.add_, T.sub_,
+           T.mul_, T.div_], x(3, 5), 2.0, note="number"),
+    Case(T.__rsub__, (x(3, 5), 2.0), note="number"),
     *each([torch.add, torch.mul], 2.0, x(3, 5), note="number first"),
     *each([torch.add, T.add, T.add_, torch.sub, T.sub, T.sub_], x(3, 5), note="keywords",
           other=x(3, 5), alpha=3),

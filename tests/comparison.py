@@ -7,7 +7,8 @@ required of the rules must be refused to a rule that has been spoilt.
 import functools
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -30,6 +31,16 @@ ROUNDINGS = {"gelu": 16, "softmax": 8, "log_softmax": 8, "tanh": 6}
 ROUNDINGS_OF_OTHERS = 4
 # A wrong rule that every check has to notice.
 SPOILT = 1.001
+
+
+@contextmanager
+def about(*subject: object) -> Iterator[None]:
+    """An error inside says of which case of a loop it is: of the last that it names."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"of {', '.join(map(str, subject))}")
+        raise
 
 
 class Played(NamedTuple):
