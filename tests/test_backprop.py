@@ -6,7 +6,7 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import RTOL, spoilt
+from comparison import RTOL, about, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -256,6 +256,19 @@ def test_a_rule_that_is_wrong_by_a_thousandth_is_noticed(function, monkeypatch):
 # --- networks that are built unusually ------------------------------------------------------------
 
 
+class Calls(nn.Module):
+    """Layers under their names, and a function of them and the inputs."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
 class Block(nn.Module):
     """A residual block as torchvision writes it, with everything in place."""
 
@@ -273,105 +286,110 @@ class Block(nn.Module):
         return self.leaky(out)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_residual_network_with_everything_in_place(training):
-    model = nn.Sequential(nn.Conv2d(1, 3, 3), Block(), Block(), nn.Flatten(), nn.Linear(75, 5))
-    model = model.double().train(training)
-    agree(model, F.cross_entropy, randn(11, 1, 7, 7), torch.randint(5, (11,)))
-    assert model[1].bn1.num_batches_tracked == int(training)
+def test_a_residual_network_with_everything_in_place():
+    for training in (True, False):
+        model = nn.Sequential(nn.Conv2d(1, 3, 3), Block(), Block(), nn.Flatten(), nn.Linear(75, 5))
+        model = model.double().train(training)
+        agree(model, F.cross_entropy, randn(11, 1, 7, 7), torch.randint(5, (11,)))
+        assert model[1].bn1.num_batches_tracked == int(training)
 
 
-class Tied(nn.Module):
-    """An autoencoder whose decoder is the encoder transposed, and a head that shares a weight."""
+def one_module_in_several_places():
+    shared = nn.Linear(5, 5)
+    return nn.Sequential(shared, nn.Tanh(), nn.Sequential(shared, nn.GELU()), shared)
 
-    def __init__(self):
-        super().__init__()
-        self.encoder, self.first, self.second = nn.Linear(5, 3), nn.Linear(5, 7), nn.Linear(5, 7)
-        self.second.weight = self.first.weight
 
-    def forward(self, x):
-        x = F.linear(torch.tanh(self.encoder(x)), self.encoder.weight.T)
-        return self.first(x) + 2 * self.second(torch.sigmoid(x))
+def with_forward_hooks():
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh())
+    model[0].register_forward_hook(lambda module, args, output: output * 3)
+    model[1].register_forward_pre_hook(lambda module, args: (args[0] - 1,))
+    return model
+
+
+def checkpointed_without_reentry():
+    inner = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 5))
+    checkpoint = torch.utils.checkpoint.checkpoint
+    return Calls(lambda m, x: checkpoint(m.inner, x, use_reentrant=False), inner=inner)
+
+
+def with_a_symmetric_weight():
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh())
+    symmetric = Calls(lambda m, weight: weight + weight.T)
+    parametrize.register_parametrization(model[0], "weight", symmetric)
+    return model
+
+
+def copied_after_use():
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh()).double()
+    backprop(model, squares, randn(7, 5), randn(7, 5))
+    return copy.deepcopy(model)
+
+
+def with_no_rule_where_nothing_is_differentiated():
+    def forward(model, x):
+        x = torch.cat([x, x.clamp(0)], out=torch.empty(14, 5, dtype=torch.float64))
+        return model.linear(F.softplus(x))
+
+    return Calls(forward, linear=nn.Linear(5, 5))
+
+
+def test_networks_that_are_built_unusually():
+    for make in (one_module_in_several_places, with_forward_hooks, checkpointed_without_reentry,
+                 with_a_symmetric_weight, copied_after_use):  # fmt: skip
+        with about(make.__name__):
+            agree(make().double(), squares, randn(7, 5), randn(7, 5))
+    augmented = with_no_rule_where_nothing_is_differentiated().double()
+    agree(augmented, squares, randn(7, 5), randn(14, 5))
+    two = Calls(lambda m, x, y: m.a(x) * m.b(y), a=nn.Linear(5, 3), b=nn.Linear(2, 3))
+    agree(two.double(), squares, (randn(7, 5), randn(7, 2)), randn(7, 3))
 
 
 def test_tied_weights_are_named_once_and_get_the_sum():
-    model = Tied().double()
+    """An autoencoder whose decoder is the encoder transposed, and a head that shares a weight."""
+
+    def forward(model, x):
+        x = F.linear(torch.tanh(model.encoder(x)), model.encoder.weight.T)
+        return model.first(x) + 2 * model.second(torch.sigmoid(x))
+
+    layers = {"encoder": nn.Linear(5, 3), "first": nn.Linear(5, 7), "second": nn.Linear(5, 7)}
+    layers["second"].weight = layers["first"].weight
+    model = Calls(forward, **layers).double()
     agree(model, squares, randn(11, 5), randn(11, 7))
     _, grads = backprop(model, squares, randn(11, 5), randn(11, 7))
     assert "first.weight" in grads and "second.weight" not in grads
 
 
-def test_one_module_in_several_places_of_a_sequence():
-    shared = nn.Linear(5, 5)
-    model = nn.Sequential(shared, nn.Tanh(), nn.Sequential(shared, nn.GELU()), shared).double()
-    agree(model, squares, randn(7, 5), randn(7, 5))
-
-
-class Partly(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.used, self.unused, self.frozen = nn.Linear(5, 3), nn.Linear(5, 2), nn.Linear(3, 3)
-        self.cut = nn.Linear(3, 3)
-        self.frozen.requires_grad_(False)
-
-    def forward(self, x):
-        x = self.used(x)
+def test_unused_parameters_get_none_and_frozen_ones_nothing():
+    def forward(model, x):
+        x = model.used(x)
         x.argmax(1), x.dim(), x.size(0)
         with torch.no_grad():
-            weight = self.cut(x).softmax(1)
-        return self.frozen(x) * weight + self.cut(x).detach()
+            weight = model.cut(x).softmax(1)
+        return model.frozen(x) * weight + model.cut(x).detach()
 
-
-def test_unused_parameters_get_none_and_frozen_ones_nothing():
-    model = Partly().double()
+    frozen = nn.Linear(3, 3).requires_grad_(False)
+    model = Calls(forward, used=nn.Linear(5, 3), unused=nn.Linear(5, 2), frozen=frozen,
+                  cut=nn.Linear(3, 3)).double()  # fmt: skip
     agree(model, squares, randn(7, 5), randn(7, 3))
     _, grads = backprop(model, squares, randn(7, 5), randn(7, 3))
-    assert {name for name, grad in grads.items() if grad is None} == {
-        "unused.weight", "unused.bias", "cut.weight", "cut.bias",
-    }  # fmt: skip
+    none = {"unused.weight", "unused.bias", "cut.weight", "cut.bias"}
+    assert {name for name, grad in grads.items() if grad is None} == none
     assert not any(name.startswith("frozen") for name in grads)
-
-
-def test_a_network_that_is_frozen_to_the_end_has_no_loss_to_differentiate():
-    model = nn.Linear(5, 3).double().requires_grad_(False)
     with pytest.raises(ValueError, match="from anything that requires grad"):
-        backprop(model, squares, randn(7, 5), randn(7, 3))
+        backprop(frozen, squares, randn(7, 3), randn(7, 3))
 
 
-def test_several_inputs():
-    class Sum(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(5, 3), nn.Linear(2, 3)
-
-        def forward(self, x, y):
-            return self.a(x) * self.b(y)
-
-    agree(Sum().double(), squares, (randn(7, 5), randn(7, 2)), randn(7, 3))
-
-
-def test_inputs_that_require_grad_are_left_alone():
+def test_inputs_and_grad_are_left_alone():
     model, x = nn.Linear(5, 3).double(), randn(7, 5).requires_grad_()
     agree(model, squares, x, randn(7, 3))
     assert x.grad is None
-
-
-def test_grad_is_untouched_and_the_gradients_share_no_memory():
-    class Shift(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Parameter(randn(3)), nn.Parameter(randn(3))
-
-        def forward(self, x):
-            return x + (self.a + self.b)
-
-    model = Shift()
+    model = Calls(lambda m, x: x + (m.a + m.b), a=nn.Parameter(randn(3)), b=nn.Parameter(randn(3)))
     model.a.grad = randn(3)
     before = model.a.grad.clone()
     _, grads = backprop(model, lambda z, y: (z * y).sum(), randn(3), randn(3))
     assert torch.equal(model.a.grad, before) and model.b.grad is None
     assert all(grad.is_contiguous() for grad in grads.values())
-    grads["a"].zero_()
+    grads["a"].zero_()  # the gradients share no memory
     assert grads["b"].abs().min() > 0
 
 
@@ -381,38 +399,6 @@ def test_it_works_where_autograd_is_switched_off():
     with torch.no_grad():
         _, grads = backprop(model, squares, x, y)
     assert torch.equal(grads["weight"], expected["weight"])
-
-
-def test_a_copied_model_has_gradients_of_its_own():
-    model = nn.Sequential(nn.Linear(5, 3), nn.Tanh()).double()
-    backprop(model, squares, randn(7, 5), randn(7, 3))
-    agree(copy.deepcopy(model), squares, randn(7, 5), randn(7, 3))
-
-
-def test_forward_hooks_run():
-    model = nn.Sequential(nn.Linear(5, 3), nn.Tanh()).double()
-    model[0].register_forward_hook(lambda module, args, output: output * 3)
-    model[1].register_forward_pre_hook(lambda module, args: (args[0] - 1,))
-    agree(model, squares, randn(7, 5), randn(7, 3))
-
-
-def test_checkpointing_without_reentry_changes_nothing():
-    class Checkpointed(nn.Sequential):
-        def forward(self, x):
-            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
-
-    model = Checkpointed(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2)).double()
-    agree(model, squares, randn(7, 5), randn(7, 2))
-
-
-def test_a_parametrisation_made_of_known_operations():
-    class Symmetric(nn.Module):
-        def forward(self, weight):
-            return weight + weight.T
-
-    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh()).double()
-    parametrize.register_parametrization(model[0], "weight", Symmetric())
-    agree(model, squares, randn(7, 5), randn(7, 5))
 
 
 def test_dropout_draws_the_mask_that_torch_draws():
@@ -463,96 +449,50 @@ def test_autograd_builds_no_graph_while_the_tape_runs(make):
 
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t), lambda t: t):
         loss, _ = backprop(model, square, x, None)
-    assert seen and not any(seen) and not saved and loss.grad_fn is None
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t), lambda t: t):
+        assert seen and not any(seen) and not saved and loss.grad_fn is None
         square(model(x), None)
     assert any(seen) and saved  # what was asserted above can fail
 
 
-class Calls(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
-@pytest.mark.parametrize(
-    "layer, operation",
-    [
+def test_a_missing_rule_names_the_operation_and_the_module():
+    for layer, operation in [
         (nn.Softplus(), "torch.nn.functional.softplus"),
         (nn.LSTM(3, 2), "torch.lstm"),
         (nn.ReflectionPad1d(1), "torch.nn.functional.pad"),
         (parametrizations.weight_norm(nn.Linear(3, 2)), "torch._weight_norm"),
         (parametrizations.spectral_norm(nn.Linear(3, 2)), "torch.mv"),
-        (Calls(lambda x: x[0]), "torch.Tensor.__getitem__"),
-        (Calls(lambda x: torch.cat([x, x])), "torch.cat"),
-        (Calls(lambda x: 2**x), "torch.Tensor.__rpow__"),
-        (Calls(lambda x: x**x), "torch.Tensor.__pow__"),
-        (Calls(lambda x: x * torch.tensor(1j)), "torch.Tensor.mul"),
-        (Calls(lambda x: x.clamp_(0)), "torch.Tensor.clamp_"),
-        (Calls(lambda x: torch.einsum("ni->in", x)), "torch.functional.einsum"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_missing_rule_names_the_operation_and_the_module(layer, operation):
-    inner = nn.Sequential(nn.Identity(), layer)
-    model = nn.ModuleDict({"head": nn.Sequential(nn.Linear(5, 3), inner)}).double()
-    model.forward = lambda x: model["head"](x)
-    with pytest.raises(MissingRuleError) as raised:
-        backprop(model, squares, randn(7, 5), randn(7, 2))
-    message = str(raised.value)
-    assert message.startswith(f"{operation} ")
-    assert "; called by 'head.1.1" in message
-    assert "\n" not in message
-
-
-def test_the_path_starts_at_the_model():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.ModuleList([nn.Linear(5, 3), nn.Sequential(nn.ELU())])
-
-        def forward(self, x):
-            return self.body[1](self.body[0](x))
-
-    with pytest.raises(MissingRuleError, match=r"functional.elu has no rule.*'body.1.0', a ELU"):
-        backprop(Net().double(), squares, randn(7, 5), randn(7, 3))
-
-
-def test_without_a_module_the_message_is_the_operation_alone():
-    w = nn.Parameter(randn(3))
+        (Calls(lambda m, x: x[0]), "torch.Tensor.__getitem__"),
+        (Calls(lambda m, x: torch.cat([x, x])), "torch.cat"),
+        (Calls(lambda m, x: 2**x), "torch.Tensor.__rpow__"),
+        (Calls(lambda m, x: x**x), "torch.Tensor.__pow__"),
+        (Calls(lambda m, x: x * torch.tensor(1j)), "torch.Tensor.mul"),
+        (Calls(lambda m, x: x.clamp_(0)), "torch.Tensor.clamp_"),
+        (Calls(lambda m, x: torch.einsum("ni->in", x)), "torch.functional.einsum"),
+    ]:
+        inner = nn.Sequential(nn.Identity(), layer)
+        head = nn.ModuleList([nn.Linear(5, 3), inner])
+        model = Calls(lambda m, x: m.head[1](m.head[0](x)), head=head).double()
+        with about(operation), pytest.raises(MissingRuleError) as raised:
+            backprop(model, squares, randn(7, 5), randn(7, 2))
+        message = str(raised.value)
+        assert message.startswith(f"{operation} ") and "\n" not in message
+        assert "; called by 'head.1.1" in message
+    model = nn.Sequential(nn.Linear(5, 3), nn.Sequential(nn.ELU())).double()
+    with pytest.raises(MissingRuleError, match=r"functional.elu has no rule.*'1.0', a ELU"):
+        backprop(model, squares, randn(7, 5), randn(7, 3))
     with Tape(), pytest.raises(MissingRuleError) as raised:
-        w.cumsum(0)
+        nn.Parameter(randn(3)).cumsum(0)  # without a module, the operation alone
     assert str(raised.value) == "torch.Tensor.cumsum has no rule"
 
 
-def test_a_missing_rule_is_no_obstacle_where_nothing_is_differentiated():
-    class Augment(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(5, 3)
-
-        def forward(self, x):
-            x = torch.cat([x, x.clamp(0)], out=torch.empty(14, 5, dtype=torch.float64))
-            return self.linear(F.softplus(x))
-
-    agree(Augment().double(), squares, randn(7, 5), randn(14, 3))
-
-
-@pytest.mark.parametrize(
-    "loss_fn, what",
-    [
+def test_a_loss_that_is_none():
+    for loss_fn, what in [
         (lambda z, y: z, r"shape \(\), not \(7, 3\)"),
         (lambda z, y: 3.0, "not float"),
-        (lambda z, y: z.sum().item(), "not float"),
         (lambda z, y: z.detach().sum(), "not made on this tape"),
-    ],
-)
-def test_a_loss_that_is_none(loss_fn, what):
-    with pytest.raises(ValueError, match=what):
-        backprop(nn.Linear(5, 3).double(), loss_fn, randn(7, 5), None)
+    ]:
+        with pytest.raises(ValueError, match=what):
+            backprop(nn.Linear(5, 3).double(), loss_fn, randn(7, 5), None)
 
 
 def test_the_signature_is_the_public_one():
