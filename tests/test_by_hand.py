@@ -9,7 +9,7 @@ import torch
 from comparison import about, all_close, close
 from torch import nn
 
-from nn_backprop import backprop, models
+from nn_backprop import models
 from nn_backprop.engines import by_hand
 
 MLP_SIZES = [(7, 3), (13, 5, 3), (11, 7, 5, 3), (17, 2, 13, 3, 5)]
@@ -58,19 +58,12 @@ def test_the_cnn_agrees_with_autograd():
             agree(by_hand.cnn_backprop, model, *batch(n, (1, side, side), 3))
 
 
-@pytest.mark.parametrize("make", [models.happy, models.MLP, models.CNN])
-def test_three_engines_agree_on_the_default_networks(make):
-    model = make().double()
-    function = by_hand.cnn_backprop if make is models.CNN else by_hand.mlp_backprop
-    inputs, targets = batch(7, (1, 28, 28), 10)
-    agree(function, model, inputs, targets)
-    # A fused optimizer takes for granted that gradients lie in memory as their parameters do.
-    _, grads = function(model, inputs, targets)
-    assert all(t.is_contiguous() for t in [*model.parameters(), *grads.values()])
-    loss, grads = backprop(model, model.loss, inputs, targets)
-    expected_loss, expected = by_autograd(model, inputs, targets)
-    close(loss, expected_loss)
-    all_close(grads, expected)
+def test_gradients_lie_in_memory_as_their_parameters_do():
+    """A fused optimizer takes that for granted, and silently misreads any other layout."""
+    for model in (models.happy(), models.MLP(), models.CNN()):
+        backward = by_hand.cnn_backprop if isinstance(model, models.CNN) else by_hand.mlp_backprop
+        _, grads = backward(model, torch.randn(3, 1, 28, 28), torch.tensor([1, 0, 7]))
+        assert all(t.is_contiguous() for t in [*model.parameters(), *grads.values()])
 
 
 def test_large_logits_do_not_overflow():
