@@ -49,7 +49,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @contextmanager
 def about(*subject: object) -> Iterator[None]:
-    """An error inside says of which case of a loop it is: of the last that it names."""
+    """An error inside says which case of a loop it is about."""
     try:
         yield
     except BaseException as error:

@@ -27,8 +27,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     worker = hasattr(config, "workerinput")
     if whole and not worker and getattr(config.option, "numprocesses", 0) is None:
-        config.option.numprocesses = "auto"
+        config.option.numprocesses = "logical"  # "auto" counts two threads of a core as one
         config.option.maxprocesses = config.option.maxprocesses or 4
+        if config.option.dist == "no":
+            config.option.dist = "worksteal"  # some tests take a hundred times as long as others
 
 
 def _has_mnist(root: str | None) -> bool:
