@@ -109,6 +109,22 @@ def test_bfloat16(name):
     assert not missed
 
 
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "nll_loss", "mse_loss", "batch_norm", "layer_norm"]
+)
+def test_a_loss_or_norm_in_bfloat16_calculates_in_float32(name):
+    """So that nothing but the result is rounded to 8 bits."""
+    bits = torch.bfloat16
+    for case in cases_of(name):
+        played = check.play(case, dtype=bits, rounded=bits)
+        _, grads = check.by_autograd(case, played.grad_z.double(), rounded=bits)
+        for operand, grad in grads.items():
+            largest = grad.abs().max().item()
+            with about(case.id, operand):
+                torch.testing.assert_close(played.grads[operand].double(), grad,
+                                           rtol=2.0**-8, atol=1e-5 * largest)  # fmt: skip
+
+
 @every_rule
 def test_memory_layout(name):
     """Of the upstream gradient, and of the inputs; but dropout's mask follows the memory."""
