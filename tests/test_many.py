@@ -19,6 +19,7 @@ from nn_backprop.training import (
     many,
     steps_per_epoch,
 )
+from nn_backprop.training.stacked import NetworkShape
 
 M, K, BATCH, EPOCHS = 5, 3, 7, 2
 SEEDS, RATES, DECAYS = [3, 1, 4, 1, 5], [0.01, 0.03, 0.02, 0.005, 0.04], [0.0, 0.1, 0.5, 0.0, 0.3]
@@ -102,7 +103,7 @@ def both(
 
 @pytest.fixture(params=[1, 2, M], ids="groups of {}".format)
 def group(request, monkeypatch):
-    monkeypatch.setattr(many, "_group_size", lambda *_: request.param)
+    monkeypatch.setattr(many, "group_size", lambda *_: request.param)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
@@ -160,7 +161,7 @@ def test_one_number_holds_for_all(data):
 
 
 def test_after_each_epoch_the_parameters_are_up_to_date(data, monkeypatch):
-    monkeypatch.setattr(many, "_group_size", lambda *_: 2)
+    monkeypatch.setattr(many, "group_size", lambda *_: 2)
     models, calls = networks(), []
     reference = networks()
     fit_many(reference, data, seeds=SEEDS, lrs=RATES, schedule="constant", epochs=1, batch_size=7)
@@ -243,15 +244,15 @@ def test_evaluation_of_many(data, own_labels, loss, labelled, batch_size, group)
 
 def test_groups_are_small_where_networks_are_large():
     def size(*sizes, N=32, M=64):
-        shape = many._Shape(sizes, "relu", "cross_entropy", torch.float32, torch.device("cpu"))
-        return many._group_size(shape, N, M)
+        shape = NetworkShape(sizes, "relu", "cross_entropy", torch.float32, torch.device("cpu"))
+        return many.group_size(shape, N, M)
 
     assert size(784, 512, 256, 10) == 1
     assert 1 < size(784, 128, 10) < size(784, 16, 10) < 64
     assert size(784, 16, 10, N=256) < size(784, 16, 10)
     assert size(2, 3, M=5) == 5
-    gpu = many._Shape((784, 512, 10), "relu", "cross_entropy", torch.float32, torch.device("cuda"))
-    assert many._group_size(gpu, 256, 64) == 64
+    gpu = NetworkShape((784, 512, 10), "relu", "cross_entropy", torch.float32, torch.device("cuda"))
+    assert many.group_size(gpu, 256, 64) == 64
 
 
 def odd(change):
