@@ -1,6 +1,10 @@
 """Under pytest alone, every call into the rules is checked against the shapes they declare."""
 
+import os
+from pathlib import Path
+
 import jaxtyping
+import pytest
 import torch
 from hypothesis import settings
 
@@ -15,3 +19,29 @@ torch.set_num_threads(1)  # small tensors: threads would cost more than they sav
 # The same examples in every run, without a clock and without a folder of past ones.
 settings.register_profile("tests", max_examples=40, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite takes up to four processors; a path keeps to one, and so does -n 0."""
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    worker = hasattr(config, "workerinput")
+    if whole and not worker and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses = "auto"
+        config.option.maxprocesses = config.option.maxprocesses or 4
+
+
+def _has_mnist(root: str | None) -> bool:
+    """Whether each of the four files is there, extracted or not. What is in them, tests say."""
+    files = [f"{part}-{kind}" for part in ("train", "t10k")
+             for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]  # fmt: skip
+    raw = Path(root or "", "MNIST", "raw").expanduser()
+    return bool(root) and all((raw / f).exists() or (raw / f"{f}.gz").exists() for f in files)
+
+
+HAS_MNIST = _has_mnist(os.environ.get("NN_BACKPROP_DATA"))  # now: tests hide the variable
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_mnist") and not HAS_MNIST:
+        pytest.skip("$NN_BACKPROP_DATA names no folder with the four files in MNIST/raw")
