@@ -7,32 +7,26 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import pytest
 import torch
+from offline import REFUSING, go_offline
 
 from nn_backprop.data import (
     DataError,
     ImageData,
     channels_last,
     data_root,
-    download,
     files,
     load,
 )
 
 REAL_ROOT = os.environ.get("NN_BACKPROP_DATA")
-REFUSING = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
     """No network, no data, and a cache of the test's own."""
-    monkeypatch.delenv("NN_BACKPROP_DATA", raising=False)
-    monkeypatch.setenv("NN_BACKPROP_MNIST_URL", REFUSING)
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
+    go_offline(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +152,10 @@ def test_importing_the_package_imports_nothing_heavy_but_torch():
     assert done.stdout.strip() == "set()", done.stderr
 
 
-@pytest.mark.skipif(not REAL_ROOT, reason="$NN_BACKPROP_DATA names no folder with MNIST")
+@pytest.mark.needs_mnist
 def test_real_mnist():
     from torchvision.datasets import MNIST
 
-    assert REAL_ROOT is not None
     data = load("mnist", REAL_ROOT)
     check_layout(data, (55_000, 5_000, 10_000))
     assert data.name == "mnist" and data.reason.startswith("MNIST found in ")

@@ -259,6 +259,6 @@ def test_a_digit_is_recognised_in_a_larger_picture(read):
     assert agreement(load("digits"), 15, read) > 0.93
 
 
-@pytest.mark.skipif(not REAL_ROOT, reason="$NN_BACKPROP_DATA names no folder with MNIST")
+@pytest.mark.needs_mnist
 def test_an_mnist_digit_is_recognised_in_a_larger_picture(read):
     assert agreement(load("mnist", REAL_ROOT, say=lambda line: None), 1, read) > 0.98

@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import pytest
 import torch
+from offline import go_offline, quiet
 from PIL import Image
 from test_data_faults import FAULTS, leftovers, not_found, one_bit, serving, stalled
 
@@ -93,6 +93,7 @@ def server(contents):
 
 @pytest.fixture(autouse=True)
 def small_sources(monkeypatch, contents, server, tmp_path):
+    go_offline(monkeypatch, tmp_path)
     for name, content in contents.items():
         source = unknown.SOURCES[name]._replace(
             official=files.Official(len(content), hashlib.sha256(content).hexdigest()),
@@ -100,10 +101,6 @@ def small_sources(monkeypatch, contents, server, tmp_path):
         )
         monkeypatch.setitem(unknown.SOURCES, name, source)
         server.contents = server.contents | {name.replace(" ", "_"): content}
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
-    monkeypatch.delenv("NN_BACKPROP_DATA", raising=False)
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
 
 
 def path_of(root: Path, name: str) -> Path:
@@ -114,10 +111,6 @@ def fill(root: Path, contents: dict[str, bytes]) -> None:
     for name, content in contents.items():
         path_of(root, name).parent.mkdir(parents=True, exist_ok=True)
         path_of(root, name).write_bytes(content)
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 # Made from digits or from nothing
