@@ -1,7 +1,8 @@
 """What is asked of many layers, networks and functions, as functions that raise AssertionError."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,16 @@ def passes_the_checker(target: Any, *inputs: Any, case: object = "", **options: 
     report = check_gradients(target, *inputs, **options)
     assert report.ok and not [p for p in report.probes if p.outcome == "fail"], f"{case}: {report}"
     return report
+
+
+@contextmanager
+def naming(case: object) -> Iterator[None]:
+    """What fails inside says of which case of a loop."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"in the case {case}")
+        raise
 
 
 def names_checked(report: Report) -> set[str]:
