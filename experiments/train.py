@@ -28,6 +28,7 @@ from nn_backprop import training
 from nn_backprop.data import DataError, load, suited
 from nn_backprop.engines import for_training, has_bfloat16, in_precision
 from nn_backprop.engines.by_hand_fast import flat_parameter
+from nn_backprop.errors import UsageError
 from nn_backprop.layers import decay_boosts
 from nn_backprop.models import CNN, MLP, MODELS, counting
 from nn_backprop.tracking import Run, RunError, default_run_dir, describe_machine, read_json
@@ -124,10 +125,6 @@ class Options:
     """Folder of this run; by default a new one under runs/train/."""
     resume: Path | None = None
     """Folder of a run to go on with; its options are taken from there."""
-
-
-class UsageError(Exception):
-    """One clear sentence: what was wrong, what was expected, what to do."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,9 +19,7 @@ import tyro
 from torch import nn
 from tyro.conf import Positional, subcommand
 
-
-class UsageError(Exception):
-    """One clear sentence: what was wrong, what was expected, what to do."""
+from nn_backprop.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def test_the_loss_is_nan_from_the_epoch_of_the_divergence_on(data):
     assert losses[[0, 2, 3, 4]].isfinite().all()
 
 
-def test_weights_lost_in_the_last_step_are_told(data):
+def test_weights_lost_in_the_last_step_make_the_loss_nan(data):
     models = networks()
     losses = fit_many(
         models, data, seeds=SEEDS, lrs=[0.01, 1e308, 0.01, 0.01, 0.01], weight_decays=1e5,
