@@ -155,6 +155,9 @@ def test_round_after_round_fewer_of_the_same_are_kept():
     assert len(last) == 58
     prune_smallest(model, {"3": 0.1})  # once more: nothing is left to drop
     assert kept_places(model[3]) == last
+    make_permanent(model)  # after which it can be pruned again
+    prune_smallest(model, {"3": 0.05})
+    assert kept_places(model[3]) == largest(before, 29)
 
 
 def test_a_later_round_judges_the_weights_as_they_are_by_then():
@@ -372,15 +375,6 @@ def test_make_permanent_leaves_an_ordinary_network():
     assert torch.equal(model(x), z)
 
 
-def test_it_can_be_pruned_again_after_that():
-    model = network()
-    before = model[3].weight.detach().clone()
-    prune_smallest(model, {"3": 0.5})
-    make_permanent(model)
-    prune_smallest(model, {"3": 0.2})
-    assert kept_places(model[3]) == largest(before, 117)
-
-
 def test_a_pruned_network_can_be_copied_until_gradients_are_recorded():
     model, x = network(), images()
     prune_smallest(model, {"3": 0.5})
@@ -466,25 +460,21 @@ def test_weights_that_are_pruned_do_not_come_back():
 # --- the networks that are pruned ---
 
 
-def test_lenet_300_100():
+def test_the_lenets():
+    """Their sizes and multiply-adds, and that the convolutions have no activation but the pool."""
+    x, y = torch.randn(3, 1, 28, 28), torch.tensor([1, 0, 9])
     model = models.MODELS["lenet-300-100"]()
     by_hand = 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
     assert counting.parameters(model) == parameters_left(model) == by_hand == 266_610
-    cost = 3 * (784 * 300 + 300 * 100 + 100 * 10)
-    x = torch.randn(3, 1, 28, 28)
-    assert counting.multiply_adds(model, x) == cost
+    assert counting.multiply_adds(model, x) == 3 * (784 * 300 + 300 * 100 + 100 * 10)
     a, b, c = model.layers
     plain = nn.Sequential(nn.Flatten(), a, nn.ReLU(), b, nn.ReLU(), c)
     assert torch.equal(model(x), plain(x))
 
-
-def test_lenet_5():
-    """Its sizes and multiply-adds, and that the convolutions have no activation but the pool."""
     torch.manual_seed(0)
     model = models.MODELS["lenet-5"]()
     by_hand = (25 + 1) * 20 + (20 * 25 + 1) * 50 + (50 * 16 + 1) * 500 + (500 + 1) * 10
     assert counting.parameters(model) == parameters_left(model) == by_hand == 431_080
-    x = torch.randn(3, 1, 28, 28)
     cost = 24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10
     assert cost == 288_000 + 1_600_000 + 400_000 + 5_000
     assert counting.multiply_adds(model, x) == 3 * cost
@@ -495,7 +485,6 @@ def test_lenet_5():
     z = model(x)
     assert z.shape == (3, 10) and torch.equal(z, plain(x))
     assert (F.max_pool2d(model.conv1(x), 2) < 0).any()  # so a ReLU there would be seen
-    y = torch.tensor([1, 0, 9])
     assert_close(model.loss(z, y), -z.log_softmax(1)[torch.arange(3), y].mean())
     assert_close(model.probabilities(z), z.exp() / z.exp().sum(1, keepdim=True))
 

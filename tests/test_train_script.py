@@ -329,14 +329,15 @@ def test_what_the_network_does_not_allow_is_refused(capsys):
     assert not Path("run").exists()
 
 
-def test_the_largest_seed_augments(capsys):
-    assert digits("run", "--augment", "--seed", 2**31 - 1, model="mlp", epochs=1) == 0
-
-
-def test_a_run_without_a_folder_goes_under_runs():
-    assert train.main(["--data", "digits", "--model", "happy", "--epochs", "1"]) == 0
+def test_a_run_without_a_folder_goes_under_runs(monkeypatch, capfd):
+    """With the largest seed, which augments too; its threads are set; no terminal, no bar."""
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    options = ["--augment", "--seed", str(2**31 - 1), "--threads", "3", "--epochs", "1"]
+    assert train.main(["--data", "digits", "--model", "happy", *options]) == 0
     (run,) = Path("runs/train").iterdir()
     assert run.name.endswith("-happy") and (run / "summary.json").exists()
+    assert chosen == [3] and capfd.readouterr().err == ""
 
 
 def test_the_options_reach_the_loop(monkeypatch):
@@ -364,13 +365,6 @@ def test_the_seed_is_that_of_the_weights():
         assert digits(run, "--seed", seed, model="happy", epochs=1) == 0
         weights.append(read_checkpoint(f"{run}/checkpoint.pt")["model"]["layers.0.weight"])
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-
-
-def test_threads_are_set(monkeypatch):
-    chosen = []
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    assert digits("run", "--threads", 3, model="happy", epochs=1) == 0
-    assert chosen == [3]
 
 
 # ---- the engines ----------------------------------------------------------------------------
@@ -528,16 +522,13 @@ def test_the_device(monkeypatch, capsys):
     assert chosen == ["mps", "cpu"]
 
 
-def test_a_data_root_without_mnist(capsys):
+def test_a_data_root_without_mnist_and_a_run_that_is_there(finished, capsys):
     Path("file").touch()
     for root in ("file", "nowhere"):
         assert train.main(["--data", "mnist", "--data-root", root, "--run-dir", "run"]) == 2
         assert root in sentence(capsys)
     assert not Path("run").exists()
-
-
-def test_a_run_is_not_written_over(finished, capsys):
-    before = contents(finished)
+    before = contents(finished)  # which is not written over
     assert digits(finished) == 2
     assert "already holds a run" in sentence(capsys)
     assert contents(finished) == before
@@ -892,11 +883,6 @@ def test_ctrl_c_in_a_terminal():
     step = int(re.fullmatch(r"Stopped after step (\d+) of 38000; .*\n", printed[-2]).group(1))
     assert step >= 76
     assert read_checkpoint("my run/checkpoint.pt")["progress"]["step"] == step
-
-
-def test_without_a_terminal_there_is_no_bar(capfd):
-    assert digits("run", epochs=1) == 0
-    assert capfd.readouterr().err == ""
 
 
 def test_ctrl_c_during_the_imports_is_not_lost(tmp_path):

@@ -389,7 +389,7 @@ def test_training_and_evaluation_in_float32_need_no_float64(data):
 
 
 def test_the_first_ctrl_c_asks_and_the_second_interrupts():
-    before = signal.getsignal(signal.SIGINT)
+    before, seen = signal.getsignal(signal.SIGINT), []
     with Interruptible() as interrupt:
         assert not interrupt.requested
         os.kill(os.getpid(), signal.SIGINT)
@@ -398,11 +398,7 @@ def test_the_first_ctrl_c_asks_and_the_second_interrupts():
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
-
-def test_outside_the_main_thread_nothing_is_handled():
-    before, seen = signal.getsignal(signal.SIGINT), []
-
-    def work() -> None:
+    def work() -> None:  # outside the main thread, where nothing is handled
         with Interruptible() as interrupt:
             seen.append(interrupt.requested)
 
