@@ -51,20 +51,23 @@ def by_autograd(model: nn.Module, loss: Callable, x: Any, y: Any) -> tuple[Tenso
     return value.detach(), {name: p.grad for name, p in model.named_parameters()}
 
 
-def same_gradients(model: nn.Module, loss: Callable, x: Any, y: Any, case: object = "") -> dict:
+def same_gradients(
+    model: nn.Module, loss: Callable, x: Any, y: Any, case: object = "", **tolerance: float
+) -> dict:
     """The tape's are autograd's; returns autograd's."""
     value, grads = backprop(model, loss, (x,), y)
     expected, wanted = by_autograd(model, loss, x, y)
     assert_close(value, expected, msg=f"{case}: ".__add__)
     assert grads.keys() == wanted.keys(), case
-    all_close(grads, wanted, case)
+    all_close(grads, wanted, case, **tolerance)
     return wanted
 
 
-def all_close(found: dict, wanted: dict, case: object = "", rtol: float = 1e-10) -> None:
+def all_close(
+    found: dict, wanted: dict, case: object = "", rtol: float = 1e-10, atol: float = 1e-12
+) -> None:
     for name, value in wanted.items():
-        said = f"{case} {name}: "
-        assert_close(found[name], value, rtol=rtol, atol=1e-12, msg=said.__add__)
+        assert_close(found[name], value, rtol=rtol, atol=atol, msg=f"{case} {name}: ".__add__)
 
 
 def engines_agree(model: nn.Module, x: Tensor, y: Tensor, engines: Any = ("tape",)) -> None:

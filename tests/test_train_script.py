@@ -235,10 +235,10 @@ def test_every_option_has_its_sentence():
 )  # fmt: skip
 def test_a_network_trains_is_evaluated_and_predicts(model, capsys):
     """16 × 16 pixels for the networks of 1989, and first layers of every form, for the pictures."""
-    run, epochs = Path("run"), 1 if model == "lenet-5" else 2
+    run, epochs = Path("run"), {"lenet-5": 1, "kernel": 3}.get(model, 2)
     assert digits(run, "--engine", "tape", model=model, epochs=epochs) == 0
     assert summary(run)["max_gradient_disagreement"] < 1e-12
-    assert summary(run)["validation_accuracy"] > (0.8 if model == "kernel" else 0.5)  # chance: 0.1
+    assert summary(run)["validation_accuracy"] > 0.5  # chance is 0.1
     capsys.readouterr()
     assert program.main(["evaluate", str(run), "--json"]) == 0
     accuracy = json.loads(capsys.readouterr().out)["accuracy"]
@@ -257,7 +257,7 @@ def test_a_network_trains_is_evaluated_and_predicts(model, capsys):
         assert torch.equal(
             state["features.weight"], train.MODELS["kernel"]().state_dict()["features.weight"]
         )
-        assert summary(run)["parameters"] == 40_970
+        assert summary(run)["parameters"] == 40_970 and accuracy > 0.8
 
 
 def test_help_names_every_option_and_the_defaults_of_each_model(capsys):
