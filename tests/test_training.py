@@ -436,7 +436,8 @@ def test_augment_sees_all_images_and_draws_the_same_numbers_whenever_it_goes_on(
     plain = seen(0, 2 * PER_EPOCH)
     noise = [a - b for a, b in zip(whole, plain, strict=True)]
     assert all(x.min() >= 0 and x.max() <= 1.0001 for x in noise)
-    assert not torch.allclose(noise[0], noise[1]) and not torch.allclose(noise[0], noise[PER_EPOCH])
+    for other in (1, PER_EPOCH):  # where the differences are far above those of rounding
+        assert not torch.allclose(noise[0], noise[other], rtol=0, atol=1e-3), other
     for first in range(1, 2 * PER_EPOCH):
         rest = seen(first, 2 * PER_EPOCH, augment=augment)
         assert all(map(torch.equal, rest, whole[first:])), first
