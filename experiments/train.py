@@ -1,13 +1,11 @@
 """Train a network on MNIST, with gradients from autograd, from the tape, or by hand.
 
-    python experiments/train.py                                 # the CNN, on MNIST
-    python experiments/train.py --preset fast                   # 99 % in a second or two
-    python experiments/train.py --preset accurate               # 99.6 % in minutes
-    python experiments/train.py --model mlp --engine by-hand
-    python experiments/train.py --resume runs/train/...         # go on where a run was stopped
-    tensorboard --logdir runs                                   # watch
-
-Results, mean ± standard deviation of the test accuracy over seeds, are in the README.
+python experiments/train.py                                 # the CNN, on MNIST
+python experiments/train.py --preset fast                   # 99 % in a second or two
+python experiments/train.py --preset accurate               # 99.6 % in minutes
+python experiments/train.py --model mlp --engine by-hand
+python experiments/train.py --resume runs/train/...         # go on where a run was stopped
+tensorboard --logdir runs                                   # watch
 """
 
 import os
@@ -26,68 +24,48 @@ import torch
 import tyro
 from torch import nn
 
+from nn_backprop import training
 from nn_backprop.data import DataError, load, suited
 from nn_backprop.engines import for_training, has_bfloat16, in_precision
 from nn_backprop.engines.by_hand_fast import flat_parameter
+from nn_backprop.errors import UsageError
 from nn_backprop.layers import decay_boosts
 from nn_backprop.models import CNN, MLP, MODELS, counting
 from nn_backprop.tracking import Run, RunError, default_run_dir, describe_machine, read_json
 from nn_backprop.tracking.monitor import Monitor
-from nn_backprop.training import (
-    Diverged,
-    Interruptible,
-    distort,
-    evaluate,
-    fit,
-    load_checkpoint,
-    make_optimizer,
-    make_schedule,
-    read_checkpoint,
-    save_checkpoint,
-    steps_per_epoch,
-)
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 # Chosen on the validation split. What an option leaves open is taken from here.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "cnn": {"epochs": 10, "batch_size": 128, "lr": 6e-3, "weight_decay": 0.1},
-    "mlp": {"epochs": 30, "batch_size": 128, "lr": 4e-3, "weight_decay": 0.2},
-    "happy": {"epochs": 40, "batch_size": 32, "lr": 1e-2, "weight_decay": 0.03},
-    "fast-cnn": {"epochs": 1, "batch_size": 128, "lr": 2e-2, "weight_decay": 0.01},
-    "accurate-cnn": {"epochs": 12, "batch_size": 128, "lr": 2e-2, "weight_decay": 0.01},
+CHOSEN = {  # epochs, batch_size, lr, weight_decay
+    "cnn": (10, 128, 6e-3, 0.1), "mlp": (30, 128, 4e-3, 0.2), "happy": (40, 32, 1e-2, 0.03),
+    "fast-cnn": (1, 128, 2e-2, 0.01), "accurate-cnn": (12, 128, 2e-2, 0.01),
     # The next nine with the rates of receptive_fields.py, which were chosen for fewer steps.
-    "net1": {"epochs": 20, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.0},
-    "net2": {"epochs": 20, "batch_size": 32, "lr": 3e-3, "weight_decay": 0.0},
-    "net3": {"epochs": 20, "batch_size": 32, "lr": 1e-2, "weight_decay": 0.0},
-    "net4": {"epochs": 20, "batch_size": 32, "lr": 3e-3, "weight_decay": 0.0},
-    "net5": {"epochs": 20, "batch_size": 32, "lr": 1e-2, "weight_decay": 0.0},
-    "net5-unshared": {"epochs": 20, "batch_size": 32, "lr": 3e-3, "weight_decay": 0.0},
-    "fully-connected": {"epochs": 10, "batch_size": 128, "lr": 3e-3, "weight_decay": 0.0},
-    "locally-connected": {"epochs": 10, "batch_size": 128, "lr": 1e-2, "weight_decay": 0.0},
-    "shared-weights": {"epochs": 10, "batch_size": 128, "lr": 2e-2, "weight_decay": 0.0},
-    "octave-cnn": {"epochs": 10, "batch_size": 128, "lr": 1e-2, "weight_decay": 0.05},
-    "kernel": {"epochs": 10, "batch_size": 128, "lr": 0.1, "weight_decay": 0.0},
+    "net1": (20, 32, 1e-3, 0.0), "net2": (20, 32, 3e-3, 0.0), "net3": (20, 32, 1e-2, 0.0),
+    "net4": (20, 32, 3e-3, 0.0), "net5": (20, 32, 1e-2, 0.0), "net5-unshared": (20, 32, 3e-3, 0.0),
+    "fully-connected": (10, 128, 3e-3, 0.0), "locally-connected": (10, 128, 1e-2, 0.0),
+    "shared-weights": (10, 128, 2e-2, 0.0),
+    "octave-cnn": (10, 128, 1e-2, 0.05), "kernel": (10, 128, 0.1, 0.0),
     # These as tied_depth.py and cheap_weights.py train them.
-    "tied": {"epochs": 8, "batch_size": 128, "lr": 1e-2, "weight_decay": 0.0},
-    "lenet-300-100": {"epochs": 12, "batch_size": 128, "lr": 3e-3, "weight_decay": 0.3},
-    "lenet-5": {"epochs": 6, "batch_size": 128, "lr": 3e-3, "weight_decay": 0.3},
+    "tied": (8, 128, 1e-2, 0.0), "lenet-300-100": (12, 128, 3e-3, 0.3),
+    "lenet-5": (6, 128, 3e-3, 0.3),
     # The best of five rates after two epochs on 11,000 examples.
-    "sparse-cnn": {"epochs": 10, "batch_size": 128, "lr": 6e-3, "weight_decay": 0.1},
+    "sparse-cnn": (10, 128, 6e-3, 0.1),
+}  # fmt: skip
+DEFAULTS: dict[str, dict[str, Any]] = {
+    model: dict(zip(("epochs", "batch_size", "lr", "weight_decay"), row, strict=True))
+    for model, row in CHOSEN.items()
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"model": "fast-cnn", "precision": "auto"},
     "accurate": {"model": "accurate-cnn", "precision": "auto", "augment": True},
 }
-
+CLOCKS = ("train_seconds", "logging_seconds", "wall_seconds")
 LIMITS: dict[str, tuple[float, float]] = {
-    "epochs": (1, 2**31 - 1),
-    "batch_size": (1, 2**31 - 1),
+    "epochs": (1, 2**31 - 1), "batch_size": (1, 2**31 - 1), "seed": (0, 2**31 - 1),
     "lr": (1e-30, 1e30),  # float32 ends at 1e-38 and 3e38
-    "weight_decay": (0, 1e30),
-    "seed": (0, 2**31 - 1),
-    "threads": (1, 1024),
-}
+    "weight_decay": (0, 1e30), "threads": (1, 1024),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,10 +127,6 @@ class Options:
     """Folder of a run to go on with; its options are taken from there."""
 
 
-class UsageError(Exception):
-    """One clear sentence: what was wrong, what was expected, what to do."""
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 diverged, 2 bad input, 130 interrupted."""
     try:
@@ -163,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     except DataError as error:
         print(f"train.py: {error}; --data digits needs neither files nor network", file=sys.stderr)
         return 2
-    except Diverged as error:
+    except training.Diverged as error:
         print(f"train.py: {error}. The last good checkpoint is kept.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -190,9 +164,8 @@ def read_options(arguments: list[str]) -> Options:
                     f"{options.resume}, which has {value}: leave it out to resume, or start anew"
                 )
         return options
-    defaults = DEFAULTS[options.model]
     given = {name: value for name, value in asdict(options).items() if value is not None}
-    options = Options(**(defaults | given))
+    options = Options(**(DEFAULTS[options.model] | given))
     for name, (least, most) in LIMITS.items():
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
@@ -208,7 +181,7 @@ def read_options(arguments: list[str]) -> Options:
 def _stored_options(path: Path) -> Options:
     try:
         config = read_json(path / "config.json")
-        if config != read_checkpoint(path / "checkpoint.pt")["progress"]["config"]:
+        if config != training.read_checkpoint(path / "checkpoint.pt")["progress"]["config"]:
             raise ValueError("config.json has changed since the run began")
         stored = config["options"]
         for name in ("data_root", "run_dir", "resume"):
@@ -237,9 +210,8 @@ def train(options: Options) -> int:
 
     torch.manual_seed(options.seed)
     dtype = DTYPES[options.precision]
-    model = MODELS[options.model]().to(
-        device, torch.float64 if dtype == torch.float64 else torch.float32
-    )
+    kept = torch.float32 if dtype == torch.bfloat16 else dtype  # the type of the parameters
+    model = MODELS[options.model]().to(device, kept)
     data = suited(data, model)
     if options.engine == "by-hand" and not isinstance(model, (CNN, MLP)):
         raise UsageError(
@@ -255,20 +227,17 @@ def train(options: Options) -> int:
             f"--batch-size {options.batch_size} leaves a batch of one image, for which batch norm "
             f"has no variance: choose another for {options.model}"
         )
-    epochs, batch_size, lr, decay = (
-        options.epochs, options.batch_size, options.lr, options.weight_decay
-    )  # fmt: skip
+    epochs, batch_size, lr = options.epochs, options.batch_size, options.lr
+    decay = options.weight_decay
     assert epochs and batch_size and lr and decay is not None  # read_options has filled them in
-    per_epoch = steps_per_epoch(len(data.train), batch_size)
+    steps = epochs * training.steps_per_epoch(len(data.train), batch_size)
     parameters: list[nn.Parameter] = list(model.parameters())
     if options.engine == "by-hand" and dtype != torch.bfloat16:
         parameters = [flat_parameter(model)]
-    optimizer = make_optimizer(options.optimizer, parameters, lr, decay, graph=options.graph)
-    schedule = make_schedule(options.schedule, optimizer, lr, epochs * per_epoch)
+    optimizer = training.make_optimizer(options.optimizer, parameters, lr, decay, options.graph)
+    schedule = training.make_schedule(options.schedule, optimizer, lr, steps)
 
-    past: dict[str, Any] = {
-        "step": 0, "train_seconds": 0.0, "logging_seconds": 0.0, "wall_seconds": 0.0
-    }  # fmt: skip
+    past: dict[str, Any] = {"step": 0, **dict.fromkeys(CLOCKS, 0.0)}
     if options.resume is None:
         config = {
             "options": asdict(options), "device": str(device), "dataset": data.name,
@@ -276,7 +245,13 @@ def train(options: Options) -> int:
         }  # fmt: skip
         run = Run.create(path, config)
     else:
-        past = _restore(path, model, optimizer, schedule)
+        try:
+            past = training.load_checkpoint(path / "checkpoint.pt", model, optimizer, schedule)
+        except Exception as error:
+            raise UsageError(
+                f"{path / 'checkpoint.pt'} is of another version of this program "
+                f"({_first_line(error)}): start a new run"
+            ) from None
         run = Run.reopen(path, past["step"])
     config = read_json(path / "config.json")
     began -= past["wall_seconds"]  # the clocks go on
@@ -285,61 +260,51 @@ def train(options: Options) -> int:
         f"gradients, {options.precision} on {device}, on {data.name}; run in {path}"
     )
 
-    with Interruptible() as interrupt, run, Monitor(run, model, data, batch_size) as monitor:
+    monitor = Monitor(run, model, data, batch_size)
+    with training.Interruptible() as interrupt, run, monitor:
 
-        def save(steps: int) -> None:
+        def clocks() -> dict[str, float]:
+            seconds = monitor.seconds, monitor.logging_seconds, time.perf_counter() - began
+            return dict(zip(CLOCKS, seconds, strict=True))
+
+        def save(done: int) -> None:
             run.flush()
-            progress = {
-                "step": steps,
-                "train_seconds": monitor.seconds,
-                "logging_seconds": monitor.logging_seconds,
-                "wall_seconds": time.perf_counter() - began,
-                "config": config,
-            }
-            save_checkpoint(path / "checkpoint.pt", model, optimizer, schedule, progress)
+            progress = {"step": done, **clocks(), "config": config}
+            training.save_checkpoint(path / "checkpoint.pt", model, optimizer, schedule, progress)
 
-        def on_epoch(steps: int, complete: int) -> None:
+        def on_epoch(done: int, complete: int) -> None:
             if complete:
                 decay_boosts(model)
-            monitor.epoch(steps, complete)
-            save(steps)
+            monitor.epoch(done, complete)
+            save(done)
 
         if options.resume is None:
             run.graph(model, data.batch(data.train[:1], next(model.parameters()).dtype)[0])
             on_epoch(0, 0)
         done = past["step"]
         monitor.logging_seconds += past["logging_seconds"]
-        monitor.start(done, epochs * per_epoch, past["train_seconds"])
-        done = fit(
+        monitor.start(done, steps, past["train_seconds"])
+        done = training.fit(
             model, engine, optimizer, schedule, data,
             epochs=epochs, batch_size=batch_size, seed=options.seed, dtype=dtype,
-            augment=distort if options.augment else None, graph=options.graph, done=done,
+            augment=training.distort if options.augment else None, graph=options.graph, done=done,
             on_step=monitor.step, on_epoch=on_epoch, stop=lambda: interrupt.requested,
         )  # fmt: skip
         monitor.stop()
-        if done < epochs * per_epoch:
+        if done < steps:
             save(done)
             print(
-                f"Stopped after step {done} of {epochs * per_epoch}; go on with\n"
+                f"Stopped after step {done} of {steps}; go on with\n"
                 f"    python experiments/train.py --resume {shlex.quote(str(path))}"
             )
             return 130
-        result = evaluate(model, data, data.test)  # the only time that the test split is read
-        summary = monitor.finish(result, asdict(options)) | {
-            "dataset": data.name,
-            "dataset_reason": config["dataset_reason"],
-            "model": options.model,
-            "engine": options.engine,
-            "device": str(device),
-            "precision": options.precision,
-            "parameters": counting.parameters(model),
-            "epochs": epochs,
-            "seed": options.seed,
-            "train_seconds": monitor.seconds,
-            "logging_seconds": monitor.logging_seconds,
-            "wall_seconds": time.perf_counter() - began,
-            **describe_machine(),
-        }
+        test = training.evaluate(model, data, data.test)  # the only time that this split is read
+        repeated = ("model", "engine", "precision", "epochs", "seed")
+        summary = monitor.finish(test, asdict(options)) | {
+            "dataset": data.name, "dataset_reason": config["dataset_reason"],
+            "device": str(device), "parameters": counting.parameters(model),
+            **{name: getattr(options, name) for name in repeated}, **clocks(), **describe_machine(),
+        }  # fmt: skip
         run.summary(summary)
     _print_table(summary, path)
     return 0
@@ -355,16 +320,6 @@ def _device(options: Options) -> torch.device:
     if not {"cpu": True, "cuda": cuda, "mps": mps}[options.device]:
         raise UsageError(f"--device {options.device}: torch finds none here; choose auto or cpu")
     return torch.device(options.device)
-
-
-def _restore(path: Path, *state: Any) -> dict[str, Any]:
-    try:
-        return load_checkpoint(path / "checkpoint.pt", *state)
-    except Exception as error:
-        raise UsageError(
-            f"{path / 'checkpoint.pt'} is of another version of this program "
-            f"({_first_line(error)}): start a new run"
-        ) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -4,13 +4,10 @@ Exit codes: 0 done, or right; 1 no (gradients that are wrong, data that are not 
 be run, with one sentence; 3 inconclusive.
 """
 
-import importlib
-import importlib.util
 import inspect
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -22,9 +19,7 @@ import tyro
 from torch import nn
 from tyro.conf import Positional, subcommand
 
-
-class UsageError(Exception):
-    """One clear sentence: what was wrong, what was expected, what to do."""
+from nn_backprop.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -164,7 +159,7 @@ def rules(command: Rules) -> int:
     callables: dict[str, list[str]] = {}
     for function, rule in TABLE.items():
         callables.setdefault(rule.name, []).append(name_of(function))
-    chosen = _rules(command.name)
+    chosen = _rules_by_name(command.name)
     rows: list[dict[str, Any]] = [
         {
             "name": name,
@@ -192,35 +187,34 @@ def rules(command: Rules) -> int:
 
 def check(command: Check) -> int:
     from nn_backprop.check import check_gradients
+    from nn_backprop.check.factory import described, made_by
     from nn_backprop.check.target.random_state import seeded
 
     if (command.target is None) != command.gallery:
         raise UsageError("check takes either package.module:name or --gallery")
     if command.gallery:
-        return _gallery(command.json)
+        return _print_gallery(command.json)
     assert command.target is not None
-    _refuse_seed(command.seed)
+    _check_seed(command.seed)
     with redirect_stdout(sys.stderr), seeded(command.seed):  # stdout is for the report
         try:
-            target, inputs, reference = _made_by(command.target)
+            target, inputs, reference = made_by(command.target)
             report = check_gradients(
                 target, *inputs, reference=reference, seed=command.seed,
                 second_order=command.second_order,
             )  # fmt: skip
-        except UsageError:
-            raise
         except ValueError as error:
             raise UsageError(str(error)) from None
         except SystemExit as stop:
             raise UsageError(f"{command.target} left Python, with code {stop.code}") from None
         except Exception as error:  # never 1, which says that the gradient is wrong
-            raise UsageError(f"{command.target} cannot be checked: {_described(error)}") from None
+            raise UsageError(f"{command.target} cannot be checked: {described(error)}") from None
     if report.error is not None and report.verdict == "inconclusive":
         if not command.json:
             raise UsageError(f"{report.target}: {report.reason}")
         _print_json(report.to_dict())
         return 2
-    return _say(report, command.json)
+    return _print_report(report, command.json)
 
 
 def compare(command: Compare) -> int:
@@ -233,14 +227,14 @@ def compare(command: Compare) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from None
     report.target = f"{command.actual} against {command.expected}"
-    return _say(report, command.json)
+    return _print_report(report, command.json)
 
 
 def export(command: Export) -> int:
     from nn_backprop.rules.export import example, write
 
-    (rule,) = _rules(command.rule).values()
-    _refuse_seed(command.seed)
+    (rule,) = _rules_by_name(command.rule).values()
+    _check_seed(command.seed)
     arrays = example(rule, command.seed)
     try:
         write(command.out, arrays)
@@ -257,7 +251,7 @@ def evaluate(command: Evaluate) -> int:
     from nn_backprop import training
     from nn_backprop.data import load, suited
 
-    model, config = _trained(command.run)
+    model, config = _trained_network(command.run)
     root = command.data_root or config["options"]["data_root"]
     images = suited(load(config["dataset"], root, say=_to_stderr), model)
     result = training.evaluate(model, images, images.test)
@@ -290,7 +284,7 @@ def evaluate(command: Evaluate) -> int:
 def predict(command: Predict) -> int:
     from nn_backprop.data import read_digit, resize
 
-    model, config = _trained(command.run)
+    model, config = _trained_network(command.run)
     if not command.images:
         raise UsageError("predict needs at least one picture after the run's folder")
     layout = config["dataset"]
@@ -327,12 +321,12 @@ def data(command: Data) -> int:
     return 0 if set(found.values()) == {"ok"} else 1
 
 
-def _refuse_seed(seed: int) -> None:
+def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed is {seed}; it has to be from 0 to 2³² − 1")
 
 
-def _rules(name: str | None) -> dict[str, Any]:
+def _rules_by_name(name: str | None) -> dict[str, Any]:
     """Every rule by its name, or the named one."""
     from nn_backprop.rules import TABLE
 
@@ -344,7 +338,7 @@ def _rules(name: str | None) -> dict[str, Any]:
     return {k: rule for k, rule in by_name.items() if name in (None, k)}
 
 
-def _say(report: Any, as_json: bool) -> int:
+def _print_report(report: Any, as_json: bool) -> int:
     if as_json:
         _print_json(report.to_dict())
     else:
@@ -352,7 +346,7 @@ def _say(report: Any, as_json: bool) -> int:
     return {"pass": 0, "fail": 1, "inconclusive": 3}[report.verdict]
 
 
-def _gallery(as_json: bool) -> int:
+def _print_gallery(as_json: bool) -> int:
     from nn_backprop.check.gallery import gallery, page
 
     examples = list(gallery())
@@ -364,82 +358,11 @@ def _gallery(as_json: bool) -> int:
     return 0 if all(named) else 1
 
 
-def _made_by(where: str) -> tuple[Any, tuple, Any]:
-    """(target, inputs, reference), from what makes them: package.module:name or file.py:name."""
-    place, _, name = where.rpartition(":")
-    if not place or not name:
-        raise UsageError(f"{where!r} is neither package.module:name nor file.py:name")
-    factory: Any = _module(place)
-    for part in name.split("."):
-        if not hasattr(factory, part):
-            raise UsageError(f"there is no {name!r} in {place}")
-        factory = getattr(factory, part)
-    if not callable(factory) or isinstance(factory, type):
-        what = "a class" if isinstance(factory, type) else f"of type {type(factory).__name__}"
-        raise UsageError(
-            f"{where} is {what}; it has to be a function without arguments that returns "
-            "(target, inputs)"
-        )
-    try:
-        made = factory()
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"{where} raises {_described(error)}") from None
-    wanted = "it has to return (target, inputs) or (target, inputs, reference)"
-    if not isinstance(made, tuple | list) or len(made) not in (2, 3):
-        count = f" of length {len(made)}" if isinstance(made, tuple | list) else ""
-        raise UsageError(f"{where} returns {type(made).__name__}{count}; {wanted}")
-    target, inputs, reference = (*made, None)[:3]
-    if not isinstance(inputs, tuple | list):
-        if not hasattr(inputs, "shape"):  # a single array does as well
-            raise UsageError(f"{where} returns {type(inputs).__name__} as the inputs; {wanted}")
-        inputs = (inputs,)
-    return target, tuple(inputs), reference
-
-
-def _module(place: str) -> Any:
-    """The module of that name, or of that file, with the current directory importable."""
-    path, is_file = Path(place), place.endswith(".py")
-    if is_file and not path.is_file():
-        raise UsageError(f"there is no file {place}")
-    folders = [os.getcwd(), *([str(path.parent.resolve())] if is_file else [])]
-    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
-    try:
-        if not is_file:
-            return importlib.import_module(place)
-        spec = importlib.util.spec_from_file_location(f"{path.stem} of {path.resolve()}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module.__name__] = module
-        spec.loader.exec_module(module)
-        return module
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and not is_file and f"{place}.".startswith(f"{missing}."):
-            raise UsageError(
-                f"there is no module {missing!r} here: start from the folder that holds it, or "
-                "give file.py:name"
-            ) from None
-        raise UsageError(f"{place} cannot be imported: {_described(error)}") from None
-
-
-def _described(error: BaseException) -> str:
-    """The error in one line, with the place in the user's code that it comes from."""
-    from nn_backprop.check.report import in_one_line
-
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__
-        and not any(part in frame.filename for part in ("importlib", "site-packages"))
-    ]  # fmt: skip
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return in_one_line(error) + place
-
-
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def _trained(run: Path) -> tuple[nn.Module, dict[str, Any]]:
+def _trained_network(run: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a run as its last checkpoint has it, on the CPU, and the run's config."""
     from nn_backprop.models import MODELS
     from nn_backprop.training import read_checkpoint

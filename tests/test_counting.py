@@ -41,15 +41,11 @@ def test_parameters_are_those_that_are_trained():
 
 
 def test_links_are_the_multiply_adds_of_an_image_and_one_for_each_biased_unit():
-    image = torch.randn(1, 3, 7, 11)
-    units = 5 * 6 * 9
+    image, units = torch.randn(1, 3, 7, 11), 5 * 6 * 9
     assert counting.links(nn.Conv2d(3, 5, (2, 3)), image) == units * (3 * 6 + 1)
     assert counting.links(nn.Conv2d(3, 5, (2, 3), bias=False), image) == units * 3 * 6
     assert counting.links(models.happy(), torch.randn(1, 784)) == 13_002  # none is shared
-
-
-def test_links_of_maps_of_two_sizes():
-    """Four products, three of them on a quarter of the pixels; a bias for each unit."""
+    # Maps of two sizes: four products, three of them on a quarter of the pixels; a bias a unit.
     layer = layers.OctaveConv2d(4, 8, 3, alpha_in=0.25, alpha_out=0.5)
     maps = torch.randn(1, 3, 6, 10), torch.randn(1, 1, 3, 5)
     pixels, quarter = 6 * 10, 3 * 5

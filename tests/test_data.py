@@ -7,32 +7,27 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import pytest
 import torch
+from offline import REFUSING, go_offline, quiet
+from properties import refuses
 
 from nn_backprop.data import (
     DataError,
     ImageData,
     channels_last,
     data_root,
-    download,
     files,
     load,
 )
 
 REAL_ROOT = os.environ.get("NN_BACKPROP_DATA")
-REFUSING = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
     """No network, no data, and a cache of the test's own."""
-    monkeypatch.delenv("NN_BACKPROP_DATA", raising=False)
-    monkeypatch.setenv("NN_BACKPROP_MNIST_URL", REFUSING)
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
+    go_offline(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +71,17 @@ def test_digits_are_split_the_same_way_every_time(digits):
     assert digits.train[:5].tolist() == [1276, 300, 672, 854, 45]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_batch_is_normalised(digits, dtype):
+def test_batch_is_normalised(digits):
     indices = torch.tensor([1276, 3, 3])
     before = digits.images.clone()
-    images, labels = digits.batch(indices, dtype)
-    expected = (before[indices].double() / 255 - digits.mean) / digits.std
-    torch.testing.assert_close(images, expected.to(dtype))
-    assert images.shape == (3, 1, 28, 28) and labels.tolist() == digits.labels[indices].tolist()
-    torch.testing.assert_close(digits.normalise(before[indices], dtype), images)
+    for dtype in (torch.float32, torch.float64):
+        images, labels = digits.batch(indices, dtype)
+        expected = (before[indices].double() / 255 - digits.mean) / digits.std
+        torch.testing.assert_close(images, expected.to(dtype))
+        assert images.shape == (3, 1, 28, 28)
+        assert labels.tolist() == digits.labels[indices].tolist()
+        torch.testing.assert_close(digits.normalise(before[indices], dtype), images)
     assert torch.equal(digits.images, before)
-
-
-def test_the_training_split_has_mean_0_and_variance_1(digits):
     images, _ = digits.batch(digits.train, torch.float64)
     assert images.mean().item() == pytest.approx(0, abs=1e-12)
     assert images.numpy().var() == pytest.approx(1, rel=1e-12)
@@ -123,18 +116,12 @@ def test_auto_says_that_it_takes_the_digits_and_why(digits, tmp_path):
 
 
 def test_mnist_fails_in_one_sentence(tmp_path):
-    with pytest.raises(DataError) as caught:
-        load("mnist", tmp_path, say=lambda line: None)
-    sentence = str(caught.value)
+    sentence = refuses("", load, "mnist", tmp_path, say=quiet, error=DataError)
     assert "\n" not in sentence and ". " not in sentence
     for text in (f"{REFUSING}/train-images-idx3-ubyte.gz", "Connection refused"):
         assert text in sentence
     assert "--" not in sentence  # whose options are the command's to tell
-
-
-def test_an_unknown_data_set_is_named():
-    with pytest.raises(DataError, match="no data set 'cifar': choose auto, mnist or digits"):
-        load("cifar")
+    refuses("no data set 'cifar': choose auto, mnist or digits", load, "cifar", error=DataError)
 
 
 def test_a_torchvision_built_for_another_torch_gives_a_sentence(monkeypatch, tmp_path):
@@ -151,18 +138,21 @@ def test_a_torchvision_built_for_another_torch_gives_a_sentence(monkeypatch, tmp
     assert data.name == "digits" and "both from the same index" in data.reason
 
 
-def test_importing_the_package_imports_nothing_heavy_but_torch():
-    heavy = "{'torchvision', 'sklearn', 'matplotlib', 'tensorboard'}"
-    script = f"import sys, nn_backprop.data; print({heavy} & set(sys.modules))"
+def test_importing_the_data_imports_nothing_heavy_but_torch_and_the_figures_no_pyplot():
+    script = (
+        "import sys, nn_backprop.data\n"
+        "print({'torchvision', 'sklearn', 'matplotlib', 'tensorboard'} & set(sys.modules))\n"
+        "import nn_backprop.figures\n"
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout.strip() == "set()", done.stderr
+    assert done.stdout.split() == ["set()", "False"], done.stderr
 
 
-@pytest.mark.skipif(not REAL_ROOT, reason="$NN_BACKPROP_DATA names no folder with MNIST")
+@pytest.mark.needs_mnist
 def test_real_mnist():
     from torchvision.datasets import MNIST
 
-    assert REAL_ROOT is not None
     data = load("mnist", REAL_ROOT)
     check_layout(data, (55_000, 5_000, 10_000))
     assert data.name == "mnist" and data.reason.startswith("MNIST found in ")
@@ -183,9 +173,9 @@ def test_the_table_lists_what_torchvision_lists():
     assert set(files.OFFICIAL) == archives | {name.removesuffix(".gz") for name in archives}
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_channels_last_keeps_the_images_and_sets_the_strides(channels):
-    images = torch.randn(2, channels, 5, 7)
-    last = channels_last(images)
-    assert torch.equal(last, images)
-    assert last.stride() == (35 * channels, 1, 7 * channels, channels)
+def test_channels_last_keeps_the_images_and_sets_the_strides():
+    for channels in (1, 3):
+        images = torch.randn(2, channels, 5, 7)
+        last = channels_last(images)
+        assert torch.equal(last, images)
+        assert last.stride() == (35 * channels, 1, 7 * channels, channels)

@@ -16,22 +16,22 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product as every
 from pathlib import Path
 
 import platformdirs
 import pytest
 import torch
+from offline import go_offline, quiet
+from properties import refuses
 
 from nn_backprop.data import DataError, download, files, load, loading, prepare, repair, verify
 
 TRAIN, TEST, VALIDATION = 23, 13, 5
 IMAGES = "train-images-idx3-ubyte"
 ALL_OK = {name: "ok" for name in files.NAMES}
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 def official_files() -> dict[str, bytes]:
@@ -109,15 +109,11 @@ def server(contents):
 
 @pytest.fixture(autouse=True)
 def small_official_files(monkeypatch, contents, server, tmp_path):
+    go_offline(monkeypatch, tmp_path, server.url)
     for name, data in contents.items():
         facts = files.Official(len(data), hashlib.sha256(data).hexdigest())
         monkeypatch.setitem(files.OFFICIAL, name, facts)
     monkeypatch.setattr(loading, "MNIST_VALIDATION", VALIDATION)
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
-    monkeypatch.delenv("NN_BACKPROP_DATA", raising=False)
-    monkeypatch.setenv("NN_BACKPROP_MNIST_URL", server.url)
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
 
 
@@ -145,25 +141,21 @@ def leftovers(raw: Path) -> set[str]:
 # Faults of files
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_good_files_are_used_without_network(server, contents, tmp_path, suffix):
-    fill(tmp_path, contents, suffix)
-    data = load("mnist", tmp_path, say=quiet)
+def test_good_files_are_used_without_network(server, contents, tmp_path):
+    for suffix in ("", ".gz"):
+        root = tmp_path / f"root{suffix}"
+        fill(root, contents, suffix)
+        before = tree(root)
+        data = load("mnist", root, say=quiet)
+        assert suffix or tree(root) == before  # not even a lock
+        assert data.images.shape == (TRAIN + TEST, 1, 28, 28)
+        assert data.images[1, 0].numpy().tobytes() == contents[IMAGES][16 + 784 : 16 + 2 * 784]
+        assert data.images[-1, 0].numpy().tobytes() == contents["t10k-images-idx3-ubyte"][-784:]
+        assert data.labels.tolist() == [i % 10 for n in (TRAIN, TEST) for i in range(n)]
+        assert data.test.tolist() == list(range(TRAIN, TRAIN + TEST))
+        assert sorted(torch.cat([data.train, data.validation]).tolist()) == list(range(TRAIN))
+        assert len(data.validation) == VALIDATION
     assert not server.requests
-    assert data.images.shape == (TRAIN + TEST, 1, 28, 28)
-    assert data.images[1, 0].numpy().tobytes() == contents[IMAGES][16 + 784 : 16 + 2 * 784]
-    assert data.images[-1, 0].numpy().tobytes() == contents["t10k-images-idx3-ubyte"][-784:]
-    assert data.labels.tolist() == [i % 10 for i in range(TRAIN)] + [i % 10 for i in range(TEST)]
-    assert data.test.tolist() == list(range(TRAIN, TRAIN + TEST))
-    assert sorted(torch.cat([data.train, data.validation]).tolist()) == list(range(TRAIN))
-    assert len(data.validation) == VALIDATION
-
-
-def test_good_plain_files_are_left_alone(contents, tmp_path):
-    fill(tmp_path, contents)
-    before = tree(tmp_path)
-    assert prepare(tmp_path) == tmp_path
-    assert tree(tmp_path) == before  # not even a lock
 
 
 def test_verify_names_each_problem_and_writes_nothing(server, contents, tmp_path):
@@ -192,21 +184,22 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("archive", ["good", "none", "bad"])
-def test_a_bad_file_is_repaired(server, contents, tmp_path, fault, archive):
-    raw = fill(tmp_path, contents)
-    (raw / IMAGES).write_bytes(FAULTS[fault](contents[IMAGES]))
-    if archive != "none":
-        data = contents[f"{IMAGES}.gz"]
-        (raw / f"{IMAGES}.gz").write_bytes(data if archive == "good" else data[:-5])
-    said: list[str] = []
-    problem = verify(tmp_path)[IMAGES]
-    assert prepare(tmp_path, said.append) == tmp_path
-    assert verify(tmp_path) == ALL_OK
-    assert server.requests == ({} if archive == "good" else {f"/{IMAGES}.gz": 1})
-    assert f"MNIST: {raw / IMAGES} is {problem}; taking a good one instead" in said
-    assert not leftovers(raw)
+def test_a_bad_file_is_repaired(server, contents, tmp_path):
+    for (fault, spoil), archive in every(FAULTS.items(), ("good", "none", "bad")):
+        root, case = tmp_path / f"{fault} {archive}", (fault, archive)
+        raw = fill(root, contents)
+        (raw / IMAGES).write_bytes(spoil(contents[IMAGES]))
+        if archive != "none":
+            data = contents[f"{IMAGES}.gz"]
+            (raw / f"{IMAGES}.gz").write_bytes(data if archive == "good" else data[:-5])
+        said: list[str] = []
+        server.requests.clear()
+        problem = verify(root)[IMAGES]
+        assert prepare(root, said.append) == root
+        assert verify(root) == ALL_OK, case
+        assert server.requests == ({} if archive == "good" else {f"/{IMAGES}.gz": 1}), case
+        assert f"MNIST: {raw / IMAGES} is {problem}; taking a good one instead" in said, case
+        assert not leftovers(raw), case
 
 
 def test_what_a_killed_process_left_is_cleared_away(contents, tmp_path):
@@ -277,9 +270,13 @@ def stalled_half_way(server, handler, name):
     server.over.wait()
 
 
-@pytest.mark.parametrize(
-    ("answer", "sentence"),
-    [
+def test_a_bad_answer_is_named_and_harms_nothing(server, contents, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "ATTEMPT_SECONDS", 0.3)
+    monkeypatch.setattr(download, "QUIET_SECONDS", 0.5)
+    raw = fill(tmp_path, contents)
+    (raw / IMAGES).write_bytes(contents[IMAGES][:47])
+    before = tree(raw)
+    for answer, sentence in (
         (not_found, "HTTP Error 404: Not Found"),
         (half, r"truncated: [\d,]+ of [\d,]+ bytes"),
         (page, "truncated: 26 of [0-9,]+ bytes"),
@@ -287,22 +284,12 @@ def stalled_half_way(server, handler, name):
         (endless, "too long"),
         (stalled, "nothing arrived for|timed out"),
         (stalled_half_way, "nothing arrived for|timed out"),
-    ],
-)
-def test_a_bad_answer_is_named_and_harms_nothing(
-    server, contents, tmp_path, monkeypatch, answer, sentence
-):
-    monkeypatch.setattr(download, "ATTEMPT_SECONDS", 0.3)
-    monkeypatch.setattr(download, "QUIET_SECONDS", 0.5)
-    server.answer = lambda handler, name: answer(server, handler, name)
-    raw = fill(tmp_path, contents)
-    (raw / IMAGES).write_bytes(contents[IMAGES][:47])
-    before = tree(raw)
-    with pytest.raises(DataError, match=sentence) as caught:
-        prepare(tmp_path, quiet)
-    assert f"{raw / IMAGES} is truncated: 47 of" in str(caught.value)
-    assert f"{server.url}/{IMAGES}.gz" in str(caught.value)
-    assert tree(raw) == before
+    ):
+        server.answer = partial(answer, server)
+        said = refuses(sentence, prepare, tmp_path, quiet, error=DataError)
+        assert f"{raw / IMAGES} is truncated: 47 of" in said
+        assert f"{server.url}/{IMAGES}.gz" in said
+        assert tree(raw) == before, answer
 
 
 def test_a_download_that_is_given_up_is_hung_up(server, tmp_path):

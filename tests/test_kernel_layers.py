@@ -1,13 +1,14 @@
 """Random Fourier features: their numbers, their gradients, and that their products are a kernel."""
 
 import math
+from itertools import product as every
 
 import pytest
 import torch
 import torch.nn.functional as F
+from properties import DTYPES, passes_the_checker, refuses, same_gradients
 from torch.testing import assert_close
 
-import nn_backprop
 from nn_backprop import layers, models
 from nn_backprop.models import counting
 
@@ -17,6 +18,7 @@ SIZES = [  # channels, kernel, image, stride, padding, grid: odd ones, and a gri
     (2, 3, 7, 1, 0, 5),
     (1, 3, 5, 1, 1, 1),
 ]
+POOLINGS = ("average", "gaussian")
 
 
 def patches_layer(sizes, pooling="average", D=5, **kind):
@@ -42,12 +44,10 @@ def vectors_layer(**kind):
 def test_features_of_vectors_are_their_formula():
     layer, x = vectors_layer(dtype=torch.float64), torch.randn(2, 7, 3, dtype=torch.float64)
     z = layer(x)
-    for n in range(2):
-        for m in range(7):
-            for o in range(5):
-                u = sum(float(x[n, m, i] * layer.weight[o, i]) for i in range(3))
-                expected = math.sqrt(2 / 5) * math.cos(u + float(layer.bias[o]))
-                assert float(z[n, m, o]) == pytest.approx(expected, rel=1e-12)
+    for n, m, o in every(range(2), range(7), range(5)):
+        u = sum(float(x[n, m, i] * layer.weight[o, i]) for i in range(3))
+        expected = math.sqrt(2 / 5) * math.cos(u + float(layer.bias[o]))
+        assert float(z[n, m, o]) == pytest.approx(expected, rel=1e-12)
 
 
 def cell_weight(k, cells, position, size, pooling):
@@ -61,7 +61,7 @@ def cell_weight(k, cells, position, size, pooling):
     return math.exp(-away * away / 2)
 
 
-@pytest.mark.parametrize("pooling", ["average", "gaussian"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_features_of_patches_are_the_weighted_means_of_each_patch(sizes, pooling):
     layer = patches_layer(sizes, pooling, dtype=torch.float64)
@@ -73,29 +73,22 @@ def test_features_of_patches_are_the_weighted_means_of_each_patch(sizes, pooling
     vectors.weight, vectors.bias = layer.weight.flatten(1), layer.bias
     lifted = {
         (h, w): vectors(padded[:, :, s * h : s * h + P, t * w : t * w + Q].flatten(1))
-        for h in range(H)
-        for w in range(W)
+        for h, w in every(range(H), range(W))
     }
     z = layer(x)
     assert z.shape == (2, 5, *layer.grid)
-    for k in range(layer.grid[0]):
-        for m in range(layer.grid[1]):
-            rows = [cell_weight(k, layer.grid[0], h, H, pooling) for h in range(H)]
-            columns = [cell_weight(m, layer.grid[1], w, W, pooling) for w in range(W)]
-            mean = sum(lifted[h, w] * rows[h] * columns[w] for h, w in lifted)
-            assert_close(z[:, :, k, m], mean / sum(rows) / sum(columns), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("pooling", ["average", "gaussian"])
-@pytest.mark.parametrize("sizes", SIZES)
-def test_pooling_leaves_a_constant_as_it_is(sizes, pooling):
-    layer = patches_layer(sizes, pooling, dtype=torch.float64)
+    for k, m in every(*map(range, layer.grid)):
+        rows = [cell_weight(k, layer.grid[0], h, H, pooling) for h in range(H)]
+        columns = [cell_weight(m, layer.grid[1], w, W, pooling) for w in range(W)]
+        mean = sum(lifted[h, w] * rows[h] * columns[w] for h, w in lifted)
+        assert_close(z[:, :, k, m], mean / sum(rows) / sum(columns), rtol=1e-10, atol=1e-12)
+    # a constant stays as it is, and of an average every patch counts alike
     for matrix in (layer.rows, layer.columns):
         assert (matrix >= 0).all()
         assert_close(matrix.sum(1), torch.ones(len(matrix), dtype=torch.float64))
-    if pooling == "average":  # every patch counts alike
-        assert_close(layer.rows.sum(0), torch.full_like(layer.rows[0], len(layer.rows)
-                                                        / layer.rows.shape[1]))  # fmt: skip
+    if pooling == "average":
+        share = len(layer.rows) / layer.rows.shape[1]
+        assert_close(layer.rows.sum(0), torch.full_like(layer.rows[0], share))
 
 
 def test_a_batch_may_be_empty_and_an_image_alone():
@@ -104,6 +97,8 @@ def test_a_batch_may_be_empty_and_an_image_alone():
     assert layer(x[:0]).shape == (0, 5, 3, 2)
     assert_close(layer(x[1]), layer(x)[1])
     assert models.KernelNetwork()(torch.zeros(0, 1, 28, 28)).shape == (0, 10)
+    model = models.KernelNetwork(image_size=20)  # which tells the side of its images
+    assert model.image_size == 20 and model(torch.zeros(2, 1, 20, 20)).shape == (2, 10)
 
 
 def test_a_state_dict_brings_the_filters_and_leaves_the_pooling():
@@ -116,21 +111,16 @@ def test_a_state_dict_brings_the_filters_and_leaves_the_pooling():
     assert torch.equal(layer.rows, patches_layer(SIZES[0]).rows)
 
 
-def test_the_network_tells_the_side_of_its_images():
-    model = models.KernelNetwork(image_size=20)
-    assert model.image_size == 20 and model(torch.zeros(2, 1, 20, 20)).shape == (2, 10)
-
-
-def test_both_dimensions():
+def test_dimensions_multiply_adds_and_how_they_are_shown():
     layer = patches_layer(SIZES[0])
     assert (layer.map_size, layer.lifted, layer.pooled) == ((6, 5), 5 * 6 * 5, 5 * 3 * 2)
     full = patches_layer(SIZES[2])
     assert full.lifted == full.pooled and torch.equal(full.rows, torch.eye(5))
     model = models.KernelNetwork()
     assert (model.features.lifted, model.features.pooled) == (36_864, 4_096)
+    assert "out_features=5, sigma=1.7, seed=3" in repr(vectors_layer())
+    assert "grid=(3, 2), pooling='average', seed=3" in repr(layer)
 
-
-def test_a_multiply_add_is_counted_as_the_docstring_does():
     layer = layers.RandomFourierFeatures2d(3, 5, 11, 2, stride=2, grid=3)
     H = W = layer.map_size[0]
     by_hand = H * W * 5 * 3 * 2 * 2 + 5 * (H * W + H * 3) * 3
@@ -142,18 +132,18 @@ def test_a_multiply_add_is_counted_as_the_docstring_does():
 # --- the kernel ---
 
 
-@pytest.mark.parametrize("distance", [0.0, 0.7, 2.0, 5.0])
-def test_the_product_is_the_gaussian_kernel_within_its_derived_deviation(distance):
+def test_the_product_is_the_gaussian_kernel_within_its_derived_deviation():
     D, sigma = 200_000, 1.3
     layer = layers.RandomFourierFeatures(5, D, sigma, seed=2, dtype=torch.float64)
     x = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    y = x + distance * F.normalize(torch.ones(5, dtype=torch.float64), dim=0)
-    k = math.exp(-(distance**2) / (2 * sigma**2))
-    deviation = math.sqrt((1 + k**4 / 2 - k**2) / D)
-    product = layer(x) * layer(y)
-    assert abs(float(product.sum()) - k) < 4 * deviation
-    # the deviation itself, from that of the D terms
-    assert float(product.std()) * math.sqrt(D) == pytest.approx(deviation, rel=0.02)
+    for distance in (0.0, 0.7, 2.0, 5.0):
+        y = x + distance * F.normalize(torch.ones(5, dtype=torch.float64), dim=0)
+        k = math.exp(-(distance**2) / (2 * sigma**2))
+        deviation = math.sqrt((1 + k**4 / 2 - k**2) / D)
+        product = layer(x) * layer(y)
+        assert abs(float(product.sum()) - k) < 4 * deviation
+        # the deviation itself, from that of the D terms
+        assert float(product.std()) * math.sqrt(D) == pytest.approx(deviation, rel=0.02)
 
 
 def test_the_numbers_are_those_of_the_seed_in_every_type():
@@ -176,38 +166,25 @@ def test_the_numbers_are_those_of_the_seed_in_every_type():
 # --- the gradients ---
 
 
-def networks():
-    for pooling in ("average", "gaussian"):
-        for number, sizes in enumerate(SIZES):
-            features = patches_layer(sizes, pooling)
-            yield f"{pooling} {number}", features, image_for(features, 3)
-    yield "vectors", vectors_layer(), torch.randn(7, 3, dtype=torch.float64)
+def test_the_tape_gives_autograds_gradients_through_the_features():
+    cases = [(vectors_layer(), torch.randn(7, 3, dtype=torch.float64))]
+    for pooling, sizes in every(POOLINGS, SIZES):
+        features = patches_layer(sizes, pooling)
+        cases.append((features, image_for(features, 3)))
+    for features, x in cases:
+        torch.manual_seed(0)
+        first = torch.nn.Linear(x.shape[-1], x.shape[-1])  # it needs the features' own gradient
+        last = torch.nn.Linear(features(x.float()).flatten(1).shape[1], 3)
+        model = torch.nn.Sequential(first, features, torch.nn.Flatten(), last).double()
+        assert len(same_gradients(model, F.cross_entropy, x, torch.arange(len(x)) % 3)) == 4
 
 
-@pytest.mark.parametrize(
-    "features, x", [case[1:] for case in networks()], ids=[case[0] for case in networks()]
-)
-def test_the_tape_gives_autograds_gradients_through_the_features(features, x):
-    torch.manual_seed(0)
-    first = torch.nn.Linear(x.shape[-1], x.shape[-1])  # below: it needs the features' own gradient
-    last = torch.nn.Linear(features(x.float()).flatten(1).shape[1], 3)
-    model = torch.nn.Sequential(first, features, torch.nn.Flatten(), last).double()
-    y = torch.arange(len(x)) % 3
-    loss, grads = nn_backprop.backprop(model, F.cross_entropy, x, y)
-    expected = F.cross_entropy(model(x), y)
-    expected.backward()
-    assert_close(loss, expected.detach())
-    assert len(grads) == 4
-    for name, parameter in model.named_parameters():
-        assert_close(grads[name], parameter.grad, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_checker_passes_them(dtype):
-    for layer in (vectors_layer(dtype=dtype), patches_layer(SIZES[0], dtype=dtype),
-                  patches_layer(SIZES[1], "gaussian", dtype=dtype)):  # fmt: skip
-        x = torch.randn(7, 3) if layer.weight.dim() == 2 else image_for(layer)
-        assert nn_backprop.check_gradients(layer, x.to(dtype)).ok
+def test_the_checker_passes_them():
+    for dtype in DTYPES:
+        for layer in (vectors_layer(dtype=dtype), patches_layer(SIZES[0], dtype=dtype),
+                      patches_layer(SIZES[1], "gaussian", dtype=dtype)):  # fmt: skip
+            x = torch.randn(7, 3) if layer.weight.dim() == 2 else image_for(layer)
+            passes_the_checker(layer, x.to(dtype), case=(layer, dtype))
 
 
 def test_the_gradient_of_the_input_is_the_one_that_the_docstring_derives():
@@ -251,70 +228,46 @@ def test_random_patches_are_patches_and_none_is_constant():
     patches = layers.random_patches(images, (2, 3), 500, seed=1)
     assert 0 < len(patches) < 500 and patches.shape[1:] == (2, 2, 3)
     assert torch.equal(patches, layers.random_patches(images, (2, 3), 500, seed=1))
-    every = images.unfold(2, 2, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
-    assert {tuple(p) for p in patches.flatten(1).tolist()} <= {tuple(p) for p in every.tolist()}
+    every_patch = images.unfold(2, 2, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+    assert set(map(tuple, patches.flatten(1).tolist())) <= set(map(tuple, every_patch.tolist()))
     assert all(len(set(p)) > 1 for p in patches.flatten(1).tolist())
 
 
 # --- what is refused ---
 
 
-@pytest.mark.parametrize(
-    "call, named",
-    [
-        (
-            lambda: layers.RandomFourierFeatures(0, 5),
-            "in_features must be an integer of at least 1, not 0",
-        ),
-        (
-            lambda: layers.RandomFourierFeatures(5, 0),
-            "out_features must be an integer of at least 1",
-        ),
-        (lambda: layers.RandomFourierFeatures(5, 3, 0.0), "sigma must be positive and finite"),
-        (lambda: layers.RandomFourierFeatures(5, 3, -1.0), "sigma must be positive and finite"),
-        (lambda: layers.RandomFourierFeatures(5, 3, math.nan), "sigma must be positive"),
-        (lambda: layers.RandomFourierFeatures(5, 3, math.inf), "sigma must be positive"),
-        (lambda: patches_layer((0, 3, 7, 1, 0, 2)), "in_channels must be an integer of at least 1"),
-        (
-            lambda: patches_layer((1, 3, 7, 1, 0, 2), D=0),
-            "out_channels must be an integer of at least",
-        ),
-        (
-            lambda: patches_layer((1, (3, 0), 7, 1, 0, 2)),
-            "kernel_size must be an integer, or two, each at",
-        ),
-        (lambda: patches_layer((1, 3, 7, 0, 0, 2)), "stride must be an integer, or two, each at"),
-        (lambda: patches_layer((1, 3, 7, 1, -1, 2)), "padding must be an integer, or two, each at"),
-        (lambda: patches_layer((1, 3, 7, 1, 0, 0)), "grid must be an integer, or two, each at"),
-        (lambda: patches_layer((1, 3, 7, 1, 0, 6)), "larger than the map of (5, 5) patches"),
-        (lambda: patches_layer((1, 8, 7, 1, 0, 1)), "larger than an image of (7, 7)"),
-        (lambda: patches_layer((1, 3, 7, 1, 0, 2), "max"), "['average', 'gaussian'], not 'max'"),
-        (
-            lambda: patches_layer((1, 3, 7, 1, "same", 2)),
-            "padding must be an integer, or two, each",
-        ),
-        (lambda: patches_layer((1, 3, 7, 1, 0, 2.0)), "at least 1, not 2.0"),
-        (lambda: patches_layer((1, (3, 3.0), 7, 1, 0, 2)), "at least 1, not (3, 3.0)"),
-        (lambda: patches_layer((1, (3, 3, 3), 7, 1, 0, 2)), "at least 1, not (3, 3, 3)"),
-        (lambda: patches_layer((1, 3, 7, 1, 0, 2), D=4096 / 16), "at least 1, not 256.0"),
-        (lambda: layers.RandomFourierFeatures(3, 5.0), "at least 1, not 5.0"),
-        (lambda: patches_layer((1, 3, 7, 1, 0, 2))(torch.zeros(1, 1, 7, 8)), "image (1, 7, 7)"),
-        (lambda: patches_layer((1, 3, 7, 1, 0, 2))(torch.zeros(7, 7)), "or a batch of them, not"),
-        (lambda: patches_layer((1, 3, 7, 1, 0, 2))(torch.zeros(1, 1, 1, 7, 7)), "(1, 1, 1, 7, 7)"),
-        (lambda: layers.median_distance(torch.zeros(1, 3)), "two rows"),
-        (lambda: layers.median_distance(torch.zeros(2, 3), 0), "one pair"),
-        (lambda: layers.random_patches(torch.zeros(2, 1, 5, 5), 6, 9), "larger than images"),
-        (lambda: layers.random_patches(torch.zeros(2, 1, 5, 5), 3, 9), "constant"),
-        (lambda: models.KernelNetwork(classes=0), "classes must be at least 1"),
-        (lambda: models.KernelNetwork(image_size=8), "larger than the map"),
-    ],
-)
-def test_what_is_refused_is_named(call, named):
-    with pytest.raises(ValueError) as raised:
-        call()
-    assert named in str(raised.value)
-
-
-def test_they_say_what_they_are():
-    assert "out_features=5, sigma=1.7, seed=3" in repr(vectors_layer())
-    assert "grid=(3, 2), pooling='average', seed=3" in repr(patches_layer(SIZES[0]))
+def test_what_is_refused_is_named():
+    vectors, network = layers.RandomFourierFeatures, models.KernelNetwork
+    one, pair = "must be an integer of at least 1", "must be an integer, or two, each at least"
+    refuses(f"in_features {one}, not 0", vectors, 0, 5)
+    refuses(f"out_features {one}", vectors, 5, 0)
+    refuses("at least 1, not 5.0", vectors, 3, 5.0)
+    for sigma in (0.0, -1.0, math.nan, math.inf):
+        refuses("sigma must be positive and finite", vectors, 5, 3, sigma)
+    for sizes, sentence in (  # channels, kernel, image, stride, padding, grid
+        ((0, 3, 7, 1, 0, 2), f"in_channels {one}"),
+        ((1, (3, 0), 7, 1, 0, 2), f"kernel_size {pair}"),
+        ((1, 3, 7, 0, 0, 2), f"stride {pair}"),
+        ((1, 3, 7, 1, -1, 2), f"padding {pair}"),
+        ((1, 3, 7, 1, "same", 2), f"padding {pair}"),
+        ((1, 3, 7, 1, 0, 0), f"grid {pair}"),
+        ((1, 3, 7, 1, 0, 6), r"larger than the map of \(5, 5\) patches"),
+        ((1, 8, 7, 1, 0, 1), r"larger than an image of \(7, 7\)"),
+        ((1, 3, 7, 1, 0, 2.0), "at least 1, not 2.0"),
+        ((1, (3, 3.0), 7, 1, 0, 2), r"at least 1, not \(3, 3.0\)"),
+        ((1, (3, 3, 3), 7, 1, 0, 2), r"at least 1, not \(3, 3, 3\)"),
+    ):
+        refuses(sentence, patches_layer, sizes)
+    right = (1, 3, 7, 1, 0, 2)
+    refuses(f"out_channels {one}", patches_layer, right, D=0)
+    refuses("at least 1, not 256.0", patches_layer, right, D=4096 / 16)
+    refuses(r"\['average', 'gaussian'\], not 'max'", patches_layer, right, "max")
+    refuses(r"image \(1, 7, 7\)", patches_layer(right), torch.zeros(1, 1, 7, 8))
+    refuses("or a batch of them, not", patches_layer(right), torch.zeros(7, 7))
+    refuses(r"\(1, 1, 1, 7, 7\)", patches_layer(right), torch.zeros(1, 1, 1, 7, 7))
+    refuses("two rows", layers.median_distance, torch.zeros(1, 3))
+    refuses("one pair", layers.median_distance, torch.zeros(2, 3), 0)
+    refuses("larger than images", layers.random_patches, torch.zeros(2, 1, 5, 5), 6, 9)
+    refuses("constant", layers.random_patches, torch.zeros(2, 1, 5, 5), 3, 9)
+    refuses("classes must be at least 1", network, classes=0)
+    refuses("larger than the map", network, image_size=8)

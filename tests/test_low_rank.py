@@ -1,20 +1,33 @@
 """A product of thin matrices: its gradients, its start, its cost, the best one of a given layer."""
 
 import math
+from itertools import product as every
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from properties import (
+    DEVICES,
+    DTYPES,
+    all_close,
+    names_checked,
+    passes_the_checker,
+    product,
+    refuses,
+    same,
+    same_gradients,
+)
+from torch import nn
 from torch.testing import assert_close
 
-from nn_backprop import backprop, check_gradients
+from nn_backprop import backprop
 from nn_backprop.layers import LowRankLinear
 from nn_backprop.layers.low_rank import break_even
 from nn_backprop.models import counting
 
 M, N_OUT, RANK = 11, 7, 3  # in, out
 SHAPES = [(5, M), (2, 5, M), (M,)]
+WAYS, BIASES = ("from scratch", "from_linear"), (True, False)
 
 
 def made(how: str, bias: bool = True, dtype=torch.float64) -> LowRankLinear:
@@ -35,77 +48,51 @@ def whole(layer: LowRankLinear) -> nn.Linear:
     return linear
 
 
-def product(z: Tensor, y: Tensor) -> Tensor:
-    """A loss whose gradient is y."""
-    return (z * y).sum()
-
-
-every_way = pytest.mark.parametrize("how", ["from scratch", "from_linear"])
-with_and_without_bias = pytest.mark.parametrize("bias", [True, False])
-
-
 # --- what it computes, and its gradients ---
 
 
-@every_way
-@with_and_without_bias
-@pytest.mark.parametrize("shape", SHAPES)
-def test_it_is_the_affine_layer_of_the_product(how, bias, shape):
-    layer = made(how, bias)
-    assert layer.down.shape == (RANK, M) and layer.up.shape == (N_OUT, RANK)
-    x = torch.randn(shape).double()
-    z = layer(x)
-    assert z.shape == (*shape[:-1], N_OUT)
-    assert_close(z, whole(layer)(x))
-    assert torch.linalg.matrix_rank(layer.up.detach() @ layer.down.detach()) == RANK
+def test_it_is_the_affine_layer_of_the_product():
+    for how, bias, shape in every(WAYS, BIASES, SHAPES):
+        layer = made(how, bias)
+        assert layer.down.shape == (RANK, M) and layer.up.shape == (N_OUT, RANK)
+        x = torch.randn(shape).double()
+        z = layer(x)
+        assert z.shape == (*shape[:-1], N_OUT)
+        assert_close(z, whole(layer)(x), msg=f"{how}, {bias}, {shape}: ".__add__)
+        assert torch.linalg.matrix_rank(layer.up.detach() @ layer.down.detach()) == RANK
 
 
-@every_way
-@with_and_without_bias
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("shape", SHAPES[:2])
-def test_the_gradients_pass_the_checker(how, bias, dtype, shape):
-    layer = made(how, bias, dtype)
-    report = check_gradients(layer, torch.randn(shape, dtype=dtype), second_order=True)
-    assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
-    names = {"x", "down", "up"} | ({"bias"} if bias else set())
-    assert {entry.name for entry in report.tensors} == names
+def test_the_gradients_pass_the_checker():
+    for case in every(WAYS, BIASES, DTYPES, SHAPES[:2]):
+        how, bias, dtype, shape = case
+        x = torch.randn(shape, dtype=dtype)
+        report = passes_the_checker(made(how, bias, dtype), x, second_order=True, case=case)
+        assert names_checked(report) == {"x", "down", "up"} | ({"bias"} if bias else set())
 
 
-@every_way
-@with_and_without_bias
-def test_the_gradients_are_those_of_the_derivation(how, bias):
-    layer = made(how, bias)
-    x = torch.randn(5, M).double().requires_grad_()
-    grad_z = torch.randn(5, N_OUT).double()
-    _, by_tape = backprop(layer, product, x, grad_z)
-    layer(x).backward(grad_z)
+def test_the_gradients_are_those_of_the_derivation():
+    for how, bias in every(WAYS, BIASES):
+        layer = made(how, bias)
+        x = torch.randn(5, M).double().requires_grad_()
+        grad_z = torch.randn(5, N_OUT).double()
+        grads = same_gradients(layer, product, x, grad_z, (how, bias), rtol=1e-12)
 
-    X, A, B = x.detach(), layer.down.detach(), layer.up.detach()
-    a = torch.einsum("ni,ki->nk", X, A)
-    grad_b = grad_z.sum(0)
-    grad_B = torch.einsum("no,nk->ok", grad_z, a)
-    grad_a = torch.einsum("no,ok->nk", grad_z, B)
-    grad_A = torch.einsum("nk,ni->ki", grad_a, X)
-    grad_x = torch.einsum("nk,ki->ni", grad_a, A)
-    expected = {"up": grad_B, "down": grad_A} | ({"bias": grad_b} if bias else {})
-    assert by_tape.keys() == expected.keys()
-    for name, wanted in expected.items():
-        assert_close(layer.get_parameter(name).grad, wanted, rtol=1e-12, atol=1e-12)
-        assert_close(by_tape[name], wanted, rtol=1e-12, atol=1e-12)
-    assert_close(x.grad, grad_x, rtol=1e-12, atol=1e-12)
+        X, A, B = x.detach(), layer.down.detach(), layer.up.detach()
+        a = torch.einsum("ni,ki->nk", X, A)
+        grad_b = grad_z.sum(0)
+        grad_B = torch.einsum("no,nk->ok", grad_z, a)
+        grad_a = torch.einsum("no,ok->nk", grad_z, B)
+        grad_A = torch.einsum("nk,ni->ki", grad_a, X)
+        grad_x = torch.einsum("nk,ki->ni", grad_a, A)
+        expected = {"up": grad_B, "down": grad_A} | ({"bias": grad_b} if bias else {})
+        assert grads.keys() == expected.keys()
+        all_close(grads | {"x": x.grad}, expected | {"x": grad_x}, (how, bias), rtol=1e-12)
 
-
-@every_way
-def test_the_gradients_follow_from_that_of_the_whole_matrix(how):
-    layer, x, grad_z = made(how), torch.randn(5, M).double(), torch.randn(5, N_OUT).double()
-    layer(x).backward(grad_z)
-    linear = whole(layer)
-    linear(x).backward(grad_z)
-    grad_W, A, B = linear.weight.grad, layer.down.detach(), layer.up.detach()
-    assert_close(layer.up.grad, grad_W @ A.T)
-    assert_close(layer.down.grad, B.T @ grad_W)
-    assert_close(layer.bias.grad, linear.bias.grad)
+        # ... and they follow from that of the whole matrix
+        linear = whole(layer)
+        product(linear(X), grad_z).backward()
+        assert_close(layer.up.grad, linear.weight.grad @ A.T)
+        assert_close(layer.down.grad, B.T @ linear.weight.grad)
 
 
 # --- the start ---
@@ -134,69 +121,63 @@ def test_the_start_has_the_variances_that_it_says():
 
 
 def test_the_parameters_are_drawn_anew():
-    torch.manual_seed(0)
-    layer = LowRankLinear(M, N_OUT, RANK)
+    layer, again = made("from scratch"), made("from scratch")
     before = [p.clone() for p in layer.parameters()]
+    assert same(before, [p.data for p in again.parameters()])
     layer.reset_parameters()
     assert not any(torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True))
-    torch.manual_seed(0)
-    again = LowRankLinear(M, N_OUT, RANK)
-    assert all(torch.equal(a, b) for a, b in zip(before, again.parameters(), strict=True))
 
 
 # --- the best approximation ---
 
 
-@with_and_without_bias
-@pytest.mark.parametrize("sizes", [(11, 7), (7, 11), (7, 7)])
-def test_no_product_of_that_rank_is_nearer(sizes, bias):
+def test_no_product_of_that_rank_is_nearer():
     """Eckart and Young: what is left are the squares of the other singular values."""
     torch.manual_seed(0)
-    linear = nn.Linear(*sizes, bias, dtype=torch.float64)
-    W = linear.weight.detach()
-    # the squares of the singular values are the eigenvalues of W Wᵀ (or of the smaller WᵀW)
-    square = W @ W.T if sizes[1] <= sizes[0] else W.T @ W
-    squares = torch.linalg.eigvalsh(square).flip(0)
-    x = torch.randn(5, sizes[0]).double()
-    for rank in range(1, min(sizes) + 1):
-        layer = LowRankLinear.from_linear(linear, rank)
-        A, B = layer.down.detach(), layer.up.detach()
-        left = ((W - B @ A) ** 2).sum()
-        assert_close(left, squares[rank:].sum(), rtol=1e-10, atol=1e-20)
-        # Each factor has the root: its squares add up to the singular value itself
-        values = squares[:rank].sqrt()
-        assert_close(B.T @ B, torch.diag(values), rtol=1e-8, atol=1e-12)
-        assert_close(A @ A.T, torch.diag(values), rtol=1e-8, atol=1e-12)
-        if rank == min(sizes):
-            assert_close(layer(x), linear(x), rtol=1e-10, atol=1e-12)
-            continue
-        assert left > 1e-6
-        for trial in range(100):
-            step = 10 ** (-trial / 25)  # from far to 1e-4
-            near = (B + step * torch.randn_like(B)) @ (A + step * torch.randn_like(A))
-            assert ((W - near) ** 2).sum() >= left
+    for (m, n), bias in every([(11, 7), (7, 11), (7, 7)], BIASES):
+        linear = nn.Linear(m, n, bias, dtype=torch.float64)
+        W, x = linear.weight.detach(), torch.randn(5, m).double()
+        # the squares of the singular values are the eigenvalues of W Wᵀ (or of the smaller WᵀW)
+        squares = torch.linalg.eigvalsh(W @ W.T if n <= m else W.T @ W).flip(0)
+        for rank in range(1, min(m, n) + 1):
+            layer = LowRankLinear.from_linear(linear, rank)
+            A, B = layer.down.detach(), layer.up.detach()
+            left = ((W - B @ A) ** 2).sum()
+            assert_close(left, squares[rank:].sum(), rtol=1e-10, atol=1e-20)
+            # Each factor has the root: its squares add up to the singular value itself
+            values = squares[:rank].sqrt()
+            assert_close(B.T @ B, torch.diag(values), rtol=1e-8, atol=1e-12)
+            assert_close(A @ A.T, torch.diag(values), rtol=1e-8, atol=1e-12)
+            if rank == min(m, n):
+                assert_close(layer(x), linear(x), rtol=1e-10, atol=1e-12)
+                continue
+            assert left > 1e-6
+            for trial in range(100):
+                step = 10 ** (-trial / 25)  # from far to 1e-4
+                near = (B + step * torch.randn_like(B)) @ (A + step * torch.randn_like(A))
+                assert ((W - near) ** 2).sum() >= left
 
 
-@with_and_without_bias
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_what_is_taken_over_from_the_layer(bias, dtype):
-    linear = nn.Linear(M, N_OUT, bias, dtype=dtype).requires_grad_(False)
-    before = {name: value.clone() for name, value in linear.state_dict().items()}
-    layer = LowRankLinear.from_linear(linear, RANK)
-    assert (layer.in_features, layer.out_features, layer.rank) == (M, N_OUT, RANK)
-    assert (layer.bias is not None) is bias
-    for parameter in layer.parameters():  # to be trained, even of a frozen layer
-        assert parameter.dtype == dtype and parameter.device == linear.weight.device
-        assert isinstance(parameter, nn.Parameter)
-        assert parameter.requires_grad and parameter.is_leaf and parameter.is_contiguous()
-    if bias:
-        assert torch.equal(layer.bias, linear.bias) and layer.bias is not linear.bias
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.fill_(2)
-    assert before.keys() == linear.state_dict().keys()
-    assert all(torch.equal(value, before[name]) for name, value in linear.state_dict().items())
-    assert not linear.weight.requires_grad
+def test_what_is_taken_over_from_the_layer():
+    types = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    for bias, dtype, device in every(BIASES, types, DEVICES):
+        linear = nn.Linear(M, N_OUT, bias, device, dtype).requires_grad_(False)
+        before = {name: value.clone() for name, value in linear.state_dict().items()}
+        state = torch.get_rng_state()
+        layer = LowRankLinear.from_linear(linear, RANK)
+        assert torch.equal(torch.get_rng_state(), state)  # no random numbers are drawn
+        assert (layer.in_features, layer.out_features, layer.rank) == (M, N_OUT, RANK)
+        assert (layer.bias is not None) is bias
+        for parameter in layer.parameters():  # to be trained, even of a frozen layer
+            assert parameter.dtype == dtype and parameter.device == linear.weight.device
+            assert isinstance(parameter, nn.Parameter)
+            assert parameter.requires_grad and parameter.is_leaf and parameter.is_contiguous()
+        if bias:
+            assert torch.equal(layer.bias, linear.bias) and layer.bias is not linear.bias
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.fill_(2)
+        assert same(before, dict(linear.state_dict())) and not linear.weight.requires_grad
 
 
 def test_the_sum_is_computed_in_float64():
@@ -212,17 +193,13 @@ def test_the_sum_is_computed_in_float64():
         assert (found.double() @ wanted).item() ** 2 == pytest.approx(values[1].item(), rel=1e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_the_device_is_taken_over():
-    layer = LowRankLinear.from_linear(nn.Linear(M, N_OUT, device="cuda"), RANK)
-    assert {p.device.type for p in layer.parameters()} == {"cuda"}
-
-
-def test_device_and_type_of_a_new_layer():
+def test_device_type_names_and_how_it_is_shown():
     layer = LowRankLinear(M, N_OUT, RANK, device="meta", dtype=torch.float16)
     assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.float16)}
-    assert LowRankLinear(M, N_OUT, RANK, bias=False).bias is None
     assert [name for name, _ in layer.named_parameters()] == ["down", "up", "bias"]
+    without = LowRankLinear(M, N_OUT, RANK, bias=False)
+    assert without.bias is None and "bias" in without._parameters  # registered, as in torch
+    assert repr(without) == "LowRankLinear(in_features=11, out_features=7, rank=3, bias=False)"
 
 
 # --- what it costs ---
@@ -235,8 +212,7 @@ def test_a_product_costs_less_exactly_below_the_break_even(m, n):
     """(6, 3) and (4, 4) break even at a whole number, 2: there it costs as much, not less."""
     for rank in range(1, min(m, n) + 1):
         assert (rank * (m + n) < m * n) is (rank < break_even(m, n))
-    x = torch.randn(5, m)
-    dense = nn.Linear(m, n)
+    x, dense = torch.randn(5, m), nn.Linear(m, n)
     for rank in {1, int(break_even(m, n)), min(int(break_even(m, n)) + 1, min(m, n))}:
         layer = LowRankLinear(m, n, rank)
         weights, cost = rank * (m + n), 5 * rank * (m + n)
@@ -249,7 +225,6 @@ def test_a_product_costs_less_exactly_below_the_break_even(m, n):
 
 def test_the_break_even_of_the_first_layer_of_lenet_300_100():
     assert f"{break_even(784, 300):.2f}" == "216.97"
-    assert 216 * (784 + 300) < 784 * 300 < 217 * (784 + 300)
     dense = counting.parameters(nn.Linear(784, 300))
     assert counting.parameters(LowRankLinear(784, 300, 216)) == dense - 1_056
     assert counting.parameters(LowRankLinear(784, 300, 217)) == dense + 28
@@ -258,40 +233,26 @@ def test_the_break_even_of_the_first_layer_of_lenet_300_100():
 # --- what is refused ---
 
 
-@pytest.mark.parametrize("name", ["in_features", "out_features", "rank"])
-@pytest.mark.parametrize("wrong", [0, -2, 3.0, "3", None])
-def test_a_size_that_is_none_is_refused(name, wrong):
+def test_what_is_refused():
     right = {"in_features": M, "out_features": N_OUT, "rank": RANK}
-    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, not {wrong!r}"):
-        LowRankLinear(**(right | {name: wrong}))
-    if name == "rank":
-        with pytest.raises(ValueError, match="rank must be an integer of at least 1"):
-            LowRankLinear.from_linear(nn.Linear(M, N_OUT), wrong)
-
-
-@pytest.mark.parametrize("m, n", [(11, 7), (7, 11)])
-def test_a_rank_that_no_product_has_is_refused(m, n):
-    for make in (
-        LowRankLinear,
-        lambda m, n, rank: LowRankLinear.from_linear(nn.Linear(m, n), rank),
-    ):
-        with pytest.raises(ValueError) as raised:
-            make(m, n, 8)
-        assert str(raised.value) == "rank must be at most 7, the smaller of the two sizes, not 8"
-        make(m, n, 7)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_weight_that_is_not_finite_is_refused(value):
-    linear = nn.Linear(M, N_OUT)
-    linear.weight.data[2, 3] = value
-    with pytest.raises(ValueError, match="the layer's weight has entries that are NaN or infinite"):
-        LowRankLinear.from_linear(linear, RANK)
-
-
-def test_how_it_is_shown():
-    shown = "LowRankLinear(in_features=11, out_features=7, rank=3, bias=False)"
-    assert repr(LowRankLinear(11, 7, 3, bias=False)) == shown
+    for name, wrong in every(right, [0, -2, 3.0, "3", None]):
+        sentence = f"{name} must be an integer of at least 1, not {wrong!r}"
+        refuses(sentence, LowRankLinear, **(right | {name: wrong}))
+        if name == "rank":
+            refuses(sentence, LowRankLinear.from_linear, nn.Linear(M, N_OUT), wrong)
+    for m, n in ((11, 7), (7, 11)):
+        sentence = "^rank must be at most 7, the smaller of the two sizes, not 8$"
+        refuses(sentence, LowRankLinear, m, n, 8)
+        refuses(sentence, LowRankLinear.from_linear, nn.Linear(m, n), 8)
+        LowRankLinear(m, n, 7), LowRankLinear.from_linear(nn.Linear(m, n), 7)
+    for value in (math.nan, math.inf, -math.inf):
+        linear = nn.Linear(M, N_OUT)
+        linear.weight.data[2, 3] = value
+        sentence = "the layer's weight has entries that are NaN or infinite"
+        refuses(sentence, LowRankLinear.from_linear, linear, RANK)
+    for wrong in (nn.Linear(M, N_OUT, dtype=torch.complex64), nn.Linear(M, N_OUT, device="meta")):
+        sentence = "the layer's weight must have real numbers, not"
+        refuses(sentence, LowRankLinear.from_linear, wrong, RANK)
 
 
 def test_training_a_cut_layer_brings_it_nearer_to_what_is_wanted():
@@ -308,17 +269,3 @@ def test_training_a_cut_layer_brings_it_nearer_to_what_is_wanted():
             for name, parameter in layer.named_parameters():
                 parameter -= 0.1 * grads[name]
     assert F.mse_loss(layer(x), wanted).item() < 0.9 * first
-
-
-def test_from_linear_draws_no_random_numbers_and_wants_real_ones():
-    linear = nn.Linear(M, N_OUT)
-    state = torch.get_rng_state()
-    LowRankLinear.from_linear(linear, RANK)
-    assert torch.equal(torch.get_rng_state(), state)
-    for wrong in (nn.Linear(M, N_OUT, dtype=torch.complex64), nn.Linear(M, N_OUT, device="meta")):
-        with pytest.raises(ValueError, match="the layer's weight must have real numbers, not"):
-            LowRankLinear.from_linear(wrong, RANK)
-
-
-def test_without_a_bias_it_is_registered_as_none_as_in_torch():
-    assert "bias" in LowRankLinear(M, N_OUT, RANK, bias=False)._parameters

@@ -7,17 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-import platformdirs
 import pytest
 import torch
+from offline import go_offline
 from PIL import Image
 
 from nn_backprop.__main__ import main
-from nn_backprop.data import download, files, load, read_digit
+from nn_backprop.data import files, load, read_digit
 from nn_backprop.models import MODELS
 from nn_backprop.rules import TABLE
 from nn_backprop.tracking import monitor
-from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, read_checkpoint
+from nn_backprop.training import (
+    evaluate,
+    fit,
+    make_optimizer,
+    make_schedule,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import train
@@ -28,30 +35,34 @@ REAL_ROOT = os.environ.get("NN_BACKPROP_DATA")
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch, tmp_path):
     """An empty working directory, no network, no MNIST."""
+    go_offline(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("NN_BACKPROP_DATA", raising=False)
-    monkeypatch.setenv("NN_BACKPROP_MNIST_URL", "http://127.0.0.1:9")  # where nobody listens
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
 
 
-@pytest.fixture(scope="module", params=["float32", "float64", "bfloat16"])
-def run(request, tmp_path_factory) -> Path:
+def trained(folder: Path, precision: str) -> Path:
     """A run of the training script on the embedded digits."""
-    path = tmp_path_factory.mktemp("runs") / "run"
+    path = folder / precision
     options = ["--data", "digits", "--model", "mlp", "--epochs", "3", "--run-dir", str(path)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(monitor.Run, "figure", lambda *arguments, **options: None)  # slow to draw
-        assert train.main([*options, "--precision", request.param]) == 0
+        assert train.main([*options, "--precision", precision]) == 0
     return path
 
 
-@pytest.fixture
-def half(run, tmp_path) -> Path:
-    """As `run`, but it has no summary: a run that goes on, or was stopped."""
-    copy = tmp_path / "half"
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return [trained(folder, precision) for precision in ("float32", "float64", "bfloat16")]
+
+
+@pytest.fixture(scope="module")
+def run(runs) -> Path:
+    return runs[0]
+
+
+def unfinished(run: Path, copy: Path) -> Path:
+    """A copy that has no summary: a run that goes on, or was stopped."""
     shutil.copytree(run, copy)
     (copy / "summary.json").unlink()
     return copy
@@ -83,31 +94,44 @@ def digit(name: str, index: int) -> int:
 # ---- evaluate -------------------------------------------------------------------------------
 
 
-def test_evaluate_finds_what_the_run_found(run, capsys):
-    found = json.loads(printed(capsys, "evaluate", run, "--json"))
-    summary = json.loads((run / "summary.json").read_text())
-    assert found["dataset"] == "digits"
-    assert found["accuracy"] == summary["test_accuracy"]
-    if not torch.cuda.is_available():
-        assert found["loss"] == summary["test_loss"]
-    assert [row["digit"] for row in found["digits"]] == list(range(10))
-    assert sum(row["n"] for row in found["digits"]) == 300
-    right = sum(row["n"] * row["accuracy"] for row in found["digits"])
-    assert right / 300 == pytest.approx(found["accuracy"], rel=1e-12)
-    assert found["accuracy"] > 0.8
+def test_evaluate_finds_what_the_run_found_and_the_table_says_the_same(runs, capsys):
+    for run in runs:
+        found = json.loads(printed(capsys, "evaluate", run, "--json"))
+        summary = json.loads((run / "summary.json").read_text())
+        assert found["dataset"] == "digits"
+        assert found["accuracy"] == summary["test_accuracy"] > 0.8
+        if not torch.cuda.is_available():
+            assert found["loss"] == summary["test_loss"], run
+        assert [row["digit"] for row in found["digits"]] == list(range(10))
+        assert sum(row["n"] for row in found["digits"]) == 300
+        right = sum(row["n"] * row["accuracy"] for row in found["digits"])
+        assert right / 300 == pytest.approx(found["accuracy"], rel=1e-12)
+
+        lines = printed(capsys, "evaluate", run).splitlines()
+        assert len(lines) == 12
+        for line, row in zip(lines[1:11], found["digits"], strict=True):
+            wrong = row["most_taken_for"]
+            words = [str(row["digit"]), str(row["n"]), f"{100 * row['accuracy']:.2f}", "%"]
+            taken = [str(wrong["digit"]), f"({wrong['times']}", "times)"]
+            assert line.split() == words + (taken if wrong["times"] else ["–"])
+        assert lines[11].split()[:4] == ["all", "300", f"{100 * found['accuracy']:.2f}", "%"]
+        assert f"loss {found['loss']:.4f}, test split of digits" in lines[11]
 
 
-def test_the_table_says_the_same(run, capsys):
-    found = json.loads(printed(capsys, "evaluate", run, "--json"))
-    lines = printed(capsys, "evaluate", run).splitlines()
-    assert len(lines) == 12
-    for line, row in zip(lines[1:11], found["digits"], strict=True):
-        wrong = row["most_taken_for"]
-        words = [str(row["digit"]), str(row["n"]), f"{100 * row['accuracy']:.2f}", "%"]
-        words += [str(wrong["digit"]), f"({wrong['times']}", "times)"] if wrong["times"] else ["–"]
-        assert line.split() == words
-    assert lines[11].split()[:4] == ["all", "300", f"{100 * found['accuracy']:.2f}", "%"]
-    assert f"loss {found['loss']:.4f}, test split of digits" in lines[11]
+def saved(folder: Path, model, images=None) -> None:
+    """The checkpoint of a run with that MLP, trained for an epoch on the images,
+    if there are any."""
+    optimizer = make_optimizer("adam", model.parameters(), 4e-3, 0.1)
+    schedule = make_schedule("constant", optimizer, 4e-3, 1)
+    config = {"options": {"model": "mlp", "data_root": None}, "dataset": "digits"}
+    config |= {"mean": 0.3, "std": 0.3}
+    if images is not None:
+        fit(
+            model, train.for_training("by-hand"), optimizer, schedule, images,
+            epochs=1, batch_size=512, seed=0,
+        )  # fmt: skip
+        config |= {"dataset": images.name, "mean": images.mean, "std": images.std}
+    save_checkpoint(folder / "checkpoint.pt", model, optimizer, schedule, {"config": config})
 
 
 def test_most_often_taken_for(capsys, tmp_path):
@@ -115,13 +139,7 @@ def test_most_often_taken_for(capsys, tmp_path):
     model = MODELS["mlp"]()
     with torch.no_grad():
         model.layers[1].bias[3] += 1e6
-    optimizer = make_optimizer("sgd", model.parameters(), 1e-30, 0.0)
-    options = {"model": "mlp", "data_root": None}
-    config = {"options": options, "dataset": "digits", "mean": 0.3, "std": 0.3}
-    schedule = make_schedule("constant", optimizer, 1e-30, 1)
-    train.save_checkpoint(
-        tmp_path / "checkpoint.pt", model, optimizer, schedule, {"config": config}
-    )
+    saved(tmp_path, model)
     found = json.loads(printed(capsys, "evaluate", tmp_path, "--json"))
     for row in found["digits"]:
         three = row["digit"] == 3
@@ -130,30 +148,20 @@ def test_most_often_taken_for(capsys, tmp_path):
         assert three or row["most_taken_for"]["digit"] == 3
 
 
-def test_a_run_that_goes_on_can_be_evaluated(half, capsys):
-    state = read_checkpoint(half / "checkpoint.pt")
-    model = MODELS["mlp"]()
-    model.load_state_dict(state["model"], assign=True)
-    images = load("digits")
-    expected = evaluate(model, images, images.test).accuracy
-    (half / "config.json").write_text("{}")  # not needed: the checkpoint knows its own
-    assert json.loads(printed(capsys, "evaluate", half, "--json"))["accuracy"] == expected
+def test_a_run_that_goes_on_can_be_evaluated(runs, tmp_path, capsys):
+    for run in runs:
+        half, model = unfinished(run, tmp_path / run.name), MODELS["mlp"]()
+        model.load_state_dict(read_checkpoint(half / "checkpoint.pt")["model"], assign=True)
+        images = load("digits")
+        expected = evaluate(model, images, images.test).accuracy
+        (half / "config.json").write_text("{}")  # not needed: the checkpoint knows its own
+        assert json.loads(printed(capsys, "evaluate", half, "--json"))["accuracy"] == expected
 
 
-@pytest.mark.skipif(not REAL_ROOT, reason="$NN_BACKPROP_DATA names no folder with MNIST")
+@pytest.mark.needs_mnist
 def test_evaluate_on_mnist(capsys, tmp_path):
     model, images = MODELS["mlp"](), load("mnist", REAL_ROOT, say=lambda line: None)
-    optimizer = make_optimizer("adam", model.parameters(), 4e-3, 0.1)
-    schedule = make_schedule("constant", optimizer, 4e-3, 1)
-    fit(
-        model, train.for_training("by-hand"), optimizer, schedule, images,
-        epochs=1, batch_size=512, seed=0,
-    )  # fmt: skip
-    config = {"options": {"model": "mlp", "data_root": None}, "dataset": "mnist"}
-    config |= {"mean": images.mean, "std": images.std}
-    train.save_checkpoint(
-        tmp_path / "checkpoint.pt", model, optimizer, schedule, {"config": config}
-    )
+    saved(tmp_path, model, images)
     out = printed(capsys, "evaluate", tmp_path, "--data-root", REAL_ROOT, "--json")
     found = json.loads(out)
     assert found["accuracy"] == evaluate(model, images, images.test).accuracy > 0.9
@@ -164,28 +172,25 @@ def test_evaluate_on_mnist(capsys, tmp_path):
 # ---- predict --------------------------------------------------------------------------------
 
 
-def test_predict_names_the_digit_and_how_sure_it_is(run, capsys):
-    labels = [digit(f"{k}.png", k) for k in range(8)]
-    names = [f"{k}.png" for k in range(8)]
-    rows = json.loads(printed(capsys, "predict", run, *names, "--json"))
-    assert [row["image"] for row in rows] == names
-    assert sum(row["digit"] == label for row, label in zip(rows, labels, strict=True)) >= 6
-    assert all(0.1 < row["confidence"] <= 1 for row in rows)
-    lines = printed(capsys, "predict", run, *names).splitlines()
-    for line, row in zip(lines, rows, strict=True):
-        words = [str(row["digit"]), f"{100 * row['confidence']:.2f}", "%", row["image"]]
-        assert line.split() == words
-
-
-def test_the_confidence_is_the_probability_of_the_digit(run, capsys):
-    digit("a.png", 3)
-    (row,) = json.loads(printed(capsys, "predict", run, "a.png", "--json"))
-    state = read_checkpoint(run / "checkpoint.pt")
-    model, images = MODELS["mlp"](), load("digits")
-    model.load_state_dict(state["model"], assign=True)
-    dtype = model.layers[0].weight.dtype
-    output = model(images.normalise(read_digit("a.png", "digits"), dtype)[None])
-    assert row["confidence"] == pytest.approx(output.softmax(1).max().item(), rel=1e-5)
+def test_predict_names_the_digit_and_how_sure_it_is(runs, capsys):
+    names, images = [f"{k}.png" for k in range(8)], load("digits")
+    labels = [digit(name, k) for k, name in enumerate(names)]
+    for run in runs:
+        rows = json.loads(printed(capsys, "predict", run, *names, "--json"))
+        assert [row["image"] for row in rows] == names
+        right = sum(row["digit"] == label for row, label in zip(rows, labels, strict=True))
+        assert right >= 6 and all(0.1 < row["confidence"] <= 1 for row in rows)
+        lines = printed(capsys, "predict", run, *names).splitlines()
+        for line, row in zip(lines, rows, strict=True):
+            words = [str(row["digit"]), f"{100 * row['confidence']:.2f}", "%", row["image"]]
+            assert line.split() == words
+        # the confidence is the probability of the digit
+        model = MODELS["mlp"]()
+        model.load_state_dict(read_checkpoint(run / "checkpoint.pt")["model"], assign=True)
+        picture = read_digit("3.png", "digits")
+        output = model(images.normalise(picture, model.layers[0].weight.dtype)[None])
+        sure = output.softmax(1).max().item()
+        assert rows[3]["confidence"] == pytest.approx(sure, rel=1e-5)
 
 
 def test_one_bad_picture_is_named(run, capsys):
@@ -200,21 +205,21 @@ def test_one_bad_picture_is_named(run, capsys):
 # ---- runs that are none ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_a_folder_without_a_trained_network(command, half, capsys):
+def test_a_folder_without_a_trained_network(run, tmp_path, capsys):
+    half = unfinished(run, tmp_path / "half")
     Path("file").touch()
     Path("empty").mkdir()
-    for path in ("file", "empty", "nowhere"):
-        error = sentence(capsys, command, path, *(["a.png"] if command == "predict" else []))
-        assert f"{path} holds no trained network (" in error
-        assert "give the folder of a run of experiments/train.py" in error
     whole = (half / "checkpoint.pt").read_bytes()
     flipped = bytearray(whole)
     flipped[len(flipped) // 2] ^= 1
-    for content in (b"", b"text", whole[:-3000], bytes(flipped)):
-        (half / "checkpoint.pt").write_bytes(content)
-        error = sentence(capsys, command, half, *(["a.png"] if command == "predict" else []))
-        assert "holds no trained network (" in error
+    for command, *pictures in (("evaluate",), ("predict", "a.png")):
+        for path in ("file", "empty", "nowhere"):
+            error = sentence(capsys, command, path, *pictures)
+            assert f"{path} holds no trained network (" in error
+            assert "give the folder of a run of experiments/train.py" in error
+        for content in (b"", b"text", whole[:-3000], bytes(flipped)):
+            (half / "checkpoint.pt").write_bytes(content)
+            assert "holds no trained network (" in sentence(capsys, command, half, *pictures)
 
 
 # ---- data -----------------------------------------------------------------------------------
@@ -236,7 +241,7 @@ def test_data_that_cannot_be_fetched(capsys):
     assert "Connection refused" in sentence(capsys, "data", "--data-root", "root")
 
 
-@pytest.mark.skipif(not REAL_ROOT, reason="$NN_BACKPROP_DATA names no folder with MNIST")
+@pytest.mark.needs_mnist
 def test_data_verifies_mnist(capsys, monkeypatch):
     monkeypatch.setenv("NN_BACKPROP_DATA", REAL_ROOT)
     for options in ([], ["--check"]):
@@ -266,28 +271,19 @@ def test_rules_prints_a_derivation(capsys):
     (row,) = json.loads(printed(capsys, "rules", "linear", "--json"))
     assert row["name"] == "linear" and row["derived_in"].endswith("linear_forward")
     assert all(line in text for line in row["equations"])
-
-
-def test_an_unknown_rule(capsys):
     assert "there is no rule 'liner'; there are " in sentence(capsys, "rules", "liner")
 
 
 # ---- the program ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["bogus"], ["evaluate"], ["predict"], ["rules", "a", "b"], ["data", "--chek"]],
-)
-def test_a_wrong_command_line(arguments, capsys):
-    with pytest.raises(SystemExit) as exit:
-        main(arguments)
-    assert exit.value.code == 2
-    error = capsys.readouterr().err
-    assert error and "Traceback" not in error
-
-
-def test_help(capsys):
+def test_a_wrong_command_line_and_help(capsys):
+    wrong = [[], ["bogus"], ["evaluate"], ["predict"], ["rules", "a", "b"], ["data", "--chek"]]
+    for arguments in wrong:
+        with pytest.raises(SystemExit) as exit:
+            main(arguments)
+        error = capsys.readouterr().err
+        assert exit.value.code == 2 and error and "Traceback" not in error, arguments
     with pytest.raises(SystemExit) as exit:
         main(["--help"])
     assert exit.value.code == 0
@@ -295,17 +291,12 @@ def test_help(capsys):
     assert all(command in shown for command in ("rules", "evaluate", "predict", "data"))
 
 
-@pytest.mark.parametrize("name", ["", "linear"])  # more and less than the pipe holds
-def test_a_reader_that_has_seen_enough(name):
-    """As `head` does: the pipe is closed before all is written."""
+@pytest.mark.parametrize("name, encoding", [("", "utf-8"), ("linear", "ascii")])
+def test_a_reader_that_has_seen_enough(name, encoding):
+    """As `head` does: the pipe is closed before all is written, more than it holds and less; the
+    less for a terminal without Unicode."""
     command = f"{sys.executable} -m nn_backprop rules {name} | true; exit ${{PIPESTATUS[0]}}"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    environment["PYTHONIOENCODING"] = encoding
     done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_a_terminal_without_unicode():
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "nn_backprop", "rules", "conv2d"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "") and "conv2d" in done.stdout

@@ -2,9 +2,11 @@
 
 import copy
 import math
+from itertools import product as every
 
 import pytest
 import torch
+from properties import naming, refuses
 
 from nn_backprop.data import ImageData
 from nn_backprop.engines import autograd
@@ -19,6 +21,7 @@ from nn_backprop.training import (
     many,
     steps_per_epoch,
 )
+from nn_backprop.training.stacked import NetworkShape
 
 M, K, BATCH, EPOCHS = 5, 3, 7, 2
 SEEDS, RATES, DECAYS = [3, 1, 4, 1, 5], [0.01, 0.03, 0.02, 0.005, 0.04], [0.0, 0.1, 0.5, 0.0, 0.3]
@@ -100,52 +103,42 @@ def both(
     assert sum(changed) > M // 2 or len(models) == 1  # a ReLU output can be dead from the start
 
 
-@pytest.fixture(params=[1, 2, M], ids="groups of {}".format)
-def group(request, monkeypatch):
-    monkeypatch.setattr(many, "_group_size", lambda *_: request.param)
+@pytest.fixture
+def grouped(monkeypatch):
+    """Sets how many networks are trained at once."""
+    return lambda size: monkeypatch.setattr(many, "group_size", lambda *_: size)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize(
-    "rates, decays",
-    [(RATES, DECAYS), (RATES, [0.0] * M), ([0.02] * M, DECAYS), ([0.02] * M, [0.3] * M)],
-    ids=["both differ", "no decay", "one rate", "both alike"],
-)
-def test_each_is_what_it_becomes_alone(data, group, optimizer, schedule, rates, decays):
-    both(networks(), data, optimizer=optimizer, schedule=schedule, rates=rates, decays=decays)
-
-
-@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
-@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
-@pytest.mark.parametrize("sizes", [(25, K), (25, 11, K), (25, 11, 7, K)], ids=str)
-def test_every_shape_of_network(data, sizes, activation, loss):
-    both(networks(sizes, activation, loss), data)
-
-
-def test_labels_of_ones_own(data, own_labels, group):
+@pytest.mark.parametrize("group", [1, 2, M])
+def test_each_is_what_it_becomes_alone(data, own_labels, grouped, group):
+    grouped(group)
+    rates_and_decays = [
+        (RATES, DECAYS), (RATES, [0.0] * M), ([0.02] * M, DECAYS), ([0.02] * M, [0.3] * M)
+    ]  # fmt: skip
+    for (rates, decays), optimizer, schedule in every(
+        rates_and_decays, ("sgd", "adam"), ("constant", "one-cycle")
+    ):
+        options = {"optimizer": optimizer, "schedule": schedule, "rates": rates, "decays": decays}
+        with naming(options):
+            both(networks(), data, **options)
     both(networks(), data, list(own_labels))
+    for labels in (None, list(own_labels)):  # in one order for all
+        both(networks(), data, labels, seeds=[3] * M)
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_one_order_for_all(data, own_labels, labelled, group):
-    both(networks(), data, list(own_labels) if labelled else None, seeds=[3] * M)
+def test_every_shape_of_network(data):
+    sizes = (25, K), (25, 11, K), (25, 11, 7, K)
+    activations, losses = ("relu", "sigmoid", "tanh"), ("cross_entropy", "squared_error")
+    for shape in every(sizes, activations, losses):
+        with naming(shape):
+            both(networks(*shape), data)
 
 
-@pytest.mark.parametrize("batch_size", [1, 17, 100])
-def test_every_size_of_batch(data, batch_size):
-    both(networks(), data, batch_size=batch_size)
-
-
-def test_one_network(data):
+def test_every_size_of_batch_and_number_of_epochs_and_type(data):
+    for batch_size in (1, 17, 100):
+        both(networks(), data, batch_size=batch_size)
     both(networks(count=1), data, seeds=[3], rates=[0.02], decays=[0.1])
-
-
-def test_a_longer_training(data):
     both(networks(activation="tanh"), data, epochs=100)
-
-
-def test_float32(data):
     models = [model.float() for model in networks()]
     both(models, data, rtol=1e-4)
     assert models[0].layers[0].weight.dtype == torch.float32
@@ -160,7 +153,7 @@ def test_one_number_holds_for_all(data):
 
 
 def test_after_each_epoch_the_parameters_are_up_to_date(data, monkeypatch):
-    monkeypatch.setattr(many, "_group_size", lambda *_: 2)
+    monkeypatch.setattr(many, "group_size", lambda *_: 2)
     models, calls = networks(), []
     reference = networks()
     fit_many(reference, data, seeds=SEEDS, lrs=RATES, schedule="constant", epochs=1, batch_size=7)
@@ -190,20 +183,18 @@ def test_it_leaves_the_models_trainable_and_the_rest_alone(data):
         assert p.untyped_storage().nbytes() == p.nbytes  # no view of the stack
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("rates", [RATES, 0.02])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_network_that_diverges_does_not_disturb_the_others(data, optimizer, value, rates):
-    models, good = networks(), networks()
-    options = {"seeds": SEEDS, "lrs": rates, "optimizer": optimizer, "epochs": 3, "batch_size": 7}
-    expected = fit_many(good, data, **options)
-    with torch.no_grad():
-        models[2].layers[1].bias[0] = value
-    losses = fit_many(models, data, **options)
-    others = [0, 1, 3, 4]
-    assert losses[2].isnan().all() and losses[others].isfinite().all()
-    assert torch.equal(losses[others], expected[others])
-    assert_same([models[m] for m in others], [good[m] for m in others], rtol=0)
+def test_a_network_that_diverges_does_not_disturb_the_others(data):
+    for optimizer, rates, value in every(("sgd", "adam"), (RATES, 0.02), (math.nan, math.inf)):
+        models, good, case = networks(), networks(), (optimizer, rates, value)
+        options = {"seeds": SEEDS, "lrs": rates, "optimizer": optimizer, "epochs": 3}
+        expected = fit_many(good, data, batch_size=7, **options)
+        with torch.no_grad():
+            models[2].layers[1].bias[0] = value
+        losses = fit_many(models, data, batch_size=7, **options)
+        others = [0, 1, 3, 4]
+        assert losses[2].isnan().all() and losses[others].isfinite().all(), case
+        assert torch.equal(losses[others], expected[others]), case
+        assert_same([models[m] for m in others], [good[m] for m in others], rtol=0)
 
 
 def test_the_loss_is_nan_from_the_epoch_of_the_divergence_on(data):
@@ -216,7 +207,7 @@ def test_the_loss_is_nan_from_the_epoch_of_the_divergence_on(data):
     assert losses[[0, 2, 3, 4]].isfinite().all()
 
 
-def test_weights_lost_in_the_last_step_are_told(data):
+def test_weights_lost_in_the_last_step_make_the_loss_nan(data):
     models = networks()
     losses = fit_many(
         models, data, seeds=SEEDS, lrs=[0.01, 1e308, 0.01, 0.01, 0.01], weight_decays=1e5,
@@ -226,35 +217,35 @@ def test_weights_lost_in_the_last_step_are_told(data):
     assert losses.isnan()[:, 0].tolist() == [False, True, False, False, False]
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
-@pytest.mark.parametrize("labelled", [False, True])
-@pytest.mark.parametrize("batch_size", [4, 1000])
-def test_evaluation_of_many(data, own_labels, loss, labelled, batch_size, group):
-    models = networks(activation="tanh", loss=loss)
-    labels = own_labels if labelled else None
-    found = evaluate_many(models, data, data.test, labels, batch_size)
-    assert found.loss.shape == found.accuracy.shape == (M,)
-    for m, model in enumerate(models):
-        one = evaluate(model, relabelled(data, own_labels[m]) if labelled else data, data.test)
-        assert found.loss[m].item() == pytest.approx(one.loss, rel=1e-12)
-        assert found.accuracy[m].item() == pytest.approx(one.accuracy, rel=1e-12)
-    assert len(set(found.accuracy.tolist())) > 1
+def test_evaluation_of_many(data, own_labels, grouped):
+    for case in every(("cross_entropy", "squared_error"), (None, own_labels), (4, 1000), (1, 2, M)):
+        loss, labels, batch_size, group = case
+        grouped(group)
+        models = networks(activation="tanh", loss=loss)
+        found = evaluate_many(models, data, data.test, labels, batch_size)
+        assert found.loss.shape == found.accuracy.shape == (M,)
+        for m, model in enumerate(models):
+            own = data if labels is None else relabelled(data, labels[m])
+            one = evaluate(model, own, data.test)
+            assert found.loss[m].item() == pytest.approx(one.loss, rel=1e-12), case
+            assert found.accuracy[m].item() == pytest.approx(one.accuracy, rel=1e-12), case
+        assert len(set(found.accuracy.tolist())) > 1
 
 
 def test_groups_are_small_where_networks_are_large():
     def size(*sizes, N=32, M=64):
-        shape = many._Shape(sizes, "relu", "cross_entropy", torch.float32, torch.device("cpu"))
-        return many._group_size(shape, N, M)
+        shape = NetworkShape(sizes, "relu", "cross_entropy", torch.float32, torch.device("cpu"))
+        return many.group_size(shape, N, M)
 
     assert size(784, 512, 256, 10) == 1
     assert 1 < size(784, 128, 10) < size(784, 16, 10) < 64
     assert size(784, 16, 10, N=256) < size(784, 16, 10)
     assert size(2, 3, M=5) == 5
-    gpu = many._Shape((784, 512, 10), "relu", "cross_entropy", torch.float32, torch.device("cuda"))
-    assert many._group_size(gpu, 256, 64) == 64
+    gpu = NetworkShape((784, 512, 10), "relu", "cross_entropy", torch.float32, torch.device("cuda"))
+    assert many.group_size(gpu, 256, 64) == 64
 
 
-def odd(change):
+def changed(change):
     models = networks()
     change(models)
     return models
@@ -268,45 +259,41 @@ def twice(models):
     models[1] = models[0]
 
 
-@pytest.mark.parametrize(
-    "models, change, sentence",
-    [
-        ([], {}, "there are no networks"),
-        ([CNN()], {}, "only an MLP can be stacked, not CNN"),
-        (networks(count=4) + networks((25, 7, K), count=1), {}, "must be alike.*and 4 is"),
-        (networks(count=4) + networks(activation="tanh", count=1), {}, "must be alike"),
-        (networks(count=4) + networks(loss="squared_error", count=1), {}, "must be alike"),
-        ([*networks(count=4), MLP((25, 11, K))], {}, "must be alike"),
-        (odd(lambda models: models[0].layers[1].float()), {}, "differ in type or device"),
-        (odd(freeze), {}, "a parameter is frozen"),
-        (odd(twice), {}, "the same network is there twice"),
-        (networks((24, K)), {}, "the images have 25 pixels, the networks 24 inputs"),
-        (networks((25, 2)), {}, "labels must be in 0 to 1, not 0 to 2"),
-        (networks(), {"seeds": [1, 2]}, "there are 2 seeds for 5 networks"),
-        (networks(), {"lrs": [0.1] * 6}, "there are 6 lrs for 5 networks"),
-        (networks(), {"lrs": -0.1}, "lrs must be finite and not negative"),
-        (networks(), {"weight_decays": [0.1]}, "there are 1 weight_decays for 5 networks"),
-        (networks(), {"weight_decays": math.nan}, "weight_decays must be finite"),
-        (networks(), {"epochs": 0}, "epochs and batch_size must be positive, not 0 and 7"),
-        (networks(), {"batch_size": 0}, "epochs and batch_size must be positive, not 2 and 0"),
-        (networks(), {"optimizer": "lion"}, "optimizer must be sgd or adam, not 'lion'"),
-        (networks(), {"schedule": "step"}, "schedule must be constant or one-cycle, not 'step'"),
-        (networks(), {"labels": torch.zeros(M, 32).long()}, r"labels must be int64 \(5, 33\)"),
-        (networks(), {"labels": torch.zeros(M, 33)}, r"must be int64 \(5, 33\), not torch.f"),
-        (networks(), {"labels": torch.full((M, 33), -1)}, "labels must be in 0 to 2, not -1 to -1"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_trained_is_refused(data, models, change, sentence):
-    before = copy.deepcopy(models)
-    options = {"seeds": SEEDS, "lrs": RATES, "epochs": 2, "batch_size": 7} | change
-    with pytest.raises(ValueError, match=sentence):
-        fit_many(models, data, **options)
-    assert_same(models, before, rtol=0)
-
-
-def test_without_examples_there_is_nothing_to_do(data):
+def test_what_cannot_be_trained_is_refused(data):
+    options = {"seeds": SEEDS, "lrs": RATES, "epochs": 2, "batch_size": 7}
+    for models, sentence in (
+        ([], "there are no networks"),
+        ([CNN()], "only an MLP can be stacked, not CNN"),
+        (networks(count=4) + networks((25, 7, K), count=1), "must be alike.*and 4 is"),
+        (networks(count=4) + networks(activation="tanh", count=1), "must be alike"),
+        (networks(count=4) + networks(loss="squared_error", count=1), "must be alike"),
+        ([*networks(count=4), MLP((25, 11, K))], "must be alike"),
+        (changed(lambda models: models[0].layers[1].float()), "differ in type or device"),
+        (changed(freeze), "a parameter is frozen"),
+        (changed(twice), "the same network is there twice"),
+        (networks((24, K)), "the images have 25 pixels, the networks 24 inputs"),
+        (networks((25, 2)), "labels must be in 0 to 1, not 0 to 2"),
+    ):
+        before = copy.deepcopy(models)
+        refuses(sentence, fit_many, models, data, **options)
+        assert_same(models, before, rtol=0)
+    models, before = networks(), networks()
+    for change, sentence in (
+        ({"seeds": [1, 2]}, "there are 2 seeds for 5 networks"),
+        ({"lrs": [0.1] * 6}, "there are 6 lrs for 5 networks"),
+        ({"lrs": -0.1}, "lrs must be finite and not negative"),
+        ({"weight_decays": [0.1]}, "there are 1 weight_decays for 5 networks"),
+        ({"weight_decays": math.nan}, "weight_decays must be finite"),
+        ({"epochs": 0}, "epochs and batch_size must be positive, not 0 and 7"),
+        ({"batch_size": 0}, "epochs and batch_size must be positive, not 2 and 0"),
+        ({"optimizer": "lion"}, "optimizer must be sgd or adam, not 'lion'"),
+        ({"schedule": "step"}, "schedule must be constant or one-cycle, not 'step'"),
+        ({"labels": torch.zeros(M, 32).long()}, r"labels must be int64 \(5, 33\)"),
+        ({"labels": torch.zeros(M, 33)}, r"must be int64 \(5, 33\), not torch.f"),
+        ({"labels": torch.full((M, 33), -1)}, "labels must be in 0 to 2, not -1 to -1"),
+    ):
+        refuses(sentence, fit_many, models, data, **(options | change))
     none = ImageData(**vars(data) | {"train": data.train[:0]})
-    with pytest.raises(ValueError, match="no training examples"):
-        fit_many(networks(), none, seeds=SEEDS, lrs=RATES, epochs=1, batch_size=7)
-    with pytest.raises(ValueError, match="must be positive"):
-        evaluate_many(networks(), data, data.test[:0])
+    refuses("no training examples", fit_many, models, none, **options)
+    refuses("must be positive", evaluate_many, models, data, data.test[:0])
+    assert_same(models, before, rtol=0)

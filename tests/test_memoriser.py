@@ -1,7 +1,7 @@
 """The network that is built to fit any points: what it gives, how large it is, what it refuses."""
 
-import pytest
 import torch
+from properties import refuses
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -28,21 +28,18 @@ def test_three_points_by_hand():
     assert_close(between.data, torch.tensor([3.15, 4.8 + 0.95 * 2 / 3], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("n, shape", [(1, (5,)), (2, (1,)), (31, (7,)), (53, (1, 3, 5))])
-def test_it_fits_any_points_with_2n_plus_d_parameters(n, shape):
-    points, targets, direction = drawn(n, *shape), drawn(n, seed=1), drawn(*shape, seed=2).flatten()
-    model = memorise(points, targets, direction)
-    assert_close(model(points).data, targets, rtol=0, atol=1e-9)
-    assert parameters(model) == 2 * n + direction.numel()
-    projections = (points.flatten(1) @ direction).sort().values
-    assert (model.bias < projections).all() and (model.bias[1:] > projections[:-1]).all()
-
-
-@pytest.mark.parametrize("scale", [1e-12, 1e12])
-def test_the_scale_of_the_points_does_not_matter(scale):
-    points, targets = scale * drawn(31, 7), drawn(31, seed=1)
-    model = memorise(points, targets, drawn(7, seed=2))
-    assert_close(model(points).data, targets, rtol=0, atol=1e-9)
+def test_it_fits_any_points_with_2n_plus_d_parameters():
+    for n, shape, scale in (
+        (1, (5,), 1), (2, (1,), 1), (31, (7,), 1), (53, (1, 3, 5), 1), (31, (7,), 1e-12),
+        (31, (7,), 1e12),
+    ):  # fmt: skip
+        points, targets = scale * drawn(n, *shape), drawn(n, seed=1)
+        direction = drawn(*shape, seed=2).flatten()
+        model = memorise(points, targets, direction)
+        assert_close(model(points).data, targets, rtol=0, atol=1e-9)
+        assert parameters(model) == 2 * n + direction.numel(), (n, shape, scale)
+        projections = (points.flatten(1) @ direction).sort().values
+        assert (model.bias < projections).all() and (model.bias[1:] > projections[:-1]).all()
 
 
 def test_many_labels_are_right_and_past_the_middle_none_would_be(monkeypatch):
@@ -55,36 +52,28 @@ def test_many_labels_are_right_and_past_the_middle_none_would_be(monkeypatch):
     assert not ((failed - labels).abs().max() < 1e-3)  # it is not a number
 
 
-def test_equal_points_are_named():
+def test_equal_points_and_those_of_one_projection_are_named():
     points = drawn(500, 784)
     points[317] = points[41]
     targets, direction = drawn(500, seed=1), drawn(784, seed=2)
-    with pytest.raises(ValueError, match=r"points (41 and 317|317 and 41) .*the same point"):
-        memorise(points, targets, direction)
+    sentence = r"points (41 and 317|317 and 41) .*the same point"
+    refuses(sentence, memorise, points, targets, direction)
     points[317, 3] += 1e-3
     assert_close(memorise(points, targets, direction)(points).data, targets, rtol=0, atol=1e-6)
-
-
-def test_different_points_with_one_projection_are_named():
     points = torch.tensor([[1.0, 5.0], [2.0, 3.0], [1.0, 7.0]], dtype=torch.float64)
-    targets = drawn(3)
-    with pytest.raises(ValueError, match=r"points (0 and 2|2 and 0) .*try another direction"):
-        memorise(points, targets, torch.tensor([1.0, 0.0], dtype=torch.float64))
-    model = memorise(points, targets, torch.tensor([1.0, 1.0], dtype=torch.float64))
-    assert_close(model(points).data, targets)
+    targets, (across, slanted) = drawn(3), torch.tensor([[1.0, 0.0], [1.0, 1.0]]).double()
+    sentence = r"points (0 and 2|2 and 0) .*try another direction"
+    refuses(sentence, memorise, points, targets, across)
+    assert_close(memorise(points, targets, slanted)(points).data, targets)
 
 
-@pytest.mark.parametrize(
-    "points, targets, direction, named",
-    [
+def test_what_it_refuses_is_named():
+    for points, targets, direction, named in (
         (drawn(5, 3).float(), drawn(5), drawn(3), "must be float64"),
         (drawn(5, 3), drawn(5).long(), drawn(3), "must be float64"),
         (drawn(5, 3), drawn(5), drawn(3).float(), "must be float64"),
         (drawn(0, 3), drawn(0), drawn(3), "n at least 1"),
         (drawn(5, 3), drawn(7), drawn(3), r"not \(5, 3\), \(7,\) and \(3,\)"),
         (drawn(5, 3), drawn(5), drawn(2), r"not \(5, 3\), \(5,\) and \(2,\)"),
-    ],
-)
-def test_what_it_refuses_is_named(points, targets, direction, named):
-    with pytest.raises(ValueError, match=named):
-        memorise(points, targets, direction)
+    ):
+        refuses(named, memorise, points, targets, direction)

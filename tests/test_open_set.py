@@ -1,15 +1,17 @@
 """Losses for what is unknown: values by hand, where they are least, gradients by every way."""
 
 import math
+from itertools import product as every
 
 import pytest
 import torch
 import torch.nn.functional as F
+from properties import DTYPES, names_checked, passes_the_checker, refuses, same_gradients
 from test_replay import same_as_backprop
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nn_backprop import backprop, check_gradients
+from nn_backprop import check_gradients
 from nn_backprop.layers import EntropicOpenSetLoss, ObjectosphereLoss
 
 N, K, D = 7, 5, 3
@@ -39,19 +41,15 @@ def garbage(z: Tensor, y: Tensor) -> Tensor:
 
 
 def test_the_entropic_loss_is_its_formula():
-    z = logits()
-    expected = 0.0
+    z, expected = logits(), 0.0
     for n in range(N):
         total = sum(math.exp(z[n, k]) for k in range(K))
         minus_log = [-math.log(math.exp(z[n, k]) / total) for k in range(K)]
         y = int(TARGETS[n])
         expected += minus_log[y] if y >= 0 else sum(minus_log) / K
     assert EntropicOpenSetLoss()(z, TARGETS).item() == pytest.approx(expected / N, rel=1e-12)
-
-
-def test_without_unknowns_it_is_cross_entropy():
-    y = TARGETS.clamp(min=0)
-    assert_close(EntropicOpenSetLoss()(logits(), y), F.cross_entropy(logits(), y))
+    known = TARGETS.clamp(min=0)  # without unknowns it is cross entropy
+    assert_close(EntropicOpenSetLoss()(z, known), F.cross_entropy(z, known))
 
 
 def test_equal_logits_are_best_for_the_unknown_and_nothing_else_is():
@@ -109,28 +107,20 @@ def test_the_garbage_class_is_cross_entropy_of_k_plus_1_classes():
 # --- gradients ---
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("loss", ["entropic", "objectosphere", "garbage"])
-def test_the_gradients_pass_the_checker(loss, dtype):
-    target, inputs = {
-        "entropic": (EntropicOpenSetLoss(), (logits(dtype),)),
-        "objectosphere": (ObjectosphereLoss(RADIUS, WEIGHT), (logits(dtype), features(dtype))),
-        "garbage": (garbage, (torch.cat([logits(dtype), logits(dtype)[:, :1]], 1),)),
-    }[loss]
-    report = check_gradients(target, *inputs, TARGETS)
-    assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
-    assert len(report.tensors) == len(inputs)
-
-
-def test_second_derivatives_pass_the_checker_where_there_is_no_kink():
+def test_the_gradients_pass_the_checker():
+    for dtype in DTYPES:
+        for target, *inputs in (
+            (EntropicOpenSetLoss(), logits(dtype)),
+            (ObjectosphereLoss(RADIUS, WEIGHT), logits(dtype), features(dtype)),
+            (garbage, torch.cat([logits(dtype), logits(dtype)[:, :1]], 1)),
+        ):
+            report = passes_the_checker(target, *inputs, TARGETS, case=(target, dtype))
+            assert len(names_checked(report)) == len(inputs)
     f = features()
-    f[4:6] = f[:2]
-    for loss, inputs in (
-        (EntropicOpenSetLoss(), (logits(), TARGETS)),
-        (ObjectosphereLoss(RADIUS, WEIGHT), (logits(), f, TARGETS)),
-    ):
-        report = check_gradients(loss, *inputs, second_order=True)
-        assert report.ok, report
+    f[4:6] = f[:2]  # no kink, so that there are second derivatives
+    assert check_gradients(EntropicOpenSetLoss(), logits(), TARGETS, second_order=True).ok
+    objectosphere = ObjectosphereLoss(RADIUS, WEIGHT)
+    assert check_gradients(objectosphere, logits(), f, TARGETS, second_order=True).ok
 
 
 def test_the_gradients_are_those_of_the_derivation():
@@ -153,13 +143,12 @@ def test_the_gradients_are_those_of_the_derivation():
     assert f.grad[2].abs().max() == 0  # outside
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_no_gradient_is_nan_however_short_the_features(dtype):
+def test_no_gradient_is_nan_however_short_the_features():
     loss, y = ObjectosphereLoss(RADIUS, WEIGHT), torch.tensor([0, -1])
-    for length in (0.0, 1e-300, 1e-160, 1e-25, 1e-21, 1e-12, 1e-6, 1e20):
+    for dtype, length in every(DTYPES, (0.0, 1e-300, 1e-160, 1e-25, 1e-21, 1e-12, 1e-6, 1e20)):
         f = torch.full((2, D), length / math.sqrt(D), dtype=dtype, requires_grad=True)
         loss(torch.zeros(2, K, dtype=dtype), f, y).backward()
-        assert f.grad.isfinite().all()
+        assert f.grad.isfinite().all(), (dtype, length)
         assert f.grad[0].norm() <= WEIGHT * RADIUS * 1.1  # 2 λ ξ / N, N = 2; not of a subnormal r²
         if length in (1e-12, 1e-6):
             assert f.grad[0].norm().item() == pytest.approx(WEIGHT * RADIUS, rel=1e-5)
@@ -200,47 +189,34 @@ def test_tape_autograd_and_replay_agree():
     x, other = torch.randn(2, N, 4, dtype=torch.float64)
     x[5] = other[2] = 0  # then all features are 0
     assert (model(x)[1][5] == 0).all() and (model(x)[1].norm(dim=1) > 0).any()
-    _, grads = backprop(model, loss_fn, x, TARGETS)
-    loss_fn(model(x), TARGETS).backward()
-    for name, parameter in model.named_parameters():
-        assert grads[name].abs().max() > 1e-3
-        assert_close(grads[name], parameter.grad, rtol=1e-10, atol=1e-14)
-    same_as_backprop(model, loss_fn, (x, TARGETS), (other, TARGETS.flip(0)))
-    linear = nn.Linear(4, K).double()
-    same_as_backprop(linear, EntropicOpenSetLoss(), (x, TARGETS), (other, TARGETS.flip(0)))
-    linear = nn.Linear(4, K + 1).double()
-    same_as_backprop(linear, garbage, (x, TARGETS), (other, TARGETS.flip(0)))
+    grads = same_gradients(model, loss_fn, x, TARGETS, atol=1e-14)
+    assert all(grad.abs().max() > 1e-3 for grad in grads.values())
+    for each, its_loss in (
+        (model, loss_fn), (nn.Linear(4, K).double(), EntropicOpenSetLoss()),
+        (nn.Linear(4, K + 1).double(), garbage),
+    ):  # fmt: skip
+        same_as_backprop(each, its_loss, (x, TARGETS), (other, TARGETS.flip(0)))
 
 
 # --- what is refused ---
 
 
-def test_what_the_losses_refuse_is_named():
-    loss = EntropicOpenSetLoss()
+def test_what_the_losses_refuse_is_named_and_how_they_are_shown():
+    loss, sphere = EntropicOpenSetLoss(), ObjectosphereLoss(1, 1)
     for z, y in (
         (logits()[0], TARGETS[:1]),
         (logits(), TARGETS[:3]),
         (logits(), TARGETS[:, None]),
         (logits(), TARGETS.double()),
     ):
-        with pytest.raises(ValueError, match=r"logits must be \(N, K\) and targets int64 \(N,\)"):
-            loss(z, y)
-        with pytest.raises(ValueError, match=r"logits must be \(N, K\) and targets int64 \(N,\)"):
-            ObjectosphereLoss(1, 1)(z, features(), y)
+        sentence = r"logits must be \(N, K\) and targets int64 \(N,\)"
+        refuses(sentence, loss, z, y)
+        refuses(sentence, sphere, z, features(), y)
     for f in (features()[:3], features()[:, 0], features()[None]):
-        with pytest.raises(ValueError, match=r"features must be \(N, D\) for logits \(7, 5\)"):
-            ObjectosphereLoss(1, 1)(logits(), f, TARGETS)
+        sentence = r"features must be \(N, D\) for logits \(7, 5\)"
+        refuses(sentence, sphere, logits(), f, TARGETS)
     for wrong in (-1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="radius must be finite and not negative"):
-            ObjectosphereLoss(wrong, 1)
-        with pytest.raises(ValueError, match="weight must be finite and not negative"):
-            ObjectosphereLoss(1, wrong)
-
-
-def test_a_class_that_is_not_there_is_no_unknown():
-    with pytest.raises(RuntimeError, match="smaller than num_classes"):
-        EntropicOpenSetLoss()(logits(), TARGETS + 1)
-
-
-def test_how_it_is_shown():
+        refuses("radius must be finite and not negative", ObjectosphereLoss, wrong, 1)
+        refuses("weight must be finite and not negative", ObjectosphereLoss, 1, wrong)
+    refuses("smaller than num_classes", loss, logits(), TARGETS + 1, error=RuntimeError)
     assert "ObjectosphereLoss(\n  radius=50, weight=0.0001" in repr(ObjectosphereLoss(50, 1e-4))

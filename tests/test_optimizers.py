@@ -1,6 +1,7 @@
 """The optimizers that spare the bookkeeping: torch's own arithmetic, torch's own state."""
 
 import copy
+from itertools import product as every
 
 import pytest
 import torch
@@ -35,25 +36,21 @@ def steps(optimizer, parameters, first: int, last: int) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize(("lean", "plain", "options"), SETTINGS)
-@pytest.mark.parametrize("sizes", [(7,), (7, 5)], ids=["one parameter", "two"])
-def test_equals_torchs(lean, plain, options, sizes):
-    mine = [nn.Parameter(torch.linspace(-1, 1, size).double()) for size in sizes]
-    theirs = copy.deepcopy(mine)
-    optimizers = lean(mine, **options), plain(theirs, **options)
-    for optimizer, parameters in zip(optimizers, (mine, theirs), strict=True):
-        steps(optimizer, parameters, 0, 5)
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
-
-    # The state is torch's: either goes on with the other's.
-    states = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
-    for optimizer, state in zip(optimizers, reversed(states), strict=True):
-        optimizer.load_state_dict(state)
-    for optimizer, parameters in zip(optimizers, (mine, theirs), strict=True):
-        steps(optimizer, parameters, 5, 8)
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+def test_equals_torchs():
+    for (lean, plain, options), sizes in every(SETTINGS, [(7,), (7, 5)]):  # one parameter, and two
+        mine = [nn.Parameter(torch.linspace(-1, 1, size).double()) for size in sizes]
+        theirs = copy.deepcopy(mine)
+        optimizers = lean(mine, **options), plain(theirs, **options)
+        for first, last in ((0, 5), (5, 8)):
+            for optimizer, parameters in zip(optimizers, (mine, theirs), strict=True):
+                steps(optimizer, parameters, first, last)
+            said = f"{lean}, {options}, {sizes}, from step {first} on: "
+            close = torch.testing.assert_close
+            close(mine, theirs, rtol=1e-12, atol=1e-14, msg=said.__add__)
+            # The state is torch's: either goes on with the other's.
+            states = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
+            for optimizer, state in zip(optimizers, reversed(states), strict=True):
+                optimizer.load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])

@@ -6,10 +6,11 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 import torch
+from properties import DTYPES, names_checked, passes_the_checker, refuses
 from scipy.stats import binom
 from torch import nn
 
-from nn_backprop import backprop, check_gradients
+from nn_backprop import backprop
 from nn_backprop.layers import SoftGate, learn_gate
 from nn_backprop.studies.rejection import (
     area_under_risk_coverage,
@@ -56,13 +57,8 @@ def test_confidence_is_the_largest_probability():
     assert confidence(logits) == pytest.approx([0.625, 0.375])
     assert confidence(logits, classes=2) == pytest.approx([0.25, 0.375])
     assert confidence(torch.tensor(logits).float()) == pytest.approx([0.625, 0.375])
-
-
-def test_the_best_confidences_are_told_apart():
-    logits = torch.tensor([[20.0, 0.0], [25.0, 0.0]])
-    assert (
-        len(np.unique(confidence(logits))) == 2 and len(logits.softmax(1).max(1)[0].unique()) == 1
-    )
+    best = torch.tensor([[20.0, 0.0], [25.0, 0.0]])  # equal in float32, but told apart
+    assert len(np.unique(confidence(best))) == 2 and len(best.softmax(1).max(1)[0].unique()) == 1
 
 
 def test_a_score_has_to_exceed_the_threshold():
@@ -93,23 +89,12 @@ def test_the_area_is_the_mean_over_all_orders_of_equal_scores():
     shuffled = np.random.default_rng(0).permutation(7)
     again = area_under_risk_coverage(np.array(SCORES)[shuffled], np.array(ERRORS)[shuffled])
     assert again == pytest.approx(sum(areas) / 4, rel=1e-12)
+    # without ties, best first: right, wrong, right; risks 0, 1/2, 1/3
+    area = area_under_risk_coverage([0.1, 0.9, 0.5], [0, 0, 1])
+    assert area == pytest.approx((1 / 2 + 1 / 3) / 3)
 
 
-def test_the_area_without_ties_by_hand():
-    # best first: right, wrong, right; risks 0, 1/2, 1/3
-    assert area_under_risk_coverage([0.1, 0.9, 0.5], [0, 0, 1]) == pytest.approx(
-        (1 / 2 + 1 / 3) / 3
-    )
-
-
-def test_told_apart_is_the_share_of_pairs_in_which_the_known_has_more():
-    known, unknown = [0.9, 0.5], [0.5, 0.1, 0.95]
-    assert told_apart(known, unknown) == pytest.approx((1 + 1 + 0 + 0.5 + 1 + 0) / 6)
-    with pytest.raises(ValueError, match="unknown"):
-        told_apart(known, [])
-
-
-def test_auroc_counts_pairs():
+def test_auroc_and_told_apart_count_pairs():
     pairs = [
         1.0 if s > t else 0.5 if s == t else 0.0
         for s, right in zip(SCORES, ERRORS, strict=True) if not right
@@ -118,6 +103,9 @@ def test_auroc_counts_pairs():
     assert len(pairs) == 12 and 0.5 in pairs
     assert auroc(SCORES, ERRORS) == pytest.approx(sum(pairs) / 12)
     assert auroc([0.9, 0.1], [0, 1]) == 1 and auroc([0.9, 0.1], [1, 0]) == 0
+    known, unknown = [0.9, 0.5], [0.5, 0.1, 0.95]
+    assert told_apart(known, unknown) == pytest.approx((1 + 1 + 0 + 0.5 + 1 + 0) / 6)
+    refuses("unknown", told_apart, known, [])
 
 
 def test_coverage_at_a_risk_by_hand():
@@ -131,25 +119,26 @@ def test_coverage_at_a_risk_by_hand():
 # --- the threshold of the least cost ---
 
 
-@pytest.mark.parametrize("price", [0, 0.1, 0.25, 0.35, 0.5, 0.9, 1])
-def test_no_threshold_is_cheaper(price):
-    def cost(threshold):
-        pairs = zip(SCORES, ERRORS, strict=True)
-        return sum(e if s > threshold else price for s, e in pairs) / 7
+def test_no_threshold_is_cheaper():
+    for price in (0, 0.1, 0.25, 0.35, 0.5, 0.9, 1):
 
-    threshold, least = best_threshold(SCORES, ERRORS, price)
-    assert least == pytest.approx(cost(threshold), rel=1e-12)
-    for other in [-math.inf, math.inf, *np.linspace(0, 1, 101)]:
-        assert cost(other) >= least - 1e-12
-        assert cost(other) > least + 1e-12 or other >= threshold  # the lowest of equals
+        def cost(threshold, price=price):
+            pairs = zip(SCORES, ERRORS, strict=True)
+            return sum(e if s > threshold else price for s, e in pairs) / 7
+
+        threshold, least = best_threshold(SCORES, ERRORS, price)
+        assert least == pytest.approx(cost(threshold), rel=1e-12), price
+        for other in [-math.inf, math.inf, *np.linspace(0, 1, 101)]:
+            assert cost(other) >= least - 1e-12, price
+            assert cost(other) > least + 1e-12 or other >= threshold  # the lowest of equals
 
 
-@pytest.mark.parametrize("percent", [5, 10, 30, 60])
-def test_chows_threshold_of_a_calibrated_score(percent):
+def test_chows_threshold_of_a_calibrated_score():
     """An answer of confidence s is wrong with 1 − s: rejected below 1 − price."""
-    price = (percent + 0.5) / 100
-    threshold, _ = best_threshold(*calibrated(), price)
-    assert round(100 * threshold) == 99 - percent and threshold < 1 - price < threshold + 0.01
+    for percent in (5, 10, 30, 60):
+        price = (percent + 0.5) / 100
+        threshold, _ = best_threshold(*calibrated(), price)
+        assert round(100 * threshold) == 99 - percent and threshold < 1 - price < threshold + 0.01
 
 
 # --- the gate ---
@@ -180,14 +169,13 @@ def test_the_gate_by_hand():
     assert gate.cost(*some_answers(), 0.3).item() == pytest.approx(sum(by_hand) / 7, rel=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_gates_gradients_pass_the_checker(dtype):
-    gate, (scores, errors) = SoftGate(0.55, 0.2, dtype=dtype), some_answers(dtype)
-    for target in (gate, Cost(gate, errors, 0.3)):
-        report = check_gradients(target, scores, second_order=True)
-        assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
-        assert len(report.tensors) == 2  # scores and threshold
-    assert check_gradients(gate, scores[:6].view(2, 3)).ok
+def test_the_gates_gradients_pass_the_checker():
+    for dtype in DTYPES:
+        gate, (scores, errors) = SoftGate(0.55, 0.2, dtype=dtype), some_answers(dtype)
+        for target in (gate, Cost(gate, errors, 0.3)):
+            report = passes_the_checker(target, scores, second_order=True, case=(dtype, target))
+            assert len(names_checked(report)) == 2  # scores and threshold
+        passes_the_checker(gate, scores[:6].view(2, 3), case=dtype)
 
 
 def test_the_gates_gradients_are_those_of_the_derivation():
@@ -367,42 +355,28 @@ def test_all_right_all_wrong_all_equal():
     assert best_threshold(equal, half, 0.6) == (-math.inf, 0.5)
 
 
-@pytest.mark.parametrize("function", OF_ANSWERS)
-def test_what_is_refused_is_named(function):
-    for scores in ([], [[0.5]], [math.nan], [math.inf]):
-        with pytest.raises(ValueError, match=r"scores must be finite numbers \(N,\), one or more"):
-            function(scores, np.zeros_like(scores))
-    for errors in ([0], [0, 2], [0, math.nan], [[0, 1]]):
-        with pytest.raises(ValueError, match="errors must be 0"):
-            function([0.5, 0.6], errors)
-
-
-def test_what_else_is_refused():
+def test_what_is_refused_is_named():
+    for function in OF_ANSWERS:
+        for scores in ([], [[0.5]], [math.nan], [math.inf]):
+            sentence = r"scores must be finite numbers \(N,\), one or more"
+            refuses(sentence, function, scores, np.zeros_like(scores))
+        for errors in ([0], [0, 2], [0, math.nan], [[0, 1]]):
+            refuses("errors must be 0", function, [0.5, 0.6], errors)
     for price in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match="price must be from 0 to 1"):
-            best_threshold(SCORES, ERRORS, price)
-        with pytest.raises(ValueError, match="price must be from 0 to 1"):
-            learn_gate(SCORES, ERRORS, price, 0.1)
+        refuses("price must be from 0 to 1", best_threshold, SCORES, ERRORS, price)
+        refuses("price must be from 0 to 1", learn_gate, SCORES, ERRORS, price, 0.1)
     for delta in (0, 1, 5):
-        with pytest.raises(ValueError, match="delta must be between 0 and 1"):
-            promised_threshold(SCORES, ERRORS, 0.1, delta)
-        with pytest.raises(ValueError, match="delta must be between 0 and 1"):
-            risk_bound(1, 2, delta)
+        sentence = "delta must be between 0 and 1"
+        refuses(sentence, promised_threshold, SCORES, ERRORS, 0.1, delta)
+        refuses(sentence, risk_bound, 1, 2, delta)
     for errors, accepted in ((-1, 3), (4, 3), (0, 0)):
-        with pytest.raises(ValueError, match="0 to n errors of n ≥ 1"):
-            risk_bound(errors, accepted, 0.1)
+        refuses("0 to n errors of n ≥ 1", risk_bound, errors, accepted, 0.1)
     for temperature in (0, -1, math.inf, math.nan):
-        with pytest.raises(ValueError, match="temperature must be positive and finite"):
-            SoftGate(0.5, temperature)
-        with pytest.raises(ValueError, match="temperature must be positive and finite"):
-            learn_gate(SCORES, ERRORS, 0.1, temperature)
+        sentence = "temperature must be positive and finite"
+        refuses(sentence, SoftGate, 0.5, temperature)
+        refuses(sentence, learn_gate, SCORES, ERRORS, 0.1, temperature)
     for scores, errors in (([], []), ([0.5], [0, 1]), ([[0.5]], [[0]])):
-        with pytest.raises(ValueError, match=r"scores and errors must be \(N,\)"):
-            learn_gate(scores, errors, 0.1, 0.1)
+        refuses(r"scores and errors must be \(N,\)", learn_gate, scores, errors, 0.1, 0.1)
     for scores, errors in (([math.nan], [0]), ([0.5], [math.inf])):
-        with pytest.raises(ValueError, match="NaN or infinite"):
-            learn_gate(scores, errors, 0.1, 0.1)
-
-
-def test_how_the_gate_is_shown():
+        refuses("NaN or infinite", learn_gate, scores, errors, 0.1, 0.1)
     assert repr(SoftGate(0.5, 0.05)) == "SoftGate(temperature=0.05)"

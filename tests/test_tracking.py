@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.figure import Figure
+from properties import refuses
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as ServerAccumulator,
@@ -130,35 +131,26 @@ def test_reopen_forgets_what_came_after_the_step(tmp_path):
         assert read(run, "final") == [(4, 1)]
 
 
-def test_a_run_is_not_written_over(tmp_path):
-    Run.create(tmp_path, {"first": 1}).close()
-    with pytest.raises(RunError, match="already holds a run"):
-        Run.create(tmp_path, {"second": 2})
-    assert tracking.read_json(tmp_path / "config.json") == {"first": 1}
-
-
-def test_a_file_is_no_run_directory(tmp_path):
+def test_a_run_is_not_written_over_and_a_file_is_no_run_directory(tmp_path):
+    run = tmp_path / "run"
+    Run.create(run, {"first": 1}).close()
+    refuses("already holds a run", Run.create, run, {"second": 2}, error=RunError)
+    assert tracking.read_json(run / "config.json") == {"first": 1}
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(RunError, match="cannot be a run directory"):
-            Run.create(path, {})
-        with pytest.raises(RunError, match="holds no run"):
-            Run.reopen(path, 0)
+        refuses("cannot be a run directory", Run.create, path, {}, error=RunError)
+        refuses("holds no run", Run.reopen, path, 0, error=RunError)
 
 
-@pytest.mark.parametrize("line", [b'{"st', b"\xff\xfe", b"[]", b'{"loss": 1}'])
-def test_damage_inside_the_metrics_is_reported_not_repaired(tmp_path, line):
+def test_damage_inside_the_metrics_is_reported_and_a_last_line_is_completed(tmp_path):
     Run.create(tmp_path, {}).close()
-    damaged = b'{"step": 0}\n' + line + b'\n{"step": 2}\n'
-    (tmp_path / "metrics.jsonl").write_bytes(damaged)
-    with pytest.raises(RunError, match="line 2"):
-        Run.reopen(tmp_path, 5)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == damaged
-
-
-def test_a_last_line_without_its_end_is_completed(tmp_path):
-    Run.create(tmp_path, {}).close()
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 0}\n{"step": 1}')
+    metrics = tmp_path / "metrics.jsonl"
+    for line in (b'{"st', b"\xff\xfe", b"[]", b'{"loss": 1}'):
+        damaged = b'{"step": 0}\n' + line + b'\n{"step": 2}\n'
+        metrics.write_bytes(damaged)
+        refuses("line 2", Run.reopen, tmp_path, 5, error=RunError)
+        assert metrics.read_bytes() == damaged  # not repaired
+    metrics.write_bytes(b'{"step": 0}\n{"step": 1}')
     with Run.reopen(tmp_path, 1) as run:
         run.log(2, 0, {})
     assert [record["step"] for record in records(run)] == [0, 1, 2]
@@ -208,8 +200,7 @@ def test_a_closed_run_takes_nothing_more_and_leaves_no_thread(tmp_path):
     run = Run.create(tmp_path, {})
     run.close()
     run.close()
-    with pytest.raises(ValueError, match="closed"):
-        run.log(0, 0, {})
+    refuses("closed", run.log, 0, 0, {})
     assert threading.active_count() == threads
 
 
@@ -220,8 +211,7 @@ def test_default_run_dirs_do_not_collide(tmp_path, monkeypatch):
         made.append(tracking.default_run_dir("train", "mlp"))
         made[-1].mkdir(parents=True)
     assert len(set(made)) == 3
-    assert made[0].parent == Path("runs/train")
-    assert made[0].name.endswith("-mlp")
+    assert made[0].parent == Path("runs/train") and made[0].name.endswith("-mlp")
 
 
 def test_json_is_replaced_whole(tmp_path):
@@ -235,10 +225,10 @@ def test_json_is_replaced_whole(tmp_path):
 
 
 def test_machine_can_be_written_and_names_torch():
-    told = json.loads(json.dumps(tracking.describe_machine()))
-    assert told["versions"]["torch"] == torch.__version__
-    assert told["versions"].keys() >= {"python", "torchvision", "numpy", "tensorboard"}
-    assert told["processor"] and told["threads"] == torch.get_num_threads()
+    machine = json.loads(json.dumps(tracking.describe_machine()))
+    assert machine["versions"]["torch"] == torch.__version__
+    assert machine["versions"].keys() >= {"python", "torchvision", "numpy", "tensorboard"}
+    assert machine["processor"] and machine["threads"] == torch.get_num_threads()
 
 
 def test_the_commit_is_that_of_the_source(tmp_path, monkeypatch):

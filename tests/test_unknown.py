@@ -10,14 +10,15 @@ import io
 import os
 import struct
 import zipfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import pytest
 import torch
+from offline import go_offline, quiet
 from PIL import Image
+from properties import refuses
 from test_data_faults import FAULTS, leftovers, not_found, one_bit, serving, stalled
 
 from nn_backprop import data
@@ -25,7 +26,6 @@ from nn_backprop.data import download, files, unknown
 
 REAL_ROOT = os.environ.get("NN_BACKPROP_DATA")
 REAL_SOURCES = dict(unknown.SOURCES)
-NOISES = ("uniform noise", "Gaussian noise")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,7 @@ def server(contents):
 
 @pytest.fixture(autouse=True)
 def small_sources(monkeypatch, contents, server, tmp_path):
+    go_offline(monkeypatch, tmp_path)
     for name, content in contents.items():
         source = unknown.SOURCES[name]._replace(
             official=files.Official(len(content), hashlib.sha256(content).hexdigest()),
@@ -100,10 +101,6 @@ def small_sources(monkeypatch, contents, server, tmp_path):
         )
         monkeypatch.setitem(unknown.SOURCES, name, source)
         server.contents = server.contents | {name.replace(" ", "_"): content}
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
-    monkeypatch.delenv("NN_BACKPROP_DATA", raising=False)
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
 
 
 def path_of(root: Path, name: str) -> Path:
@@ -116,37 +113,30 @@ def fill(root: Path, contents: dict[str, bytes]) -> None:
         path_of(root, name).write_bytes(content)
 
 
-def quiet(line: str) -> None:
-    pass
-
-
 # Made from digits or from nothing
 
 
-@pytest.mark.parametrize("name", unknown.MADE)
-def test_a_made_set_has_the_form_of_the_digits_and_follows_its_seed(digits, name):
-    before = digits.clone()
-    made = unknown.MADE[name](digits, 5)
-    assert made.shape == digits.shape and made.dtype == torch.uint8
-    assert torch.equal(digits, before)
-    torch.manual_seed(8)
-    assert torch.equal(made, unknown.MADE[name](digits, 5))
-    assert not torch.equal(made, unknown.MADE[name](digits, 6))
+def test_a_made_set_has_the_form_of_the_digits_and_follows_its_seed(digits):
+    for name, make in unknown.MADE.items():
+        before = digits.clone()
+        made = make(digits, 5)
+        assert made.shape == digits.shape and made.dtype == torch.uint8, name
+        assert torch.equal(digits, before), name
+        torch.manual_seed(8)
+        assert torch.equal(made, make(digits, 5)), name
+        assert not torch.equal(made, make(digits, 6)), name
 
 
-def test_uniform_noise_has_all_greys_equally_often():
-    noise = data.uniform_noise(torch.zeros(1000, 1, 28, 28, dtype=torch.uint8), 1)
+def test_noise_is_uniform_or_gaussian_cut_off_at_black_and_white():
+    black = torch.zeros(1000, 1, 28, 28, dtype=torch.uint8)
+    noise = data.uniform_noise(black, 1)
     counts = torch.bincount(noise.flatten(), minlength=256).double()
     expected = noise.numel() / 256
     assert ((counts - expected).abs() < 5 * expected**0.5).all()  # five standard deviations
-
-
-def test_gaussian_noise_is_cut_off_at_black_and_white():
-    noise = data.gaussian_noise(torch.zeros(1000, 1, 28, 28, dtype=torch.uint8), 1)
-    shares = [(noise == 0), (noise == 255), (noise < 128)]
+    noise = data.gaussian_noise(black, 1)
     # Φ at ½, 254½ and 127½ of 255 greys
-    expected = [0.50078, 1 - 0.84087, 0.69146]
-    for share, wanted in zip(shares, expected, strict=True):
+    shares = (noise == 0, 0.50078), (noise == 255, 1 - 0.84087), (noise < 128, 0.69146)
+    for share, wanted in shares:
         assert share.double().mean().item() == pytest.approx(wanted, abs=0.003)
 
 
@@ -195,18 +185,17 @@ def test_a_character_is_made_up_like_a_digit(digits, contents, tmp_path):
     assert torch.equal(made, expected)  # and in the order of their names, without two alphabets
 
 
-@pytest.mark.parametrize(("name", "n"), [("notMNIST", 7), ("Fashion-MNIST", 2), ("KMNIST", 3)])
-def test_files_of_mnists_format_are_taken_as_they_are(digits, contents, tmp_path, name, n):
+def test_files_of_mnists_format_are_taken_as_they_are_but_letters_set_upright(
+    digits, contents, tmp_path
+):
     fill(tmp_path, contents)
-    images = data.unknown_sets([name], digits, 0, tmp_path)[name]
-    assert torch.equal(images, torch.from_numpy(RAW[:n, None]))
-
-
-def test_emnists_letters_are_set_upright(digits, contents, tmp_path):
-    fill(tmp_path, contents)
-    images = data.unknown_sets(["EMNIST letters"], digits, 0, tmp_path)["EMNIST letters"]
-    assert torch.equal(images, torch.from_numpy(RAW[:5, None].transpose(0, 1, 3, 2)))
-    assert images.is_contiguous()
+    counts = {"notMNIST": 7, "Fashion-MNIST": 2, "KMNIST": 3}
+    sets = data.unknown_sets([*counts, "EMNIST letters"], digits, 0, tmp_path)
+    for name, n in counts.items():
+        assert torch.equal(sets[name], torch.from_numpy(RAW[:n, None])), name
+    letters = sets["EMNIST letters"]
+    assert torch.equal(letters, torch.from_numpy(RAW[:5, None].transpose(0, 1, 3, 2)))
+    assert letters.is_contiguous()
 
 
 def test_sets_come_in_the_order_asked_for_and_of_the_digits_given(digits, contents, tmp_path):
@@ -227,11 +216,8 @@ def test_the_root_is_found_as_that_of_mnist_is(digits, contents, monkeypatch, tm
     monkeypatch.setenv("NN_BACKPROP_DATA", str(tmp_path / "named"))
     assert list(data.unknown_sets(["KMNIST"], digits, 0)) == ["KMNIST"]
     assert not (tmp_path / "named" / "unknown" / ".lock").exists()  # nothing was written
-
-
-def test_a_name_that_there_is_not_is_refused(digits):
-    with pytest.raises(ValueError, match=r"no set 'MNIST-C': choose of uniform noise, .*KMNIST"):
-        data.unknown_sets(["KMNIST", "MNIST-C"], digits, 0, say=quiet)
+    sentence = r"no set 'MNIST-C': choose of uniform noise, .*KMNIST"
+    refuses(sentence, data.unknown_sets, ["KMNIST", "MNIST-C"], digits, 0, say=quiet)
 
 
 # Missing, damaged, downloaded
@@ -250,47 +236,42 @@ def test_a_missing_set_is_downloaded_once(digits, server, contents, tmp_path):
         assert said.count(f"{name}: downloading {url} ({size:,} bytes)") == 1
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_damaged_file_is_replaced(digits, server, contents, tmp_path, fault):
+def test_a_damaged_file_is_replaced(digits, contents, tmp_path):
     fill(tmp_path, contents)
     path = path_of(tmp_path, "Omniglot 1")
-    path.write_bytes(FAULTS[fault](contents["Omniglot 1"]))
-    problem = files.state(path, unknown.SOURCES["Omniglot 1"].official)
-    said: list[str] = []
-    sets = data.unknown_sets(["Omniglot 1"], digits, 0, tmp_path, said.append)
-    assert len(sets["Omniglot 1"]) == 2
-    assert path.read_bytes() == contents["Omniglot 1"]
-    assert said[0] == f"Omniglot 1: {path} is {problem}; taking a good one instead"
+    for fault, spoil in FAULTS.items():
+        path.write_bytes(spoil(contents["Omniglot 1"]))
+        problem = files.state(path, unknown.SOURCES["Omniglot 1"].official)
+        said: list[str] = []
+        sets = data.unknown_sets(["Omniglot 1"], digits, 0, tmp_path, said.append)
+        assert len(sets["Omniglot 1"]) == 2
+        assert path.read_bytes() == contents["Omniglot 1"], fault
+        assert said[0] == f"Omniglot 1: {path} is {problem}; taking a good one instead"
 
 
-@pytest.mark.parametrize(
-    ("answer", "sentence"),
-    [(not_found, "HTTP Error 404: Not Found"), (one_bit, "wrong bytes (SHA-256 ")],
-)
-@pytest.mark.parametrize("local", ["missing", "truncated: 47 of"])
-def test_a_set_that_cannot_be_had_is_left_out_loudly(
-    digits, server, contents, tmp_path, answer, sentence, local
-):
-    server.answer = lambda handler, name: answer(server, handler, name)
+def test_a_set_that_cannot_be_had_is_left_out_loudly(digits, server, contents, tmp_path):
     fill(tmp_path, contents)
-    path = path_of(tmp_path, "Omniglot 2")
-    if local == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(contents["Omniglot 2"][:47])
-    before = path.exists() and path.read_bytes()
-    said: list[str] = []
-    names = ["uniform noise", "Omniglot 2", "notMNIST"]
-    sets = data.unknown_sets(names, digits, 0, tmp_path, said.append)
-    assert list(sets) == ["uniform noise", "notMNIST"]
-    loud = [line for line in said if line.startswith("***")]
-    assert len(loud) == 1 and loud[0].startswith(f"*** Omniglot 2 is left out: {path} is {local}")
-    for text in (sentence, unknown.SOURCES["Omniglot 2"].url, "put the file there"):
-        assert text in loud[0]
-    assert "\n" not in loud[0] and ". " not in loud[0]
-    assert (path.exists() and path.read_bytes()) == before
-    assert leftovers(path.parent) == {item.name for item in path.parent.iterdir()}
-    assert not list(tmp_path.rglob("*.part"))
+    path, names = path_of(tmp_path, "Omniglot 2"), ["uniform noise", "Omniglot 2", "notMNIST"]
+    answers = (not_found, "HTTP Error 404: Not Found"), (one_bit, "wrong bytes (SHA-256 ")
+    for local in ("truncated: 47 of", "missing"):
+        if local == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(contents["Omniglot 2"][:47])
+        before = path.exists() and path.read_bytes()
+        for answer, sentence in answers:
+            server.answer = partial(answer, server)
+            said: list[str] = []
+            sets = data.unknown_sets(names, digits, 0, tmp_path, said.append)
+            assert list(sets) == ["uniform noise", "notMNIST"]
+            (loud,) = [line for line in said if line.startswith("***")]
+            assert loud.startswith(f"*** Omniglot 2 is left out: {path} is {local}")
+            for text in (sentence, unknown.SOURCES["Omniglot 2"].url, "put the file there"):
+                assert text in loud
+            assert "\n" not in loud and ". " not in loud
+            assert (path.exists() and path.read_bytes()) == before
+            assert leftovers(path.parent) == {item.name for item in path.parent.iterdir()}
+            assert not list(tmp_path.rglob("*.part"))
 
 
 def test_without_network_the_wait_is_one_for_all(digits, server, contents, monkeypatch, tmp_path):

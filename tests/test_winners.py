@@ -2,16 +2,25 @@
 
 import copy
 import math
-from itertools import product
+from itertools import product as every
 
 import pytest
 import torch
 import torch.nn.functional as F
+from properties import (
+    DTYPES,
+    all_close,
+    by_autograd,
+    engines_agree,
+    passes_the_checker,
+    refuses,
+    same,
+)
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from nn_backprop import Tape, as_function, backprop, check_gradients, models, rules
-from nn_backprop.engines import disagreements, for_training, in_precision
+from nn_backprop.engines import for_training, in_precision
 from nn_backprop.layers import KWinners, decay_boosts
 from nn_backprop.models import ActivityPenalty, LayerNetwork, counting
 from nn_backprop.rules.winners import k_winners
@@ -24,7 +33,7 @@ def one_by_one(x: Tensor, k: int, boost: Tensor) -> Tensor:
     """The k best of each example, by a search for the best that is left, k times."""
     z, boost = torch.zeros_like(x), boost.expand(x.shape)
     for n, example in enumerate(x):
-        left = list(product(*map(range, example.shape)))  # in reading order
+        left = list(every(*map(range, example.shape)))  # in reading order
         for _ in range(min(k, len(left))):
             best = max(left, key=lambda u: (x[n][u] * boost[n][u]).item())  # the first of the best
             left.remove(best)
@@ -41,19 +50,18 @@ def apart(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 # --- the operation ---
 
 
-@pytest.mark.parametrize("shape, boosted", [(VECTORS, (11,)), (MAPS, (5, 1, 1)), (MAPS, (2, 7))])
-@pytest.mark.parametrize("k", [1, 2, 7, 10])
-def test_the_k_largest_stay_and_of_equal_ones_the_first(shape, boosted, k):
-    for seed in range(5):
+def test_the_k_largest_stay_and_of_equal_ones_the_first():
+    boosted = (VECTORS, (11,)), (MAPS, (5, 1, 1)), (MAPS, (2, 7))
+    for (shape, of_boost), k, seed in every(boosted, (1, 2, 7, 10), range(5)):
         torch.manual_seed(seed)
         x = torch.randint(-2, 3, shape).double()  # few values, many ties
-        boost = 2.0 ** torch.randint(-1, 2, boosted)
+        boost, case = 2.0 ** torch.randint(-1, 2, of_boost), (shape, of_boost, k, seed)
         z = k_winners(x, k, boost)
-        assert torch.equal(z, one_by_one(x, k, boost))
-        assert torch.equal(k_winners(x, k), one_by_one(x, k, torch.ones(())))
+        assert torch.equal(z, one_by_one(x, k, boost)), case
+        assert torch.equal(k_winners(x, k), one_by_one(x, k, torch.ones(()))), case
         assert (z != 0).flatten(1).sum(1).max() <= k
         x = torch.randn(shape)
-        assert torch.equal(k_winners(x, k, boost), one_by_one(x, k, boost))
+        assert torch.equal(k_winners(x, k, boost), one_by_one(x, k, boost)), case
 
 
 def test_the_order_of_ties_is_that_of_reading_whatever_the_order_in_memory():
@@ -63,15 +71,12 @@ def test_the_order_of_ties_is_that_of_reading_whatever_the_order_in_memory():
     assert torch.equal(k_winners(torch.ones(MAPS), 20)[0].flatten(), (torch.arange(70) < 20) * 1.0)
 
 
-def test_the_boost_chooses_and_is_not_passed_on():
+def test_the_boost_chooses_and_is_not_passed_on_and_gets_no_gradient():
     x = torch.tensor([[3.0, 1.0, 2.0], [8.0, 1.0, 2.0]], requires_grad=True)
     z = k_winners(x, 1, torch.tensor([1.0, 4.0, 1.0]))
     assert z.tolist() == [[0, 1, 0], [8, 0, 0]]
     (grad,) = torch.autograd.grad(z, x, torch.tensor([[5.0, 7.0, 11.0], [13.0, 17.0, 19.0]]))
     assert grad.tolist() == [[0, 7, 0], [13, 0, 0]]
-
-
-def test_no_gradient_reaches_the_boost():
     x, boost = apart(5, 11).requires_grad_(), torch.ones(11).double().requires_grad_()
     assert torch.autograd.grad(k_winners(x, 3, boost).sum(), boost, allow_unused=True) == (None,)
     with Tape() as tape:
@@ -79,15 +84,15 @@ def test_no_gradient_reaches_the_boost():
     assert tape.gradients(loss, [x])[0].count_nonzero() == 15
 
 
-@pytest.mark.parametrize("shape, units", [(VECTORS, 11), (MAPS, 70)])
-def test_if_there_are_no_more_than_k_units_all_pass_whatever_the_boost(shape, units):
-    x = torch.randn(shape, requires_grad=True)
-    for k in (units, units + 1, 10**9):
-        z = k_winners(x, k, torch.full((), 1e-30))
-        upstream = torch.randn(shape)
-        assert torch.equal(z, x)
-        assert torch.equal(torch.autograd.grad(z, x, upstream)[0], upstream)
-    assert (k_winners(x, units - 1) == 0).flatten(1).sum(1).eq(1).all()
+def test_if_there_are_no_more_than_k_units_all_pass_whatever_the_boost():
+    for shape, units in ((VECTORS, 11), (MAPS, 70)):
+        x = torch.randn(shape, requires_grad=True)
+        for k in (units, units + 1, 10**9):
+            z = k_winners(x, k, torch.full((), 1e-30))
+            upstream = torch.randn(shape)
+            assert torch.equal(z, x)
+            assert torch.equal(torch.autograd.grad(z, x, upstream)[0], upstream)
+        assert (k_winners(x, units - 1) == 0).flatten(1).sum(1).eq(1).all()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -106,47 +111,37 @@ def test_values_that_are_not_finite_are_not_hidden(value):
     assert (grad == 0).sum(1).tolist() == [5, 5, 5]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.half])
-def test_every_type_is_kept_whatever_the_type_of_the_boost(dtype):
-    x, boost = torch.randn(VECTORS).to(dtype), torch.rand(11)
-    assert k_winners(x, 3, boost).dtype == dtype
-    assert torch.equal(k_winners(x, 3, boost), one_by_one(x, 3, boost))
+def test_every_type_is_kept_whatever_the_type_of_the_boost():
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.half):
+        x, boost = torch.randn(VECTORS).to(dtype), torch.rand(11)
+        assert k_winners(x, 3, boost).dtype == dtype
+        assert torch.equal(k_winners(x, 3, boost), one_by_one(x, 3, boost))
 
 
-@pytest.mark.parametrize(
-    "arguments, sentence",
-    [
-        (
-            (torch.ones(7), 2),
-            r"^the units of examples are \(N, ...\), with two axes or more, not 1",
-        ),
-        ((torch.ones(3, 7), 0), "^k must be at least 1, not 0$"),
-        (
-            (torch.ones(3, 7), 2, torch.ones(5)),
-            r"expand to the activations' \(3, 7\), which \(5,\)",
-        ),
-        ((torch.ones(3, 7), 2, torch.ones(2, 3, 7)), r"which \(2, 3, 7\) does not$"),
-        ((torch.ones(3, 7), 9, torch.ones(5)), r"which \(5,\) does not$"),
-    ],
-)
-def test_what_the_function_refuses(arguments, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        k_winners(*arguments)
+def test_what_the_function_refuses():
+    x, units = torch.ones(3, 7), r"^the units of examples are \(N, ...\), with two axes or more, "
+    refuses(units + "not 1", k_winners, torch.ones(7), 2)
+    refuses("^k must be at least 1, not 0$", k_winners, x, 0)
+    expand = r"expand to the activations' \(3, 7\), which \(5,\)"
+    refuses(expand, k_winners, x, 2, torch.ones(5))
+    refuses(r"which \(2, 3, 7\) does not$", k_winners, x, 2, torch.ones(2, 3, 7))
+    refuses(r"which \(5,\) does not$", k_winners, x, 9, torch.ones(5))
 
 
 # --- gradients ---
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("shape, k", [(VECTORS, 3), (MAPS, 17), (VECTORS, 11)])
-def test_the_gradients_pass_the_checker(shape, k, dtype):
+def test_the_gradients_pass_the_checker():
     torch.manual_seed(0)
-    x, boost = apart(*shape, dtype=dtype), 1.0 + torch.randint(2, shape[1:])
-    for function in (k_winners, as_function(RULE).apply):
-        report = check_gradients(
-            lambda x, f=function: f(x, k, boost.to(dtype)), x, second_order=True
-        )
-        assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
+    shapes = (VECTORS, 3), (MAPS, 17), (VECTORS, 11)
+    functions = k_winners, as_function(RULE).apply
+    for (shape, k), dtype, function in every(shapes, DTYPES, functions):
+        x, boost = apart(*shape, dtype=dtype), (1.0 + torch.randint(2, shape[1:])).to(dtype)
+
+        def target(x, function=function, k=k, boost=boost):
+            return function(x, k, boost)
+
+        passes_the_checker(target, x, second_order=True, case=(shape, k, dtype, function))
 
 
 class Straight(as_function(RULE)):
@@ -165,10 +160,11 @@ class Boosted(as_function(RULE)):
         return super(Boosted, Boosted).backward(ctx, 2 * grad_z)
 
 
-@pytest.mark.parametrize("wrong", [Straight, Boosted])
-def test_the_checker_refuses_what_people_get_wrong(wrong):
+def test_the_checker_refuses_what_people_get_wrong():
     boost = torch.full((11,), 2.0, dtype=torch.float64)
-    assert check_gradients(lambda x: wrong.apply(x, 3, boost), apart(5, 11)).verdict == "fail"
+    for wrong in (Straight, Boosted):
+        report = check_gradients(lambda x, f=wrong: f.apply(x, 3, boost), apart(5, 11))
+        assert report.verdict == "fail", wrong
 
 
 def used(shape: tuple[int, ...], k: int, **options) -> KWinners:
@@ -180,46 +176,39 @@ def used(shape: tuple[int, ...], k: int, **options) -> KWinners:
     return layer
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("shape, k", [(VECTORS, 3), (MAPS, 0.3)])
-def test_the_gradients_of_the_layer_pass_the_checker(shape, k, dtype, training):
+def test_the_gradients_of_the_layer_pass_the_checker():
     """With handicaps of 1 and ½, after which the scores are still apart."""
-    torch.manual_seed(0)
-    layer = KWinners(shape[1], k, evaluation_factor=1.5, dtype=dtype).train(training)
-    layer.duty_cycle.copy_(math.log(2) / 1.5 * torch.randint(2, (shape[1],)))
-    before = copy.deepcopy(layer.state_dict())
-    report = check_gradients(layer, apart(*shape, dtype=dtype), second_order=True)
-    assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
-    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    for (shape, k), dtype, training in every([(VECTORS, 3), (MAPS, 0.3)], DTYPES, (True, False)):
+        torch.manual_seed(0)
+        layer = KWinners(shape[1], k, evaluation_factor=1.5, dtype=dtype).train(training)
+        layer.duty_cycle.copy_(math.log(2) / 1.5 * torch.randint(2, (shape[1],)))
+        before = copy.deepcopy(dict(layer.state_dict()))
+        x, case = apart(*shape, dtype=dtype), (shape, k, dtype, training)
+        passes_the_checker(layer, x, second_order=True, case=case)
+        assert same(dict(layer.state_dict()), before), case
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("make", [models.sparse_mlp, models.sparse_cnn, models.dense_cnn])
-def test_the_tape_has_autograds_gradients_and_counts_as_autograd_does(make, training):
-    torch.manual_seed(0)
-    model = make().double().train(training)
-    twin, recorded = copy.deepcopy(model), copy.deepcopy(model)
-    replayed = for_training("tape")
-    for _ in range(3):
-        x, y = torch.randn(7, 1, 28, 28).double(), torch.randint(10, (7,))
-        loss, grads = backprop(model, model.loss, x, y)
-        expected = twin.loss(twin(x), y)
-        twin.zero_grad()
-        expected.backward()
-        assert_close(loss, expected.detach())
-        assert_close(replayed(recorded, x, y), loss)
-        for name, parameter in twin.named_parameters():
-            assert parameter.grad.any()
-            assert_close(grads[name], parameter.grad, rtol=1e-10, atol=1e-12)
-            assert_close(recorded.get_parameter(name).grad, grads[name], rtol=1e-10, atol=1e-12)
-        for each in (model, twin, recorded):
-            decay_boosts(each)
-        for name, buffer in twin.named_buffers():
-            assert_close(model.get_buffer(name), buffer)
-            assert_close(recorded.get_buffer(name), buffer)
-    found = disagreements(model, x, y)
-    assert set(found) == {"tape"} and max(found["tape"].values()) < 1e-13
+def test_the_tape_has_autograds_gradients_and_counts_as_autograd_does(make):
+    for training in (True, False):
+        torch.manual_seed(0)
+        model = make().double().train(training)
+        twin, recorded = copy.deepcopy(model), copy.deepcopy(model)
+        replayed = for_training("tape")
+        for _ in range(3):
+            x, y = torch.randn(7, 1, 28, 28).double(), torch.randint(10, (7,))
+            loss, grads = backprop(model, model.loss, x, y)
+            expected, wanted = by_autograd(twin, twin.loss, x, y)
+            assert_close(loss, expected)
+            assert_close(replayed(recorded, x, y), loss)
+            assert all(grad.any() for grad in wanted.values())
+            all_close(grads, wanted, training)
+            all_close({name: p.grad for name, p in recorded.named_parameters()}, wanted, training)
+            for each in (model, twin, recorded):
+                decay_boosts(each)
+            for each in (model, recorded):
+                assert_close(dict(each.named_buffers()), dict(twin.named_buffers()))
+        engines_agree(model, x, y)
 
 
 # --- the duty cycle and the boost ---
@@ -254,53 +243,45 @@ def test_the_duty_cycle_of_a_channel_is_the_mean_over_its_places():
     assert layer.duty_cycle.tolist() == [1 / 4, 3 / 4]
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("shape, k", [(VECTORS, 3), (MAPS, 17)])
-def test_who_wins_is_decided_by_the_boost_of_the_paper(shape, k, training):
-    torch.manual_seed(0)
-    layer = used(shape, k, boost=3.0).train(training)
-    target, duty = k / math.prod(shape[1:]), layer.duty_cycle.clone()
-    boost = torch.exp(3.0 * (target - duty)).view(-1, *[1] * (len(shape) - 2))
-    x = torch.randn(shape).double()
-    z = layer(x)
-    assert torch.equal(z, one_by_one(x, k, boost))
-    assert not torch.equal(z, one_by_one(x, k, torch.ones(())))  # the boost matters here
+def test_who_wins_is_decided_by_the_boost_of_the_paper():
+    for (shape, k), training in every([(VECTORS, 3), (MAPS, 17)], (True, False)):
+        torch.manual_seed(0)
+        layer = used(shape, k, boost=3.0).train(training)
+        target, duty = k / math.prod(shape[1:]), layer.duty_cycle.clone()
+        boost = torch.exp(3.0 * (target - duty)).view(-1, *[1] * (len(shape) - 2))
+        x = torch.randn(shape).double()
+        z = layer(x)
+        assert torch.equal(z, one_by_one(x, k, boost)), (shape, k, training)
+        assert not torch.equal(z, one_by_one(x, k, torch.ones(())))  # the boost matters here
 
 
-@pytest.mark.parametrize("shape", [(0, 5), (0, 5, 2, 7)])
-def test_an_empty_batch_counts_nothing(shape):
-    for layer in (KWinners(5, 3), used((3, *shape[1:]), 3)):
-        before = copy.deepcopy(layer.state_dict())
-        assert layer(torch.ones(shape, dtype=layer.duty_cycle.dtype)).shape == shape
-        assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+def test_an_empty_batch_counts_nothing():
+    for shape in ((0, 5), (0, 5, 2, 7)):
+        for layer in (KWinners(5, 3), used((3, *shape[1:]), 3)):
+            before = copy.deepcopy(dict(layer.state_dict()))
+            assert layer(torch.ones(shape, dtype=layer.duty_cycle.dtype)).shape == shape
+            assert same(dict(layer.state_dict()), before)
 
 
 def test_evaluation_counts_nothing():
     layer = used(MAPS, 17)
-    before = copy.deepcopy(layer.state_dict())
+    before = copy.deepcopy(dict(layer.state_dict()))
     x = torch.randn(MAPS).double()
     z = layer.eval()(x)
-    assert torch.equal(layer(x), z)
-    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    assert torch.equal(layer(x), z) and same(dict(layer.state_dict()), before)
     layer.train()(x)
     assert layer.examples == before["examples"] + len(x)
     assert not torch.equal(layer.duty_cycle, before["duty_cycle"])
 
 
-@pytest.mark.parametrize(
-    "k, factor, in_training, in_evaluation",
-    [(3, 1.0, 3, 3), (3, 1.5, 3, 4), (0.3, 1.5, 3, 4), (0.01, 1.0, 1, 1), (5, 2.0, 5, 10)],
-)
-def test_how_many_win(k, factor, in_training, in_evaluation):
-    layer = KWinners(11, k, evaluation_factor=factor)
-    x = torch.randn(7, 11)
-    assert (layer(x) != 0).sum(1).tolist() == 7 * [in_training]
-    assert (layer.eval()(x) != 0).sum(1).tolist() == 7 * [in_evaluation]
-
-
-def test_a_share_is_of_all_maps_together():
-    layer = KWinners(5, 0.1, boost=0.0)
-    z = layer(torch.randn(3, 5, 4, 5))
+def test_how_many_win():
+    for k, factor, training, evaluation in (
+        (3, 1.0, 3, 3), (3, 1.5, 3, 4), (0.3, 1.5, 3, 4), (0.01, 1.0, 1, 1), (5, 2.0, 5, 10)
+    ):  # fmt: skip
+        layer, x = KWinners(11, k, evaluation_factor=factor), torch.randn(7, 11)
+        assert (layer(x) != 0).sum(1).tolist() == 7 * [training], (k, factor)
+        assert (layer.eval()(x) != 0).sum(1).tolist() == 7 * [evaluation], (k, factor)
+    z = KWinners(5, 0.1, boost=0.0)(torch.randn(3, 5, 4, 5))  # a share is of all maps together
     assert (z != 0).flatten(1).sum(1).tolist() == [10, 10, 10]
     assert len(set((z != 0).sum((2, 3)).flatten().tolist())) > 1  # not so many of each
 
@@ -376,34 +357,21 @@ def test_what_is_counted_in_bfloat16_arrives_in_the_model():
     assert torch.equal(model.active.duty_cycle, before)
 
 
-@pytest.mark.parametrize(
-    "wrong, sentence",
-    [
+def test_what_the_layer_refuses_and_how_it_is_shown():
+    share = "k must be an integer of at least 1 or a share within 0 and 1, not"
+    for wrong, sentence in (
         ({"channels": 0}, "channels must be an integer of at least 1, not 0"),
         ({"period": 0.5}, "period must be an integer of at least 1, not 0.5"),
         ({"k": 0}, "k must be an integer of at least 1, not 0"),
-        *(
-            ({"k": k}, f"k must be an integer of at least 1 or a share within 0 and 1, not {k}")
-            for k in (0.0, 1.0, 2.5, -0.1, math.nan)
-        ),
+        *(({"k": k}, f"{share} {k}") for k in (0.0, 1.0, 2.5, -0.1, math.nan)),
         ({"boost": -1.0}, "boost must be finite and not negative, not -1.0"),
         ({"boost": math.inf}, "boost must be finite and not negative, not inf"),
         ({"decay": 1.1}, "decay must be from 0 to 1, not 1.1"),
         ({"evaluation_factor": 0.9}, "evaluation_factor must be at least 1, not 0.9"),
-    ],
-)
-def test_impossible_arguments_are_named(wrong, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        KWinners(**({"channels": 7, "k": 3} | wrong))
-
-
-@pytest.mark.parametrize("shape", [(7,), (3, 5), (3, 5, 7, 7)])
-def test_activations_of_other_channels_are_refused(shape):
-    with pytest.raises(ValueError, match=r"the layer takes \(N, 7, ...\), not \("):
-        KWinners(7, 3)(torch.ones(shape))
-
-
-def test_how_it_is_shown():
+    ):
+        refuses(sentence, KWinners, **({"channels": 7, "k": 3} | wrong))
+    for shape in ((7,), (3, 5), (3, 5, 7, 7)):
+        refuses(r"the layer takes \(N, 7, ...\), not \(", KWinners(7, 3), torch.ones(shape))
     shown = "(7, k=0.25, boost=1.5, decay=0.85, period=1000, evaluation_factor=1)"
     assert repr(KWinners(7, 0.25)).endswith(shown)
 
@@ -419,16 +387,17 @@ def test_parameters_of_the_networks():
     assert counting.parameters(models.sparse_mlp()) == counting.parameters(models.MLP())
 
 
-@pytest.mark.parametrize("training, factor", [(True, 1), (False, 1.5)])
-def test_as_many_units_are_active_as_is_said(training, factor):
+def test_as_many_units_are_active_as_is_said():
     torch.manual_seed(0)
-    model, seen = models.sparse_cnn().train(training), []
-    for layer in model:
-        if isinstance(layer, KWinners):
-            layer.register_forward_hook(lambda _, x, z: seen.append(z.flatten(1)))
-    assert model(torch.randn(3, 1, 28, 28)).shape == (3, 10)
-    assert [z.shape[1] for z in seen] == [4608, 1024, 700]
-    assert [(z != 0).sum(1).tolist() for z in seen] == [3 * [factor * k] for k in (400, 300, 100)]
+    for training, factor in ((True, 1), (False, 1.5)):
+        model, seen = models.sparse_cnn().train(training), []
+        for layer in model:
+            if isinstance(layer, KWinners):
+                layer.register_forward_hook(lambda _, x, z, seen=seen: seen.append(z.flatten(1)))
+        assert model(torch.randn(3, 1, 28, 28)).shape == (3, 10)
+        assert [z.shape[1] for z in seen] == [4608, 1024, 700]
+        active = [3 * [factor * k] for k in (400, 300, 100)]
+        assert [(z != 0).sum(1).tolist() for z in seen] == active
 
 
 def priced(weight: float = 0.3) -> tuple[ActivityPenalty, Tensor, Tensor]:
@@ -455,9 +424,8 @@ def test_the_price_is_the_mean_activity_of_each_layer_in_training():
 
 def test_the_gradients_of_the_price():
     model, x, y = priced()
-    report = check_gradients(model, x, loss=lambda z: model.loss(z, y), second_order=True)
-    assert report.ok and not [p for p in report.probes if p.outcome == "fail"], report
-    assert max(disagreements(model, x, y)["tape"].values()) < 1e-13
+    passes_the_checker(model, x, loss=lambda z: model.loss(z, y), second_order=True)
+    engines_agree(model, x, y)
     # by the docstring: each active unit of the second priced layer has 0.3 / (N U) from the price
     weight = model.network[2].bias
     (with_price,) = torch.autograd.grad(model.loss(model(x), y), weight)
@@ -480,5 +448,5 @@ def test_a_higher_price_makes_less_activity():
 
 
 def test_a_network_without_relus_has_nothing_to_price():
-    with pytest.raises(ValueError, match=r"has no nn.ReLU whose activity could be priced"):
-        ActivityPenalty(LayerNetwork(nn.Linear(5, 3)), 0.1)
+    model = LayerNetwork(nn.Linear(5, 3))
+    refuses(r"has no nn.ReLU whose activity could be priced", ActivityPenalty, model, 0.1)

@@ -2,8 +2,8 @@
 
 from nn_backprop.training.augment import distort
 from nn_backprop.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from nn_backprop.training.cuda_graph import GraphedUpdate
 from nn_backprop.training.evaluation import Evaluation, evaluate
-from nn_backprop.training.graph import GraphedUpdate
 from nn_backprop.training.loop import Diverged, Interruptible, Step, fit, steps_per_epoch
 from nn_backprop.training.many import ManyEvaluation, evaluate_many, fit_many
 from nn_backprop.training.optimizers import LeanAdamW, LeanSGD, make_optimizer, make_schedule

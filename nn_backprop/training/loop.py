@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from nn_backprop.data import ImageData, channels_last
-from nn_backprop.training.graph import GraphedUpdate
+from nn_backprop.training.cuda_graph import GraphedUpdate
 
 CHECK_EVERY = 50  # steps; reading a loss waits for the device
 GATHERED = 2048  # examples: for a small network, a batch costs as much to gather as to learn
