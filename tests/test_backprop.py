@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import nn_backprop.engines.tape
 from nn_backprop import MissingRuleError, Tape, backprop, models
@@ -399,7 +400,7 @@ def test_forward_hooks_run():
 def test_checkpointing_without_reentry_changes_nothing():
     class Checkpointed(nn.Sequential):
         def forward(self, x):
-            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+            return checkpoint(super().forward, x, use_reentrant=False)
 
     model = Checkpointed(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2)).double()
     agree(model, squares, randn(7, 5), randn(7, 2))
