@@ -102,7 +102,8 @@ def with_forward_hooks():
 
 def checkpointed_without_reentry():
     inner = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 5))
-    checkpoint = torch.utils.checkpoint.checkpoint
+    from torch.utils.checkpoint import checkpoint
+
     return Calls(lambda m, x: checkpoint(m.inner, x, use_reentrant=False), inner=inner)
 
 

@@ -46,7 +46,7 @@ def test_the_study(tmp_path):
             assert sum(row["drawn_confidence"]) / 10 > 60
     (folder,) = tmp_path.glob("runs/noise_confidence/*-smoke")
     for number in range(4):
-        drawn = torch.load(folder / f"drawn-{number}-0.pt")
+        drawn = torch.load(folder / f"drawn-{number}-0.pt", weights_only=True)
         assert drawn.dtype == torch.uint8 and drawn.shape == (10, 1, 28, 28)
         assert drawn.flatten(1).amax(1).min() > 0
     # Of the published figures, the five that need no file; of each network, two, or three, and one.
