@@ -62,12 +62,24 @@ def test_it_is_the_affine_layer_of_the_product():
         assert torch.linalg.matrix_rank(layer.up.detach() @ layer.down.detach()) == RANK
 
 
+def every_gradient_passes(how: str, bias: bool, dtype, shape) -> None:
+    x, case = torch.randn(shape, dtype=dtype), (how, bias, dtype, shape)
+    report = passes_the_checker(made(how, bias, dtype), x, second_order=True, case=case)
+    assert names_checked(report) == {"x", "down", "up"} | ({"bias"} if bias else set())
+
+
 def test_the_gradients_pass_the_checker():
+    """Each way, with each type and shape; the slow test below has every combination."""
+    for (how, bias), (dtype, shape) in zip(
+        every(WAYS, BIASES), every(DTYPES, SHAPES[:2]), strict=True
+    ):
+        every_gradient_passes(how, bias, dtype, shape)
+
+
+@pytest.mark.slow
+def test_the_gradients_of_every_combination_pass_the_checker():
     for case in every(WAYS, BIASES, DTYPES, SHAPES[:2]):
-        how, bias, dtype, shape = case
-        x = torch.randn(shape, dtype=dtype)
-        report = passes_the_checker(made(how, bias, dtype), x, second_order=True, case=case)
-        assert names_checked(report) == {"x", "down", "up"} | ({"bias"} if bias else set())
+        every_gradient_passes(*case)
 
 
 def test_the_gradients_are_those_of_the_derivation():
