@@ -51,9 +51,16 @@ class Case(NamedTuple):
     backward: Callable[..., tuple[Any, ...]]
     data: Callable[[], tuple[Any, ...]]
 
+    def of(self, *shapes: tuple[int, ...]) -> "Case":
+        """The same layer on normal numbers of other shapes."""
+        return self._replace(data=normal(*shapes))
+
 
 def layer(
-    forward: Callable[..., Any], backward: Callable[..., tuple[Any, ...]], classic: bool = False
+    name: str,
+    forward: Callable[..., Any],
+    backward: Callable[..., tuple[Any, ...]],
+    classic: bool = False,
 ) -> type[Function]:
     """A Function out of two pure ones, in torch's classic style or in that of `setup_context`.
 
@@ -83,7 +90,6 @@ def layer(
         set_up: Any = save
         members = {"forward": staticmethod(forward), "setup_context": staticmethod(set_up)}
     members["backward"] = staticmethod(play)
-    name = forward.__name__.removesuffix("_forward").title().replace("_", "")
     return cast(type[Function], type(name, (Function,), members))
 
 
@@ -114,7 +120,8 @@ def mutant(
             at.__dict__.update({f"grad_{name}": gradients[name] for name in names})
             return tuple(wrong[name](at) if name in wrong else gradients[name] for name in names)
 
-        return layer(case.forward, backward if wrong else right, classic), case.data()
+        title = name.partition("/")[0].title()
+        return layer(title, case.forward, backward if wrong else right, classic), case.data()
 
     hidden = hides and partial(make, hides)
     return Mutant(name, kinds, partial(make, shows), hidden, second_order)

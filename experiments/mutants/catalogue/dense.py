@@ -12,16 +12,15 @@ from mutants.mutant import Case, mutant, normal, numbers
 # --- Linear: z_no = Σ_i x_ni weight_oi + bias_o -------------------------------------------------
 
 
-def linear_forward(x, weight, bias):
-    return F.linear(x, weight, bias)
-
-
-def linear_backward(grad_z, z, x, weight, bias):
-    return grad_z @ weight, grad_z.T @ x, grad_z.sum(0)
+AFFINE = Case(
+    lambda x, weight, bias: F.linear(x, weight, bias),
+    lambda grad_z, z, x, weight, bias: (grad_z @ weight, grad_z.T @ x, grad_z.sum(0)),
+    normal((3, 5), (5, 5), (5,)),
+)
 
 
 def linear(n: int, i: int, o: int) -> Case:
-    return Case(linear_forward, linear_backward, normal((n, i), (o, i), (o,)))
+    return AFFINE.of((n, i), (o, i), (o,))
 
 
 def linear_weight(weight: Callable[[Tensor], Tensor]) -> Case:
@@ -31,7 +30,7 @@ def linear_weight(weight: Callable[[Tensor], Tensor]) -> Case:
         x, free, bias = numbers((3, 5), (5, 5), (5,))
         return x, weight(free), bias
 
-    return Case(linear_forward, linear_backward, data)
+    return AFFINE._replace(data=data)
 
 
 DECAY = 0.3
@@ -81,31 +80,26 @@ LINEAR = (
 # --- Bias: z_nohw = x_nohw + bias_o, and other broadcasts ---------------------------------------
 
 
-def add_bias(x, bias):
-    return x + bias
-
-
-def add_bias_backward(grad_z, z, x, bias):
-    return grad_z, grad_z.sum(0)
-
-
 def bias(n: int, o: int) -> Case:
-    return Case(add_bias, add_bias_backward, normal((n, o), (o,)))
+    return Case(
+        lambda x, bias: x + bias,
+        lambda grad_z, z, x, bias: (grad_z, grad_z.sum(0)),
+        normal((n, o), (o,)),
+    )
 
 
-def channel_bias_backward(grad_z, z, x, bias):
-    return grad_z, grad_z.sum((0, 2, 3))[:, None, None]
+CHANNEL_BIAS = Case(
+    lambda x, bias: x + bias,
+    lambda grad_z, z, x, bias: (grad_z, grad_z.sum((0, 2, 3))[:, None, None]),
+    normal((2, 3, 5, 7), (3, 1, 1)),
+)
 
 
-CHANNEL_BIAS = Case(add_bias, channel_bias_backward, normal((2, 3, 5, 7), (3, 1, 1)))
-
-
-def outer_sum(rows, columns):
-    return rows[:, None] + columns
-
-
-def outer_sum_backward(grad_z, z, rows, columns):
-    return grad_z.sum(1), grad_z.sum(0)
+OUTER_SUM = Case(
+    lambda rows, columns: rows[:, None] + columns,
+    lambda grad_z, z, rows, columns: (grad_z.sum(1), grad_z.sum(0)),
+    normal((5,), (5,)),
+)
 
 
 # fmt: off
@@ -123,11 +117,11 @@ BIAS = (
     mutant("bias/summed dimension kept", ("wrong-reduction",), bias(5, 3),
         bias=lambda at: at.grad_z.sum(0, keepdim=True)),
     mutant("bias/averaged over the positions", ("scale", "wrong-reduction"), CHANNEL_BIAS,
-        CHANNEL_BIAS._replace(data=normal((2, 3, 1, 1), (3, 1, 1))),
+        CHANNEL_BIAS.of((2, 3, 1, 1), (3, 1, 1)),
         bias=lambda at: at.grad_bias / at.x[0, 0].numel()),
     mutant("bias/both operands of a broadcast get the same gradient", ("wrong-reduction",),
-        Case(outer_sum, outer_sum_backward, normal((5,), (5,))),
-        Case(outer_sum, outer_sum_backward, normal((1,), (1,))), classic=True,
+        OUTER_SUM,
+        OUTER_SUM.of((1,), (1,)), classic=True,
         rows=lambda at: at.grad_z.sum(0)),
 )
 # fmt: on

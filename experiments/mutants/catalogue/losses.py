@@ -8,24 +8,19 @@ from mutants.mutant import Case, mutant, normal, numbers
 # --- Softmax and losses -------------------------------------------------------------------------
 
 
-def softmax_forward(x):
-    return F.softmax(x, dim=-1)
+SOFTMAX = Case(
+    lambda x: F.softmax(x, dim=-1),
+    lambda grad_a, a, x: (a * (grad_a - (grad_a * a).sum(-1, keepdim=True)),),
+    normal((5, 7)),
+)
 
 
-def softmax_backward(grad_a, a, x):
-    return (a * (grad_a - (grad_a * a).sum(-1, keepdim=True)),)
+LOG_SOFTMAX = Case(
+    lambda x: x - x.logsumexp(-1, keepdim=True),
+    lambda grad_a, a, x: (grad_a - a.exp() * grad_a.sum(-1, keepdim=True),),
+    normal((5, 7)),
+)
 
-
-def log_softmax_forward(x):
-    return x - x.logsumexp(-1, keepdim=True)
-
-
-def log_softmax_backward(grad_a, a, x):
-    return (grad_a - a.exp() * grad_a.sum(-1, keepdim=True),)
-
-
-SOFTMAX = Case(softmax_forward, softmax_backward, normal((5, 7)))
-LOG_SOFTMAX = Case(log_softmax_forward, log_softmax_backward, normal((5, 7)))
 
 IGNORED = -100
 
@@ -63,7 +58,6 @@ def cross_entropy(labels: list[int], class_weights: list[float] | None = None) -
             grad_loss = torch.ones_like(grad_loss)
         return grad_loss * share[:, None] * (p - target), None
 
-    forward.__name__ = "cross_entropy"
     return Case(forward, backward, lambda: (*numbers((len(labels), 3)), torch.tensor(labels)))
 
 

@@ -134,7 +134,7 @@ NORMALIZATION = (
     written_out("normalization/statistics detached", ("missing-term",), DetachedStatistics,
         normal((5, 3))),
     mutant("normalization/grad_γ of layer norm over the features", ("wrong-reduction",),
-        LAYER_NORM._replace(data=normal((7, 7), (7,), (7,))),
+        LAYER_NORM.of((7, 7), (7,), (7,)),
         gamma=lambda at: (at.grad_z * (at.z - at.beta) / at.gamma).sum(1)),
 )
 # fmt: on

@@ -83,15 +83,12 @@ def adaptive_pool(length: int) -> Case:
     return Case(adaptive_pooling, backward, normal((2, 3, length)))
 
 
-def global_pool(x):
-    return x.mean((2, 3))
+GLOBAL_POOL = Case(
+    lambda x: x.mean((2, 3)),
+    lambda grad_z, z, x: ((grad_z / x[0, 0].numel())[:, :, None, None].expand_as(x),),
+    normal((2, 3, 7, 5)),
+)
 
-
-def global_pool_backward(grad_z, z, x):
-    return ((grad_z / x[0, 0].numel())[:, :, None, None].expand_as(x),)
-
-
-GLOBAL_POOL = Case(global_pool, global_pool_backward, normal((2, 3, 7, 5)))
 
 # fmt: off
 POOLING = (

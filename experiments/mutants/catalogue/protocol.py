@@ -41,12 +41,11 @@ def residual_backward(grad_z, z, x, weight):
     return grad_z + grad_a @ weight, grad_a.T @ x
 
 
-def fan_out(x):
-    return torch.sin(x), x**2
-
-
-def fan_out_backward(grad_z, z, x):
-    return (grad_z[0] * torch.cos(x) + grad_z[1] * 2 * x,)
+FAN_OUT = Case(
+    lambda x: (torch.sin(x), x**2),
+    lambda grad_z, z, x: (grad_z[0] * torch.cos(x) + grad_z[1] * 2 * x,),
+    normal((5, 3)),
+)
 
 
 def by_length(x, lengths):
@@ -239,7 +238,7 @@ PROTOCOL = (
     mutant("protocol/residual branch doubled", ("extra-term",), RESIDUAL, classic=True,
         x=lambda at: at.grad_x + at.grad_z),
     mutant("protocol/fan-out overwritten", ("overwritten", "missing-term"),
-        Case(fan_out, fan_out_backward, normal((5, 3))), x=lambda at: at.grad_z[1] * 2 * at.x),
+        FAN_OUT, x=lambda at: at.grad_z[1] * 2 * at.x),
     written_out("protocol/activation kept on self and overwritten by the next call",
         ("stale-state",), lambda: Remembers(first_only=False), normal((5, 3))),
     written_out("protocol/activation of the first call kept for ever", ("stale-state",),

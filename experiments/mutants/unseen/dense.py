@@ -119,7 +119,7 @@ LINEAR = (
     mutant("linear/quadratic form's matrix taken for symmetric", ("wrong-operand", "transposed"),
         QUADRATIC_FORM, x=lambda at: 2 * at.grad_z[:, None] * (at.x @ at.matrix)),
     mutant("linear/blocks reshaped where they had to be transposed", ("permuted", "transposed"),
-        BLOCK_LINEAR, BLOCK_LINEAR._replace(data=normal((5, 1, 7), (1, 2, 7))), classic=True,
+        BLOCK_LINEAR, BLOCK_LINEAR.of((5, 1, 7), (1, 2, 7)), classic=True,
         x=lambda at: (at.grad_z.transpose(0, 1) @ at.weight).reshape(at.x.shape)),
     mutant("linear/projection's own branch for the other in grad_u", ("wrong-operand",),
         LOW_RANK_BILINEAR, u=lambda at: (at.grad_z * (at.x @ at.u.T)).T @ at.x),
@@ -133,21 +133,19 @@ LINEAR = (
 # --- Bias and other broadcasts ------------------------------------------------------------------
 
 
-def layer_scale(x, gain):
-    return x * gain
+LAYER_SCALE = Case(
+    lambda x, gain: x * gain,
+    lambda grad_z, z, x, gain: (grad_z * gain, (grad_z * x).sum((0, 1))),
+    normal((3, 5, 7), (7,)),
+)
 
 
-def layer_scale_backward(grad_z, z, x, gain):
-    return grad_z * gain, (grad_z * x).sum((0, 1))
-
-
-def differences(a, b):
-    """Of every row of a and every row of b."""
-    return a[:, None] - b[None]
-
-
-def differences_backward(grad_z, z, a, b):
-    return grad_z.sum(1), -grad_z.sum(0)
+# Of every row of a and every row of b.
+DIFFERENCES = Case(
+    lambda a, b: a[:, None] - b[None],
+    lambda grad_z, z, a, b: (grad_z.sum(1), -grad_z.sum(0)),
+    normal((3, 7), (5, 7)),
+)
 
 
 class RelativeBias(Function):
@@ -173,11 +171,11 @@ class RelativeBias(Function):
 BIAS = (
     mutant("bias/gain's gradient averaged over the batch, summed over the tokens",
         ("scale", "wrong-reduction"),
-        Case(layer_scale, layer_scale_backward, normal((3, 5, 7), (7,))),
-        Case(layer_scale, layer_scale_backward, normal((1, 5, 7), (7,))), classic=True,
+        LAYER_SCALE,
+        LAYER_SCALE.of((1, 5, 7), (7,)), classic=True,
         gain=lambda at: (at.grad_z * at.x).mean(0).sum(0)),
     mutant("bias/minus of a broadcast difference forgotten", ("sign",),
-        Case(differences, differences_backward, normal((3, 7), (5, 7))),
+        DIFFERENCES,
         b=lambda at: at.grad_z.sum(0)),
     written_out("bias/pairs at one distance overwrite each other", ("overwritten", "subset"),
         lambda: RelativeBias, normal((2, 5, 5), (9,))),

@@ -41,12 +41,11 @@ def graph_data():
 REPEATS = 3
 
 
-def upsample(x):
-    return x.repeat_interleave(REPEATS, 1)
-
-
-def upsample_backward(grad_z, z, x):
-    return (grad_z.view(len(x), -1, REPEATS).sum(2),)
+UPSAMPLE = Case(
+    lambda x: x.repeat_interleave(REPEATS, 1),
+    lambda grad_z, z, x: (grad_z.view(len(x), -1, REPEATS).sum(2),),
+    normal((3, 5)),
+)
 
 
 def rotated(x):
@@ -96,7 +95,7 @@ EMBEDDING = (
         Case(message_passing, message_passing_backward, graph_data), classic=True,
         x=lambda at: torch.zeros_like(at.x).index_add(0, at.edges[1], at.grad_z[at.edges[0]])),
     mutant("embedding/repeated entries summed as if the whole had been tiled",
-        ("permuted", "wrong-reduction"), Case(upsample, upsample_backward, normal((3, 5))),
+        ("permuted", "wrong-reduction"), UPSAMPLE,
         x=lambda at: at.grad_z.view(len(at.x), REPEATS, -1).sum(1)),
 )
 # fmt: on

@@ -74,13 +74,12 @@ def focal_backward(grad_loss, loss, logits, labels, mistake=""):
     return grad_loss / len(p) * grad_log_p[:, None] * (target - p), None
 
 
-def log_sum_exp(x):
-    """Over the channels of x (N, C, T)."""
-    return x.logsumexp(1)
-
-
-def log_sum_exp_backward(grad_z, z, x):
-    return (grad_z[:, None] * x.softmax(1),)
+# Over the channels of x (N, C, T).
+LOG_SUM_EXP = Case(
+    lambda x: x.logsumexp(1),
+    lambda grad_z, z, x: (grad_z[:, None] * x.softmax(1),),
+    normal((2, 3, 7)),
+)
 
 
 class HuberLoss(Function):
@@ -176,7 +175,7 @@ LOSS = (
         mistake="constant", classic=True),
     mutant("loss/log-sum-exp with the softmax over the last axis",
         ("wrong-reduction", "wrong-operand"),
-        Case(log_sum_exp, log_sum_exp_backward, normal((2, 3, 7))),
+        LOG_SUM_EXP,
         x=lambda at: at.grad_z[:, None] * at.x.softmax(-1)),
 )
 # fmt: on

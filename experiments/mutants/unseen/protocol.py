@@ -48,12 +48,11 @@ class AddTanh(Function):
         return grad_x, grad_y
 
 
-def running_sum(x):
-    return x.cumsum(1)
-
-
-def running_sum_backward(grad_z, z, x):
-    return (grad_z.flip(1).cumsum(1).flip(1),)
+RUNNING_SUM = Case(
+    lambda x: x.cumsum(1),
+    lambda grad_z, z, x: (grad_z.flip(1).cumsum(1).flip(1),),
+    normal((5, 7)),
+)
 
 
 def running_sum_in_memory_order(at):
@@ -134,7 +133,7 @@ PROTOCOL = (
     written_out("protocol/residual's upstream gradient shared and then overwritten",
         ("mutates-input",), lambda: AddTanh, normal((5, 7), (5, 7))),
     mutant("protocol/upstream gradient read in memory order", ("assumes-contiguous",),
-        Case(running_sum, running_sum_backward, normal((5, 7))), x=running_sum_in_memory_order),
+        RUNNING_SUM, x=running_sum_in_memory_order),
     mutant("protocol/distance recomputed with cancellation", ("wrong-precision",), DISTANCES,
         mistake="expanded"),
     written_out("protocol/guards of two gradients exchanged", ("needs-input-grad",),
