@@ -68,7 +68,7 @@ from nn_backprop import figures
 from nn_backprop.data import ImageData, gaussian_images, load, random_labels
 from nn_backprop.data.images import mean_and_std
 from nn_backprop.models import MLP, memorise
-from nn_backprop.studies import study
+from nn_backprop.studies import old_study as study
 from nn_backprop.studies.evidence import Claim, between, interval, judged, spread
 from nn_backprop.training import evaluate_many, fit_many
 

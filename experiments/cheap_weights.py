@@ -63,7 +63,7 @@ from nn_backprop.layers import LowRankLinear
 from nn_backprop.layers.low_rank import break_even
 from nn_backprop.models import MLP, LeNet5, lenet_300_100
 from nn_backprop.models.counting import multiply_adds, parameters
-from nn_backprop.studies import study
+from nn_backprop.studies import old_study as study
 from nn_backprop.studies.evidence import (
     Claim,
     between,

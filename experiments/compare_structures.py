@@ -50,7 +50,7 @@ from nn_backprop.models import (
 )
 from nn_backprop.models.counting import multiply_adds
 from nn_backprop.studies.evidence import Claim, between, differences, spread, tuned
-from nn_backprop.studies.study import Row, Study, StudyOptions, command
+from nn_backprop.studies.old_study import Row, Study, StudyOptions, command
 from nn_backprop.training import (
     evaluate,
     fit,

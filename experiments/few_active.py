@@ -74,7 +74,7 @@ from nn_backprop.data import ImageData, load, subset
 from nn_backprop.engines import autograd
 from nn_backprop.layers import KWinners, decay_boosts
 from nn_backprop.models import ActivityPenalty, dense_cnn, sparse_cnn, sparse_mlp
-from nn_backprop.studies import study
+from nn_backprop.studies import old_study as study
 from nn_backprop.studies.evidence import Claim, between, differences, spread, tuned
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
 

@@ -51,7 +51,7 @@ from nn_backprop import figures
 from nn_backprop.data import ImageData, load, random_labels, subset
 from nn_backprop.engines import autograd
 from nn_backprop.models import MODELS
-from nn_backprop.studies import study
+from nn_backprop.studies import old_study as study
 from nn_backprop.studies.evidence import Claim, between, differences, spread
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
 

@@ -73,7 +73,7 @@ from nn_backprop.data import (
 )
 from nn_backprop.engines import Engine, autograd
 from nn_backprop.layers import ObjectosphereLoss
-from nn_backprop.studies import study
+from nn_backprop.studies import old_study as study
 from nn_backprop.studies.evidence import Claim, between, differences, spread, tuned
 from nn_backprop.studies.rejection import confidence, correct_at_false_positives, told_apart
 from nn_backprop.training import fit, make_optimizer, make_schedule, steps_per_epoch

@@ -57,7 +57,8 @@ from nn_backprop.layers import (
     median_distance,
     random_patches,
 )
-from nn_backprop.studies import evidence, study
+from nn_backprop.studies import evidence
+from nn_backprop.studies import old_study as study
 from nn_backprop.training import fit, make_optimizer, make_schedule, steps_per_epoch
 
 # Of the ridge, in units of the mean square of an example's features.

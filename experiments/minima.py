@@ -41,7 +41,7 @@ from nn_backprop import figures
 from nn_backprop.data import ImageData, load, random_labels, resize, subset
 from nn_backprop.engines import autograd
 from nn_backprop.models import MLP
-from nn_backprop.studies import study
+from nn_backprop.studies import old_study as study
 from nn_backprop.studies.evidence import Claim, between, bootstrap_interval, judged
 from nn_backprop.training import evaluate_many, fit_many
 

@@ -68,7 +68,7 @@ from nn_backprop import figures
 from nn_backprop.data import ImageData, channels_last, load, uniform_noise, unknown_sets
 from nn_backprop.engines import autograd
 from nn_backprop.models import CNN, MLP, happy
-from nn_backprop.studies import study
+from nn_backprop.studies import old_study as study
 from nn_backprop.studies.evidence import Claim, between, differences, one_of, spread
 from nn_backprop.studies.rejection import told_apart
 from nn_backprop.training import evaluate, fit, fit_many, make_optimizer, make_schedule

@@ -76,7 +76,7 @@ from nn_backprop.data import (
 )
 from nn_backprop.models import MLP
 from nn_backprop.models.counting import parameters
-from nn_backprop.studies import study
+from nn_backprop.studies import old_study as study
 from nn_backprop.studies.evidence import Claim, at_least, between, differences, spread
 from nn_backprop.training import evaluate, fit_many
 

@@ -38,7 +38,7 @@ from nn_backprop.data import ImageData, load, resize, shift, subset, suited
 from nn_backprop.engines import autograd
 from nn_backprop.models import MODELS, counting
 from nn_backprop.studies.evidence import Claim, between, differences, spread
-from nn_backprop.studies.study import Row, Study, StudyOptions, UsageError, command
+from nn_backprop.studies.old_study import Row, Study, StudyOptions, UsageError, command
 from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
 
 PUBLISHED = {"net1": 80.0, "net2": 87.0, "net3": 88.5, "net4": 94.0, "net5": 98.4}  # %

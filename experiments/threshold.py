@@ -70,7 +70,7 @@ from nn_backprop.engines import autograd
 from nn_backprop.layers import learn_gate
 from nn_backprop.models import CNN, MLP, happy
 from nn_backprop.models.counting import parameters
-from nn_backprop.studies import study
+from nn_backprop.studies import old_study as study
 from nn_backprop.studies.evidence import (
     Claim,
     between,

@@ -13,7 +13,7 @@ from test_studies import smoke
 from torch.testing import assert_close
 
 from nn_backprop.models import LeNet5, counting, lenet_300_100
-from nn_backprop.studies import study
+from nn_backprop.studies import old_study as study
 from nn_backprop.training import make_permanent, parameters_left, prune_smallest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))

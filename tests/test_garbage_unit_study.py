@@ -14,7 +14,7 @@ from pytest import approx
 from test_studies import smoke
 
 from nn_backprop import data
-from nn_backprop.studies.study import UsageError
+from nn_backprop.studies.old_study import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import garbage_unit as study

@@ -15,7 +15,7 @@ EXPERIMENTS = PACKAGE.parent / "experiments"
 
 # Imports point downward only: a wing imports wings of a lower level, and those of level 0 none.
 LEVELS = {
-    "rules": 0, "check": 0, "data": 0, "figures": 0,
+    "errors": 0, "rules": 0, "check": 0, "data": 0, "figures": 0,
     "layers": 1, "training": 1,
     "models": 2,
     "engines": 3,

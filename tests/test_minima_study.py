@@ -14,7 +14,7 @@ from test_studies import smoke
 
 from nn_backprop.engines import by_hand
 from nn_backprop.models import MLP
-from nn_backprop.studies.study import command
+from nn_backprop.studies.old_study import command
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import minima as study

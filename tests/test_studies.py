@@ -1,18 +1,74 @@
-"""The studies, run as a user runs them, with --smoke: do their results make sense?"""
+"""The studies, run as a user runs them, with --smoke; and their committed results."""
 
+import importlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from nn_backprop import models
-from nn_backprop.studies import study
+from nn_backprop import models, studies
+from nn_backprop.studies import old_study, page
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments/results"
 sys.path.insert(0, str(ROOT / "experiments"))
 import receptive_fields  # noqa: E402
+
+CONVERTED = sorted(path.parent.name for path in RESULTS.glob("*/rows.jsonl"))
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_the_page_and_the_claims_are_those_of_the_rows(name):
+    study = importlib.import_module(name).STUDY
+    folder = RESULTS / name
+    rows, about = studies.Rows.read(folder), page.read_about(folder)
+    committed = json.loads((folder / "claims.json").read_text())
+    recomputed = [asdict(claim) for claim in study.claims(rows)]
+    assert json.loads(json.dumps(recomputed)) == committed["claims"]
+    assert about["experiment"] == name and not about["config"]["smoke"]
+    text = (folder / "README.md").read_text()
+    assert page.renewed(text, study.blocks(rows, about)) == text  # of every table, too
+    assert text.startswith("# ") and "](picture.png)" in text
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert all(file.stat().st_size <= 300 * 1024 for file in folder.iterdir())
+
+
+def test_every_study_has_results():
+    scripts = [path.stem for path in (ROOT / "experiments").glob("*.py")
+               if "studies.Study(" in path.read_text()]  # fmt: skip
+    assert sorted(scripts) == CONVERTED
+
+
+def smoke_rows(name: str, folder: Path, *options: str) -> tuple[studies.Rows, dict[str, dict]]:
+    """The rows of `experiments/<name>.py --smoke`, and its claims by their words.
+
+    The claims' words are those before "(smoke: not MNIST)", which each of them has.
+    """
+    command = [sys.executable, "-W", "error", str(ROOT / f"experiments/{name}.py"), "--smoke"]
+    done = subprocess.run(
+        [*command, *options], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (left,) = folder.glob(f"runs/{name}/*-smoke")
+    results = json.loads((left / "claims.json").read_text())
+    assert results["experiment"] == name and results["config"]["smoke"] and results["seconds"] > 0
+    text = (left / "README.md").read_text()
+    assert text in done.stdout
+    assert (left / "picture.png").read_bytes().startswith(b"\x89PNG")
+    claims = {}
+    for claim in results["claims"]:
+        low, high = claim["interval"]
+        assert low <= claim["measured"] <= high
+        assert claim["verdict"] in ("reproduced", "not reproduced", "undecided")
+        assert f"| {claim['claim']} |" in text
+        words, smoke = claim["claim"][:-19], claim["claim"][-19:]
+        assert smoke == " (smoke: not MNIST)"
+        claims[words] = claim
+    assert len(claims) == len(results["claims"])
+    return studies.Rows.read(left), claims
 
 
 def smoke(name: str, folder: Path) -> dict:
@@ -71,39 +127,6 @@ def test_receptive_fields(tmp_path):
     (claim,) = (c for c in results["claims"] if c["claim"].startswith("clean: net2 is more"))
     assert claim["published"] == "+7.0"
     assert claim["measured"] == pytest.approx(sum(by_hand) / 2)
-
-
-@pytest.mark.slow
-def test_octave(tmp_path):
-    results = smoke("octave", tmp_path)
-    trained = [row for row in results["rows"] if "seed" in row]
-    timed = [row for row in results["rows"] if "round" in row]
-    alphas = [0, 0.125, 0.25, 0.5, 0.75]
-    assert [(row["alpha"], row["seed"]) for row in trained] == [
-        (alpha, seed) for seed in (0, 1) for alpha in alphas
-    ]
-    plain = trained[0]
-    for row in trained:
-        alpha = row["alpha"]
-        assert 0.2 < row["test_accuracy"] <= 1 and 0 <= row["validation_accuracy"] <= 1
-        assert row["parameters"] == (9 + 1) * 8 + (8 * 9 + 1) * 16 + (16 * 9 + 1) * 16 + 257 * 10
-        share = 1 - 3 / 4 * alpha * (2 - alpha)
-        assert row["multiply_adds_inner"] == 14 * 14 * 9 * 8 * 16 * share
-        assert row["multiply_adds_network"] >= plain["multiply_adds_network"] * share
-        assert row["numbers_inner"] == 14 * 14 * 16 * (1 - 3 / 4 * alpha)
-        assert row["numbers_network"] > row["numbers_inner"]
-    steps = {row["step"] for row in timed}
-    assert len(steps) == 4 and len(timed) == 4 * 6 * 5
-    assert {(row["step"], row["alpha"]) for row in timed} == {(s, a) for s in steps for a in alphas}
-    for row in timed:
-        assert row["seconds"] > 0 and row["ratio"] > 0
-        assert row["ratio"] == 1 or row["alpha"] > 0
-        assert 0 < row["multiply_adds_share"] <= 1
-    counted = [claim["measured"] for claim in results["claims"] if "Chen" in claim["claim"]]
-    assert counted == pytest.approx([0.8242, 0.6719, 0.4375, 0.2969], abs=1e-4)
-    counts = results["claims"][:7]  # of numbers, which need no training
-    assert {claim["verdict"] for claim in counts} == {"reproduced"}
-    assert len(results["claims"]) == len(counts) + 5
 
 
 @pytest.mark.slow
@@ -202,7 +225,7 @@ def test_the_claims_about_receptive_fields_have_the_right_sign():
 @pytest.mark.parametrize("draws", ["0", "1"])
 def test_receptive_fields_refuses_too_few_draws(draws, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code = study.command(
+    code = old_study.command(
         receptive_fields.Options, "", receptive_fields.conduct, ["--draws", draws, "--smoke"]
     )
     assert code == 2 and list(tmp_path.iterdir()) == []
