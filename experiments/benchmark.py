@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
               file=sys.stderr)  # fmt: skip
         return 2
     measure = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
-    return measure.BENCHMARK.main(options)
+    return measure.STUDY.main(options)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def gradcheck_of(target: Any, inputs: tuple[Tensor, ...], fast: bool) -> common.
     return lambda: gradcheck(call, given, fast_mode=fast)
 
 
-BENCHMARK = common.Benchmark(
+STUDY = common.Benchmark(
     CheckerOptions,
     collect,
     claims=lambda rows: [],

@@ -26,7 +26,7 @@ Times = dict[str, list[float]]  # seconds a call, by contestant and round
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(studies.Command):
     """What every measure can be asked."""
 
     least: ClassVar[dict[str, int]] = {"rounds": 1}
@@ -39,10 +39,6 @@ class Options:
     """Where to compute."""
     threads: int | None = None
     """Processor threads; by default as many as torch takes."""
-    smoke: bool = False
-    """Seconds instead of minutes: one short round, the smallest cases, the embedded digits."""
-    page: bool = False
-    """Measure nothing: renew the tables, claims and picture in results/ from the rows there."""
 
     def begin(self) -> None:
         """Sets the threads. Raises UsageError for what cannot be measured."""

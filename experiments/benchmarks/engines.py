@@ -128,4 +128,4 @@ def picture(rows: Rows) -> figures.Figure:
     )
 
 
-BENCHMARK = common.Benchmark(EnginesOptions, collect, claims, tables, picture)
+STUDY = common.Benchmark(EnginesOptions, collect, claims, tables, picture)

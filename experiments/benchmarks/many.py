@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from benchmarks import common
 from benchmarks.training_step import LR, engine_for
-from nn_backprop import figures
 from nn_backprop.data import ImageData
 from nn_backprop.models import MLP
 from nn_backprop.studies import Claim, Row, Rows, StudyRun
@@ -131,12 +130,10 @@ def claims(rows: Rows) -> list[Claim]:
     return common.bar_claims(rows, claim, _bars(rows))
 
 
-def picture(rows: Rows) -> figures.Figure:
-    return common.ratios_picture(rows, "Many networks against autograd one by one", _bars(rows))
-
-
-BENCHMARK = common.Benchmark(
+STUDY = common.Benchmark(
     common.Options, collect, claims,
     tables=lambda rows: {"Many networks": common.times_table(rows, "network's step")},
-    picture=picture,
+    picture=lambda rows: common.ratios_picture(
+        rows, "Many networks against autograd one by one", _bars(rows)
+    ),
 )  # fmt: skip

@@ -183,4 +183,4 @@ def picture(rows: Rows) -> figures.Figure:
     )  # fmt: skip
 
 
-BENCHMARK = common.Benchmark(common.Options, collect, claims, tables, picture)
+STUDY = common.Benchmark(common.Options, collect, claims, tables, picture)

@@ -78,4 +78,4 @@ def picture(rows: Rows) -> figures.Figure:
     return figures.log_lines(panels, "examples a second", title)
 
 
-BENCHMARK = common.Benchmark(ScalingOptions, collect, lambda rows: [], tables, picture)
+STUDY = common.Benchmark(ScalingOptions, collect, lambda rows: [], tables, picture)

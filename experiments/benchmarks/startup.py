@@ -53,7 +53,7 @@ def tables(rows: Rows) -> dict[str, Table]:
     return {"Start": common.times_table(rows, "start", seconds_more=more)}
 
 
-BENCHMARK = common.Benchmark(
+STUDY = common.Benchmark(
     common.Options, collect, claims, tables,
     picture=lambda rows: common.ratios_picture(rows, "A fresh process against import torch"),
 )  # fmt: skip

@@ -373,4 +373,4 @@ def picture(rows: Rows) -> figures.Figure:
     )
 
 
-BENCHMARK = common.Benchmark(AccuracyOptions, collect, lambda rows: [], tables, picture)
+STUDY = common.Benchmark(AccuracyOptions, collect, lambda rows: [], tables, picture)
