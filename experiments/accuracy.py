@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tqdm import tqdm
 
@@ -86,7 +86,7 @@ def tables(rows: Rows) -> dict[str, Table]:
     return {"The three networks": [line(model, part) for model, part in rows.by("model").items()]}
 
 
-def line(model: str, rows: Rows) -> dict[str, str | int]:
+def line(model: str, rows: Rows) -> dict[str, Any]:
     """One network: means and medians over its runs."""
     accuracies = [100 * row["test_accuracy"] for row in rows.having("seed")]
 
