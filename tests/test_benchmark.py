@@ -175,9 +175,11 @@ def test_gradcheck_is_given_what_passes():
 
 
 @pytest.mark.slow
-def test_the_textbook_loop_learns():
-    setting = time_to_accuracy.Setting("digits", None, 0.8, 3, 1, "cpu")
-    outcome = time_to_accuracy.textbook_run(0, setting)
+def test_the_textbook_loop_learns(monkeypatch):
+    monkeypatch.setattr(time_to_accuracy.AccuracyOptions, "to_reach", 0.8)
+    monkeypatch.setattr(time_to_accuracy.AccuracyOptions, "most_epochs", 3)
+    options = time_to_accuracy.AccuracyOptions(smoke=True, threads=1)
+    outcome = time_to_accuracy.textbook_run(0, options)
     assert outcome.validation >= 0.8 and outcome.test > 0.7
     assert outcome.epochs <= 3
     assert outcome.seconds >= outcome.epoch_seconds > 0

@@ -1,7 +1,6 @@
 """experiments/mutations.py, run as a user would run it; and what its rows come to."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,19 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import mutations
 
 
-def run(folder: Path, *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-W", "error", mutations.__file__, *options],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
 @pytest.mark.slow
 def test_a_smoke_run_leaves_rows_a_page_and_a_picture(tmp_path):
-    done = run(tmp_path, "--smoke")
+    command = [sys.executable, "-W", "error", mutations.__file__, "--smoke"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs/mutations").iterdir()
     rows = Rows.read(folder)
@@ -43,15 +33,12 @@ def test_a_smoke_run_leaves_rows_a_page_and_a_picture(tmp_path):
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_configuration_is_drawn_from_its_number_alone(tmp_path):
+def test_a_configuration_is_drawn_from_its_number_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     described = []
-    for options in (["--first", "3", "--configurations", "4"], ["--first", "5", "--workers", "2"]):
-        folder = tmp_path / options[1]
-        folder.mkdir()
-        few = [] if "--configurations" in options else ["--configurations", "2"]
-        done = run(folder, "--no-catalogue", *options, *few)
-        assert done.returncode == 0, done.stderr
-        (written,) = folder.glob("runs/mutations/*/configurations.jsonl")
+    for options in ("--first 3 --configurations 4", "--first 5 --configurations 2 --workers 2"):
+        assert mutations.STUDY.main(["--no-catalogue", *options.split()]) == 0
+        written = max(tmp_path.glob("runs/mutations/*/configurations.jsonl"))
         rows = [json.loads(line) for line in written.read_text().splitlines()]
         described.append({row["number"]: row["description"] for row in rows})
     first, second = described

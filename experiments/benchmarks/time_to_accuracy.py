@@ -39,18 +39,6 @@ from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, s
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What every contestant of a run is told; it is sent to other processes."""
-
-    data: Literal["mnist", "digits"]
-    data_root: Path | None
-    target: float
-    most_epochs: int
-    threads: int
-    device: str
-
-
-@dataclass(frozen=True)
 class Outcome:
     """A training run. Its seconds are those of training alone, without any evaluation."""
 
@@ -133,6 +121,18 @@ class AccuracyOptions(common.Options):
     data_root: Path | None = None
     """Folder that holds MNIST/raw; by default $NN_BACKPROP_DATA, else the user's cache."""
 
+    @property
+    def data(self) -> Literal["mnist", "digits"]:
+        return "digits" if self.smoke else "mnist"
+
+    @property
+    def to_reach(self) -> float:
+        return 0.6 if self.smoke else self.target
+
+    @property
+    def most_epochs(self) -> int:
+        return 2 if self.smoke else 14
+
     def begin(self) -> None:
         super().begin()
         if not 0 < self.target < 1:
@@ -145,15 +145,11 @@ class AccuracyOptions(common.Options):
 
 def collect(run: StudyRun, options: AccuracyOptions) -> None:
     options.begin()
-    setting = Setting(
-        "digits" if options.smoke else "mnist", options.data_root,
-        0.6 if options.smoke else options.target, 2 if options.smoke else 14,
-        torch.get_num_threads(), options.device,
-    )  # fmt: skip
-    data_of(setting)  # fails here, with a sentence, if there is none
+    options = replace(options, threads=torch.get_num_threads())  # for other processes, too
+    data_of(options)  # fails here, with a sentence, if there is none
     some = slice(1 if options.smoke else None)
     rungs = (options.rungs or tuple(RUNGS))[some]
-    contestants: dict[str, Callable[[int, Setting], Outcome]] = {
+    contestants: dict[str, Callable[[int, AccuracyOptions], Outcome]] = {
         "textbook": textbook_run,
         "scikit-learn": sklearn_run,
         **{f"preset {name}": partial(preset_run, name) for name in options.presets[some]},
@@ -179,49 +175,49 @@ def collect(run: StudyRun, options: AccuracyOptions) -> None:
             bar.set_postfix_str(f"{name}, seed {seed}")
             try:
                 if name in pools:
-                    outcome = pools[name].submit(contestants[name], seed, setting).result()
+                    outcome = pools[name].submit(contestants[name], seed, options).result()
                 else:
-                    outcome = contestants[name](seed, setting)
+                    outcome = contestants[name](seed, options)
                 outcomes[name].append(outcome)
             except Unavailable as error:
                 tqdm.write(f"{name} is left out: {error}")
                 del outcomes[name]
-    run.add([_row(name, got, outcomes["textbook"], setting) for name, got in outcomes.items()])
+    run.add([_row(name, got, outcomes["textbook"], options) for name, got in outcomes.items()])
 
 
-def _row(name: str, got: list[Outcome], textbook: list[Outcome], setting: Setting) -> Row:
+def _row(name: str, got: list[Outcome], textbook: list[Outcome], options: AccuracyOptions) -> Row:
     seconds = [outcome.seconds for outcome in got]
     peer = statistics.median(outcome.seconds for outcome in textbook)
     return {
-        "case": setting.data, "contestant": name, "peer": "textbook", "target": setting.target,
+        "case": options.data, "contestant": name, "peer": "textbook", "target": options.to_reach,
         "seeds": len(got), "seconds": statistics.median(seconds), "cold": seconds[0],
         "warm": statistics.median(seconds[1:]) if seconds[1:] else None,
         "epoch_seconds": statistics.median(outcome.epoch_seconds for outcome in got),
         "epochs": [outcome.epochs for outcome in got],
         "validation": [outcome.validation for outcome in got],
         "test": [outcome.test for outcome in got],
-        "reached": sum(outcome.validation >= setting.target for outcome in got),
+        "reached": sum(outcome.validation >= options.to_reach for outcome in got),
         "all_seconds": seconds, **common.spread([peer / mine for mine in seconds]),
     }  # fmt: skip
 
 
 @cache
-def data_of(setting: Setting) -> ImageData:
-    return load(setting.data, setting.data_root, setting.device)
+def data_of(options: AccuracyOptions) -> ImageData:
+    return load(options.data, options.data_root, options.device)
 
 
-def textbook_run(seed: int, setting: Setting) -> Outcome:
+def textbook_run(seed: int, options: AccuracyOptions) -> Outcome:
     """As introductions train it: a DataLoader, Adadelta, a learning rate that falls each epoch."""
     from torchvision import datasets, transforms
 
-    torch.set_num_threads(setting.threads)
+    options.begin()
     torch.manual_seed(seed)
-    data = data_of(setting)
-    if setting.data == "mnist":
+    data = data_of(options)
+    if options.data == "mnist":
         transform = transforms.Compose(
             [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
         )
-        root = data_root(setting.data_root)
+        root = data_root(options.data_root)
         items: Dataset = datasets.MNIST(root, train=True, transform=transform)
         unseen: Dataset = datasets.MNIST(root, train=False, transform=transform)
     else:  # the embedded digits, transformed beforehand
@@ -229,25 +225,25 @@ def textbook_run(seed: int, setting: Setting) -> Outcome:
         unseen = Subset(items, data.test.tolist())
     batches = DataLoader(Subset(items, data.train.tolist()), batch_size=64, shuffle=True)
     held_out = Subset(items, data.validation.tolist())
-    model = Textbook().to(setting.device)
+    model = Textbook().to(options.device)
     optimizer = Adadelta(model.parameters(), lr=1.0)
     schedule = StepLR(optimizer, step_size=1, gamma=0.7)
     seconds: list[float] = []
     accuracy = 0.0
-    while len(seconds) < setting.most_epochs and accuracy < setting.target:
+    while len(seconds) < options.most_epochs and accuracy < options.to_reach:
         began = time.perf_counter()
         model.train()
         for images, labels in batches:
-            images, labels = images.to(setting.device), labels.to(setting.device)
+            images, labels = images.to(options.device), labels.to(options.device)
             optimizer.zero_grad()
             model.loss(model(images), labels).backward()
             optimizer.step()
         schedule.step()
-        common.wait(setting.device)
+        common.wait(options.device)
         seconds.append(time.perf_counter() - began)
-        accuracy = _accuracy(model, held_out, setting.device)
+        accuracy = _accuracy(model, held_out, options.device)
     return Outcome(
-        sum(seconds), accuracy, _accuracy(model, unseen, setting.device),
+        sum(seconds), accuracy, _accuracy(model, unseen, options.device),
         statistics.median(seconds), len(seconds),
     )  # fmt: skip
 
@@ -262,17 +258,17 @@ def _accuracy(model: nn.Module, items: Dataset, device: str) -> float:
     return right.double().mean().item()
 
 
-def sklearn_run(seed: int, setting: Setting) -> Outcome:
+def sklearn_run(seed: int, options: AccuracyOptions) -> Outcome:
     """scikit-learn's MLPClassifier with its own options, 50 epochs at most."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    data = data_of(replace(setting, device="cpu"))
+    data = data_of(replace(options, device="cpu"))
     splits = [data.batch(indices) for indices in (data.train, data.validation, data.test)]
     (x, y), *others = [(images.flatten(1).numpy(), labels.numpy()) for images, labels in splits]
-    model = MLPClassifier(max_iter=2 if setting.data == "digits" else 50, random_state=seed)
-    with threadpool_limits(setting.threads), warnings.catch_warnings():
+    model = MLPClassifier(max_iter=2 if options.data == "digits" else 50, random_state=seed)
+    with threadpool_limits(options.threads), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         began = time.perf_counter()
         model.fit(x, y)
@@ -281,14 +277,14 @@ def sklearn_run(seed: int, setting: Setting) -> Outcome:
     return Outcome(seconds, validation, test, seconds / model.n_iter_, model.n_iter_)
 
 
-def preset_run(name: str, seed: int, setting: Setting) -> Outcome:
+def preset_run(name: str, seed: int, options: AccuracyOptions) -> Outcome:
     """`train.py --preset NAME`, as a user runs it; the seconds are those of its training loop."""
     script = Path(__file__).parents[1] / "train.py"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(script), "--preset", name]
-        command += ["--seed", str(seed), "--run-dir", f"{folder}/run", "--data", setting.data]
-        command += ["--threads", str(setting.threads), "--device", setting.device]
-        command += ["--data-root", str(setting.data_root)] if setting.data_root else []
+        command += ["--seed", str(seed), "--run-dir", f"{folder}/run", "--data", options.data]
+        command += ["--threads", str(options.threads), "--device", options.device]
+        command += ["--data-root", str(options.data_root)] if options.data_root else []
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             said = " ".join(done.stderr.replace("─", " ").split())[:200]
@@ -299,15 +295,15 @@ def preset_run(name: str, seed: int, setting: Setting) -> Outcome:
     return Outcome(seconds, *accuracies, seconds / epochs, epochs)
 
 
-def rung_run(name: str, seed: int, setting: Setting) -> Outcome:
+def rung_run(name: str, seed: int, options: AccuracyOptions) -> Outcome:
     """A rung of the ladder, in this process."""
-    rung, data = RUNGS[name], data_of(setting)
-    epochs = min(rung.epochs, setting.most_epochs)
-    torch.set_num_threads(setting.threads)
+    rung, data = RUNGS[name], data_of(options)
+    epochs = min(rung.epochs, options.most_epochs)
+    options.begin()
     torch.manual_seed(seed)
-    model = (Textbook() if rung.model == "textbook" else MODELS[rung.model]()).to(setting.device)
+    model = (Textbook() if rung.model == "textbook" else MODELS[rung.model]()).to(options.device)
     compute, parameters = engine_for("autograd", model)
-    if rung.bfloat16 and engines.has_bfloat16(torch.device(setting.device)):
+    if rung.bfloat16 and engines.has_bfloat16(torch.device(options.device)):
         compute = engines.in_precision(engines.autograd, torch.bfloat16)
     if not rung.channels_last:
         compute = _channels_first(compute)
@@ -324,7 +320,7 @@ def rung_run(name: str, seed: int, setting: Setting) -> Outcome:
         model, compute, optimizer, schedule, data, epochs=epochs, batch_size=rung.batch_size,
         seed=seed,
     )  # fmt: skip
-    common.wait(setting.device)
+    common.wait(options.device)
     seconds = time.perf_counter() - began
     validation, test = (evaluate(model, data, x).accuracy for x in (data.validation, data.test))
     trained = steps // per_epoch
