@@ -49,13 +49,15 @@ def violation(importer: str, imported: str) -> str:
         if library in imported.split(".") and (where, wing) != ("nn_backprop", home):
             return f"only {home}/ imports {library}"
     origin, *inner = imported.split(".")
-    private = origin == "nn_backprop" and any(re.match("_[a-z]", name) for name in inner)
+    scripts = {"experiments", *(path.stem for path in EXPERIMENTS.iterdir())}  # and their folders
+    ours = origin == "nn_backprop" or origin in scripts
+    private = ours and any(re.match("_[a-z]", name) for name in inner)
     if private:
         return "a private name of another file"
     if where == "experiments":
         script = origin == "experiments" or (EXPERIMENTS / f"{origin}.py").exists()
         return "a script imports another" if script else ""
-    if origin == "experiments":
+    if origin in scripts:
         return "the package imports a script"
     if origin != "nn_backprop":
         return ""
@@ -73,7 +75,7 @@ def violation(importer: str, imported: str) -> str:
 
 def sources() -> list[tuple[str, Path]]:
     found = []
-    for path in sorted([*PACKAGE.rglob("*.py"), *EXPERIMENTS.glob("*.py")]):
+    for path in sorted([*PACKAGE.rglob("*.py"), *EXPERIMENTS.rglob("*.py")]):
         parts = list(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
     return found
@@ -124,6 +126,8 @@ VIOLATIONS = [
     ("experiments.octave", "from experiments.train import Options"),
     ("experiments.octave", "from experiments import train"),
     ("experiments.octave", "import train"),
+    ("experiments.mutants.mutant", "import mutations"),
+    ("experiments.mutants.mutant", "from mutants.right.draw import _looks"),
     ("experiments.octave", "from nn_backprop.engines.tape import _play"),
     ("experiments.octave", "import matplotlib"),
 ]
@@ -135,6 +139,7 @@ ALLOWED = [
     ("nn_backprop.__main__", "from nn_backprop import Tape, training"),
     ("nn_backprop.tracking.run", "from torch.utils.tensorboard import SummaryWriter"),
     ("experiments.octave", "from nn_backprop import Tape\nfrom nn_backprop.data import load"),
+    ("experiments.mutations", "from mutants import MUTANTS"),
 ]
 
 

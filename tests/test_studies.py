@@ -15,13 +15,16 @@ from nn_backprop.studies import page
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments/results"
 sys.path.insert(0, str(ROOT / "experiments"))
+import benchmark  # noqa: E402
 
 CONVERTED = sorted(path.parent.name for path in RESULTS.glob("*/rows.jsonl"))
 
 
 @pytest.mark.parametrize("name", CONVERTED)
 def test_the_page_and_the_claims_are_those_of_the_rows(name):
-    study = importlib.import_module(name).STUDY
+    measure = name.removeprefix("benchmark-").replace("-", "_")
+    module = f"benchmarks.{measure}" if name.startswith("benchmark-") else name
+    study = importlib.import_module(module).STUDY
     folder = RESULTS / name
     rows, about = studies.Rows.read(folder), page.read_about(folder)
     committed = json.loads((folder / "claims.json").read_text())
@@ -40,7 +43,8 @@ def test_the_page_and_the_claims_are_those_of_the_rows(name):
 def test_every_study_has_results():
     scripts = [path.stem for path in (ROOT / "experiments").glob("*.py")
                if "studies.Study(" in path.read_text()]  # fmt: skip
-    assert sorted(scripts) == CONVERTED
+    benchmarks = [f"benchmark-{name}" for name in benchmark.NAMES]
+    assert sorted([*scripts, *benchmarks]) == CONVERTED
 
 
 def smoke_rows(name: str, folder: Path, *options: str) -> tuple[studies.Rows, dict[str, dict]]:

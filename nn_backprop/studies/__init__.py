@@ -22,12 +22,13 @@ from nn_backprop.studies.evidence import (
 )
 from nn_backprop.studies.jobs import Row, StudyError
 from nn_backprop.studies.rows import Rows
-from nn_backprop.studies.study import Options, Study, StudyRun, Table
+from nn_backprop.studies.study import Command, Options, Study, StudyRun, Table
 from nn_backprop.studies.timing import median_point, timed_rounds
 from nn_backprop.studies.training import Trained, accuracies, load_data, train_network
 
 __all__ = [
     "Claim",
+    "Command",
     "Options",
     "Row",
     "Rows",

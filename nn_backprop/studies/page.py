@@ -58,10 +58,12 @@ def blocks(
     made = {title: f"**{title}**\n\n{markdown_table(table)}" for title, table in tables.items()}
     if claims:
         made["claims"] = markdown_table([_line(claim) for claim in claims])
-    machine, workers = about["machine"], about["config"].get("workers")
-    processes = f"{workers} processes of one thread, " if workers else ""
+    machine, config = about["machine"], about["config"]
+    gpu = f"{machine['gpu']} beside " if config.get("device") == "cuda" else ""
+    threads = f"{machine['threads']} thread" + "s" * (machine["threads"] != 1)
     made["run"] = (
-        f"{rows} rows in {about['seconds'] / 60:.1f} minutes; {machine['processor']}, {processes}"
+        f"{rows} rows in {about['seconds'] / 60:.1f} minutes; {gpu}{machine['processor']}, "
+        f"{f'{n} processes of one thread' if (n := config.get('workers')) else threads}, "
         f"torch {machine['versions']['torch']}\n"
     )
     return made

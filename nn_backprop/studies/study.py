@@ -22,12 +22,24 @@ from nn_backprop.studies.rows import Rows
 from nn_backprop.tracking import Run, RunError, default_run_dir, describe_machine
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What every study can be asked, one that trains nothing, too; a script adds its own."""
+
+    least: ClassVar[dict[str, int]] = {}
+    """Of each count the least that is accepted, which is also what a smoke run has."""
+
+    smoke: bool = False
+    """A small version on the embedded digits, in seconds."""
+    page: bool = False
+    """Measure nothing: renew the tables, claims and picture in results/ from the rows there."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What every study can be asked; a script adds its own."""
+class Options(Command):
+    """What every study over seeds can be asked."""
 
     least: ClassVar[dict[str, int]] = {"seeds": 2, "workers": 1}
-    """Of each count the least that is accepted, which is also what a smoke run has."""
 
     seeds: int = 5
     """Number of seeds, from 0."""
@@ -35,10 +47,6 @@ class Options:
     """Trainings at the same time, each on one processor thread."""
     data_root: Path | None = None
     """Folder that holds MNIST/raw; by default $NN_BACKPROP_DATA, else the user's cache."""
-    smoke: bool = False
-    """The fewest seeds of a small version on the embedded digits, in seconds."""
-    page: bool = False
-    """Train nothing: renew the tables, claims and picture in results/ from the rows there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Study:
     return None where it needs a file that is not in `rows.folder`: the old picture stays.
     """
 
-    options: type[Options]
+    options: type[Command]
     collect: Callable[["StudyRun", Any], None]
     claims: Callable[[Rows], Sequence[Claim]]
     tables: Callable[[Rows], Mapping[str, Table]]
@@ -58,13 +66,18 @@ class Study:
 
     @property
     def script(self) -> Path:
-        """Where `collect` stands; the study is named after it."""
+        """Where `collect` stands."""
         return Path(self.collect.__code__.co_filename)
+
+    @property
+    def name(self) -> str:
+        """That of the script."""
+        return self.script.stem
 
     @property
     def results(self) -> Path:
         """The committed results of a full run: results/<study> beside the script."""
-        return self.script.parent / "results" / self.script.stem
+        return self.script.parent / "results" / self.name
 
     def main(self, arguments: list[str] | None = None) -> int:
         """Reads the options, trains, writes and shows the results; returns the exit code.
@@ -76,12 +89,13 @@ class Study:
         asked = tyro.cli(self.options, args=arguments, description=doc)
         smallest: dict[str, Any] = asked.least if asked.smoke else {}
         options = dataclasses.replace(asked, **smallest)
-        run = StudyRun(self.script.stem, options)
+        run = StudyRun(self.name, options)
         try:
             for count, least in asked.least.items():
                 if getattr(asked, count) < least:
+                    option = f"--{count.replace('_', '-')}"
                     raise UsageError(
-                        f"--{count} must be {least} or more, not {getattr(asked, count)}"
+                        f"{option} must be {least} or more, not {getattr(asked, count)}"
                     )
             if asked.page:
                 self.renew_page()
@@ -156,7 +170,7 @@ class StudyRun:
     is added to rows.jsonl in it as it arrives, so that a study that ends early has lost none.
     """
 
-    def __init__(self, name: str, options: Options) -> None:
+    def __init__(self, name: str, options: Command) -> None:
         self.name, self.options = name, options
         self.folder = default_run_dir(name, "smoke" if options.smoke else "full")
         self.rows: list[Row] = []
@@ -194,7 +208,7 @@ class StudyRun:
         run = self.opened
         found: dict[int, list[Row]] = {}
         with tqdm(total=len(jobs), unit="training", desc=train.__name__.strip("_")) as bar:
-            for number, result in results(train, jobs, self.options.workers):
+            for number, result in results(train, jobs, getattr(self.options, "workers", 1)):
                 found[number] = result if isinstance(result, list) else [result]
                 self._append(found[number])
                 self._jobs_done += 1
