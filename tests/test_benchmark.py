@@ -15,7 +15,7 @@ from nn_backprop.models import MLP, happy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import benchmark
-from benchmarks import checker, common, engines, many, memory, time_to_accuracy, training_step
+from benchmarks import checker, common, contestants, engines, many, memory, training_step
 
 SMALL = training_step.CASES["784-16-16-10, batch 32"]
 
@@ -176,10 +176,10 @@ def test_gradcheck_is_given_what_passes():
 
 @pytest.mark.slow
 def test_the_textbook_loop_learns(monkeypatch):
-    monkeypatch.setattr(time_to_accuracy.AccuracyOptions, "to_reach", 0.8)
-    monkeypatch.setattr(time_to_accuracy.AccuracyOptions, "most_epochs", 3)
-    options = time_to_accuracy.AccuracyOptions(smoke=True, threads=1)
-    outcome = time_to_accuracy.textbook_run(0, options)
+    monkeypatch.setattr(contestants.AccuracyOptions, "to_reach", 0.8)
+    monkeypatch.setattr(contestants.AccuracyOptions, "most_epochs", 3)
+    options = contestants.AccuracyOptions(smoke=True, threads=1)
+    outcome = contestants.textbook_run(0, options)
     assert outcome.validation >= 0.8 and outcome.test > 0.7
     assert outcome.epochs <= 3
     assert outcome.seconds >= outcome.epoch_seconds > 0
