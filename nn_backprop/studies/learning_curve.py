@@ -1,10 +1,96 @@
-"""The shape of a learning curve: when it begins to fall, when it has, and how far it is a line."""
+"""What is seen of a network while it learns, and the shape in which its loss falls."""
 
-from collections.abc import Sequence
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from nn_backprop.data import ImageData
+from nn_backprop.models import MLP
+
+
+class Watch:
+    """The learning curves of a network; `look` must be called before training and after each epoch.
+
+    `losses` and `accuracies` are of the training examples, from epoch 0 on. `seen` has, by name, a
+    value for each epoch of `grid`: train_accuracy, validation_loss, validation_accuracy, and what
+    the `measures` make of the network. `peak` is the place in `grid` where the accuracy on the
+    validation split was highest, the first of equals, and `at_peak` the network then.
+    """
+
+    def __init__(
+        self, model: MLP, data: ImageData, epochs: int,
+        measures: Mapping[str, Callable[[MLP], float]],
+    ) -> None:  # fmt: skip
+        self.model, self.grid = model, epochs_seen(epochs)
+        self.losses: list[float] = []
+        self.accuracies: list[float] = []
+        self.seen: dict[str, list[float]] = defaultdict(list)
+        self.peak, self.at_peak = 0, model
+        self._measures = measures
+        self._train, self._validation = data.batch(data.train), data.batch(data.validation)
+
+    def look(self, epochs: int) -> None:
+        """After so many epochs."""
+        loss, right = judge(self.model, *self._train)
+        self.losses.append(loss)
+        self.accuracies.append(right.double().mean().item())
+        if epochs not in self.grid:
+            return
+        loss, right = judge(self.model, *self._validation)
+        accuracy, before = right.double().mean().item(), self.seen["validation_accuracy"]
+        if accuracy > max(before, default=-1):
+            self.peak, self.at_peak = len(before), copy.deepcopy(self.model)
+        self.seen["train_accuracy"].append(self.accuracies[-1])
+        self.seen["validation_loss"].append(loss)
+        before.append(accuracy)
+        for name, measure in self._measures.items():
+            self.seen[name].append(measure(self.model))
+
+    def numbers(self) -> dict[str, float]:
+        """Of all that is seen the last value, and under "<name>_at_peak" that of the peak."""
+        found = {"train_loss": self.losses[-1], "peak_epoch": self.grid[self.peak]}
+        for name, values in self.seen.items():
+            found |= {name: values[-1], f"{name}_at_peak": values[self.peak]}
+        return found
+
+    def curves(self) -> dict[str, Any]:
+        """All that is seen, at the epochs "grid"; "every_train_loss" and accuracy at all epochs."""
+        return {"grid": self.grid, **self.seen, "every_train_loss": self.losses,
+                "every_train_accuracy": self.accuracies}  # fmt: skip
+
+    def falls(self, squared: bool, points: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """How the training loss, "loss_", and the share of errors, "error_", fall from those of the
+        best constant: numbers, and curves "loss_left" and "error_left", as `fall` gives them."""
+        numbers, left = {}, {}
+        errors = [1 - accuracy for accuracy in self.accuracies]
+        highest = best_constant(self._train[1], squared)
+        for name, curve, high in zip(
+            ("loss", "error"), (self.losses, errors), highest, strict=True
+        ):
+            of_curve, left[f"{name}_left"] = fall(curve, high, points)
+            numbers |= {f"{name}_{what}": number for what, number in of_curve.items()}
+        return numbers, left
+
+
+def epochs_seen(epochs: int) -> tuple[int, ...]:
+    """The first six epochs, and 20 more up to the last, each the same multiple of the one before.
+
+    As far as they are whole numbers, and different ones.
+    """
+    early = range(1, min(6, epochs) + 1)
+    return tuple(sorted({*early, *(round(epochs ** (k / 20)) for k in range(21))}))
+
+
+@torch.no_grad()
+def judge(model: MLP, inputs: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    """The mean loss, and which examples are right, bool (n,)."""
+    output = model(inputs)
+    return model.loss(output, labels).item(), output.argmax(1) == labels
 
 
 def best_constant(labels: Tensor, squared: bool) -> tuple[float, float]:

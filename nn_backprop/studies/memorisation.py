@@ -1,0 +1,87 @@
+"""What tells learning by heart from learning: critical samples, and examples' difficulty.
+
+Source: Arpit et al. 2017, A closer look at memorization in deep networks, sections 3.1 and 4.1.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nn_backprop.data import ImageData
+from nn_backprop.models import MLP
+from nn_backprop.studies.learning_curve import judge
+
+RADIUS, STEP, NOISE = 0.3, 0.25, 0.2  # the authors' r, α and β, in grey values of 0 to 255
+SEARCH_STEPS = 5  # they find no fewer than the authors' 100 at most
+
+
+def critical_share(
+    model: MLP, data: ImageData, indices: Tensor, factor: float, noise: torch.Generator
+) -> float:
+    """The share of the images at `indices` for which a search finds a critical sample, 0 to 1.
+
+    That is one with another predicted class, within ±r of each pixel. A step of the search is
+    α sign(∂C/∂x) + β η, then back into the box, with C the loss of the class predicted at first and
+    η normal, drawn from `noise`. `factor` multiplies r, α and β. As in the authors' code, the
+    gradient is that of the loss, taken at each point. Parameters get no gradients.
+    """
+    radius = factor * RADIUS
+    greys = data.images[indices].float()
+    moved = greys
+    with torch.enable_grad():  # asked in the midst of `fit_many`, which has it off
+        predicted = model(data.normalise(greys)).argmax(1)
+        found = torch.zeros_like(predicted, dtype=torch.bool)
+        for _ in range(SEARCH_STEPS):
+            moved = moved.detach().requires_grad_()
+            loss = model.loss(model(data.normalise(moved)), predicted)
+            (grad_moved,) = torch.autograd.grad(loss, moved)
+            random = torch.randn(greys.shape, generator=noise)
+            moved = moved.detach() + factor * (STEP * grad_moved.sign() + NOISE * random)
+            moved = greys + (moved - greys).clamp(-radius, radius)
+            found |= model(data.normalise(moved)).argmax(1) != predicted
+    return found.double().mean().item()
+
+
+class Starts:
+    """Networks that learn the same data: which examples each has right early on.
+
+    `look` must be called after each epoch, as `fit_many` does. `right` has for each network a
+    tensor an epoch, bool (n,), up to the first epoch in which half of its examples are right.
+    """
+
+    def __init__(self, models: Sequence[MLP], data: ImageData) -> None:
+        self.models, self._examples = models, data.batch(data.train)
+        self.right: list[list[Tensor]] = [[] for _ in models]
+
+    def look(self, networks: slice, epochs: int) -> None:
+        for model, seen in zip(self.models[networks], self.right[networks], strict=True):
+            if not _half(seen):
+                seen.append(judge(model, *self._examples)[1])
+
+    def numbers(self) -> dict[str, float]:
+        """Of the first epoch, "one_", and of that in which half are right, "half_", or the last if
+        there is none: mean, spread and binomial as `difficulty` gives them; and half_reached, how
+        many networks had half of them right."""
+        found: dict[str, float] = {"half_reached": sum(map(_half, self.right))}
+        for moment, place in (("one", 0), ("half", -1)):
+            right = torch.stack([seen[place] for seen in self.right])
+            for name, number in zip(("mean", "spread", "binomial"), difficulty(right), strict=True):
+                found[f"{moment}_{name}"] = number
+        return found
+
+
+def _half(seen: Sequence[Tensor]) -> bool:
+    return bool(seen) and seen[-1].double().mean().item() >= 0.5
+
+
+def difficulty(right: Tensor) -> tuple[float, float, float]:
+    """Of the shares of the networks that have an example right, right bool (networks, examples).
+
+    Their mean, their standard deviation, and that of a binomial with this mean: of examples that
+    are all alike.
+    """
+    shares = right.double().mean(0)
+    mean = shares.mean().item()
+    return mean, shares.std().item(), math.sqrt(mean * (1 - mean) / len(right))
