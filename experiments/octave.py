@@ -60,9 +60,8 @@ class Job(NamedTuple):
 def collect(run: studies.StudyRun, options: Options) -> None:
     studies.load_data(options)
     jobs = [Job(alpha, seed, options) for seed in range(options.seeds) for alpha in ALPHAS]
-    run.train_all(
-        train, jobs, lambda row: {f"accuracy/alpha {row['alpha']:g}": row["test_accuracy"]}
-    )
+    tag = "accuracy/alpha {alpha:g}"
+    run.train_all(train, jobs, lambda row: {tag.format(**row): row["test_accuracy"]})
     run.add(list(timings(options)))
 
 
@@ -77,6 +76,7 @@ def train(job: Job) -> Row:
     )
     image = data.batch(data.train[:1])[0]
     seen = handed_and_made(model, image)
+    maps, numbers = seen[1]
     return {
         "alpha": job.alpha,
         "seed": job.seed,
@@ -84,29 +84,22 @@ def train(job: Job) -> Row:
         "epochs": epochs,
         "parameters": parameters(model),
         **studies.accuracies(model, data, ("test", "validation")),
-        "multiply_adds_inner": multiply_adds(model.conv2, seen[1].maps),
+        "multiply_adds_inner": multiply_adds(model.conv2, maps),
         "multiply_adds_network": multiply_adds(model, image),
-        "numbers_inner": seen[1].numbers,
-        "numbers_network": sum(layer.numbers for layer in seen),
+        "numbers_inner": numbers,
+        "numbers_network": sum(numbers for _, numbers in seen),
         "train_seconds": trained.seconds,
     }
 
 
-class Seen(NamedTuple):
-    """What one layer was handed, and how many numbers its own maps hold."""
-
-    maps: Tensor | tuple[Tensor, Tensor]
-    numbers: int
-
-
 @torch.no_grad()
-def handed_and_made(model: nn.Module, image: Tensor) -> list[Seen]:
-    """Of the octave layers, in their order."""
-    seen: list[Seen] = []
+def handed_and_made(model: nn.Module, image: Tensor) -> list[tuple[Any, int]]:
+    """Of each octave layer: the maps that it is handed, and how many numbers its own maps hold."""
+    seen = []
 
     def look(layer: nn.Module, inputs: tuple, output: Any) -> None:
         own = output if isinstance(output, tuple) else (output,)
-        seen.append(Seen(inputs[0], sum(maps.numel() for maps in own)))
+        seen.append((inputs[0], sum(maps.numel() for maps in own)))
 
     layers = [layer for layer in model.modules() if isinstance(layer, OctaveConv2d)]
     handles = [layer.register_forward_hook(look) for layer in layers]
@@ -119,33 +112,25 @@ def handed_and_made(model: nn.Module, image: Tensor) -> list[Seen]:
 # --- Time ---------------------------------------------------------------------------------------
 
 
-class Step(NamedTuple):
-    """A step that can be timed, and the multiply-adds of its forward pass."""
-
-    work: Callable[[], object]
-    multiply_adds: int
+Step = tuple[Callable[[], object], int]  # to be timed; multiply-adds of its forward pass
 
 
 def timings(options: Options) -> Iterator[Row]:
     """Steps of a small and a large network's layers, in rounds that have every fraction once."""
-    batch, large = (8, 42) if options.smoke else (BATCH, 112)
+    batch, large, few = (8, 42, 1) if options.smoke else (BATCH, 112, 2)
     before, after, _ = options.channels
     inner, wide = (before, after), (4 * before, 4 * after)
-    order = random.Random(0)
     for name, make in {
         "training, 28×28 pixels": partial(network_step, options.channels, batch),
         f"{before} → {after} maps, 14×14": partial(layer_step, inner, 14, batch),
-        f"{before} → {after} maps, {large}×{large}": partial(
-            layer_step, inner, large, max(1, batch // 64)
-        ),
-        f"{4 * before} → {4 * after} maps, 28×28": partial(layer_step, wide, 28, batch // 8),
+        f"{before} → {after} maps, {large}×{large}": partial(layer_step, inner, large, few),
+        f"{wide[0]} → {wide[1]} maps, 28×28": partial(layer_step, wide, 28, batch // 8),
     }.items():
         steps = {alpha: make(alpha) for alpha in ALPHAS}
-        work = {alpha: step.work for alpha, step in steps.items()}
-        for alpha, number, seconds, ratio in studies.timed_rounds(
-            work, 0.0, options.rounds, CALLS, order
-        ):
-            share = steps[alpha].multiply_adds / steps[0.0].multiply_adds
+        work = {alpha: work for alpha, (work, _) in steps.items()}
+        rounds = studies.timed_rounds(work, 0.0, options.rounds, CALLS, random.Random(0))
+        for alpha, number, seconds, ratio in rounds:
+            share = steps[alpha][1] / steps[0.0][1]
             yield {"step": name, "alpha": alpha, "round": number, "seconds": seconds,
                    "ratio": ratio, "multiply_adds_share": share}  # fmt: skip
 
@@ -161,7 +146,7 @@ def network_step(channels: tuple[int, int, int], batch: int, alpha: float) -> St
         autograd(model, images, targets)
         optimizer.step()
 
-    return Step(work, multiply_adds(model, images))
+    return work, multiply_adds(model, images)
 
 
 def layer_step(channels: tuple[int, int], side: int, batch: int, alpha: float) -> Step:
@@ -181,7 +166,7 @@ def layer_step(channels: tuple[int, int], side: int, batch: int, alpha: float) -
         output = layer(handed)
         torch.autograd.grad(output if low else (output,), leaves, upstream)
 
-    return Step(work, multiply_adds(layer, handed))
+    return work, multiply_adds(layer, handed)
 
 
 # --- What the rows come to ----------------------------------------------------------------------
@@ -207,32 +192,26 @@ def counts(rows: Rows) -> list[Claim]:
         off = max(abs(share(rows, alpha, what) - formula(alpha)) for alpha in PUBLISHED)
         found.append(studies.counted(f"inner layer, {named}, off by at most", 0, off, 0, 0))
     claim = "the whole network keeps more than the formula, by at least"
-    more = min(
-        share(rows, alpha, "multiply_adds_network") - cost_ratio(alpha) for alpha in PUBLISHED
-    )
-    return [*found, studies.counted(claim, None, more, 1e-9)]
+    more = [share(rows, a, "multiply_adds_network") - cost_ratio(a) for a in PUBLISHED]
+    return [*found, studies.counted(claim, None, min(more), 1e-9)]
 
 
 def price(rows: Rows) -> list[Claim]:
-    claim = (
-        f"test accuracy with α = ½ less that with α = 0, percentage points: −{MARGIN:g} or more "
-        "(our bar)"
-    )
-    return [studies.between(claim, None, percent(rows, 0.5) - percent(rows, 0.0), -MARGIN)]
+    claim = f"test accuracy with α = ½ less that with α = 0, percentage points: −{MARGIN:g} or more"
+    points = percent(rows, 0.5) - percent(rows, 0.0)
+    return [studies.between(f"{claim} (our bar)", None, points, -MARGIN)]
 
 
 def speed(rows: Rows) -> list[Claim]:
     claim = "{}, α = ½: the median ratio of a step's time to that with α = 0 is below 1"
+    ratios = {step: of.where(alpha=0.5).values("ratio") for step, of in timed(rows).items()}
     return [
-        studies.median_between(
-            claim.format(step), None, of.where(alpha=0.5).values("ratio"), high=1
-        )
-        for step, of in timed(rows).items()
+        studies.median_between(claim.format(step), None, found, high=1)
+        for step, found in ratios.items()
     ]
 
 
 def tables(rows: Rows) -> dict[str, studies.Table]:
-    seeds = len(percent(rows, 0.0))
     accuracy_and_cost = [
         {
             "α": f"{alpha:g}",
@@ -254,19 +233,12 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
         for alpha, of in rows.having("seed").by("alpha").items()
     ]  # fmt: skip
     times = [
-        {
-            "step": step,
-            **{
-                f"α = {alpha:g}": f"{studies.quartiles(by.values('ratio'))} "
-                f"[{by.one('multiply_adds_share'):.2f}]"
-                for alpha, by in of.by("alpha").items()
-                if alpha
-            },
-        }
+        {"step": step, **{f"α = {alpha:g}": time_and_share(of.where(alpha=alpha))
+                          for alpha in ALPHAS if alpha}}
         for step, of in timed(rows).items()
-    ]
+    ]  # fmt: skip
     return {
-        f"Accuracy and cost, {seeds} seeds": accuracy_and_cost,
+        f"Accuracy and cost, {len(percent(rows, 0.0))} seeds": accuracy_and_cost,
         "Time of a step as a multiple of that with α = 0: median (quartiles); in square brackets, "
         "of the multiply-adds": times,
     }
@@ -275,19 +247,15 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
 def picture(rows: Rows) -> figures.Figure:
     """What a network reaches for its multiply-adds, and what time they take."""
     by_alpha = rows.having("seed").by("alpha")
-    reached = {
-        f"α = {alpha:g}": [
-            figures.point(of.one("multiply_adds_network") / 1e6, percent(rows, alpha))
-        ]
-        for alpha, of in by_alpha.items()
-    }
-    times = {
-        step: [
+    reached, times = {}, {}
+    for alpha, of in by_alpha.items():
+        million = of.one("multiply_adds_network") / 1e6
+        reached[f"α = {alpha:g}"] = [figures.point(million, percent(rows, alpha))]
+    for step, of in timed(rows).items():
+        times[step] = [
             studies.median_point(by.one("multiply_adds_share"), by.values("ratio"))
             for by in of.by("alpha").values()
         ]
-        for step, of in timed(rows).items()
-    }
     shares = sorted({share for points in times.values() for share, *_ in points})
     times["as the multiply-adds"] = [(share, float(share), 0.0) for share in shares]
     return figures.side_by_side(
@@ -310,8 +278,11 @@ def picture(rows: Rows) -> figures.Figure:
 def share(rows: Rows, alpha: float, what: str) -> float:
     """Of a count with α = 0, the part that is left."""
     by_alpha = rows.having("seed").by("alpha")
-    left: float = by_alpha[alpha].one(what) / by_alpha[0.0].one(what)
-    return left
+    return by_alpha[alpha].one(what) / by_alpha[0.0].one(what)
+
+
+def time_and_share(rows: Rows) -> str:
+    return f"{studies.quartiles(rows.values('ratio'))} [{rows.one('multiply_adds_share'):.2f}]"
 
 
 def percent(rows: Rows, alpha: float) -> np.ndarray:

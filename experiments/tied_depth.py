@@ -273,8 +273,7 @@ def count(by: ByKind, kind: Kind, what: str) -> int:
     """The same for every seed. "bytes" are those of both parts of the memory."""
     if what == "bytes":
         return count(by, kind, "trained_bytes") + count(by, kind, "kept_bytes")
-    number: int = by[kind].one(what)
-    return number
+    return by[kind].one(what)
 
 
 def kib(by: ByKind, kind: Kind, what: str) -> float:

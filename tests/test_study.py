@@ -150,19 +150,6 @@ def test_a_study_that_cannot_begin_says_why_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def interrupt(run, options):
-    run.train_all(square, [1])
-    raise KeyboardInterrupt
-
-
-def test_an_interrupted_study_says_where_its_rows_are(capsys):
-    assert study(interrupt).main(["--workers", "1"]) == 130
-    (folder,) = Path().glob("runs/test_study/*")
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"test_study.py: interrupted; the rows so far are in {folder}"
-    assert json.loads((folder / "rows.jsonl").read_text()) == square(1)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("script", STUDIES, ids=lambda path: path.stem)
 def test_without_mnist_every_study_says_so_and_leaves_nothing(script, tmp_path):
@@ -260,38 +247,39 @@ def test_trainings_end_with_a_study_that_is_killed(tmp_path):
         running.communicate(timeout=60)  # they, too, hold stderr, and would for 100 s: it ends
 
 
-def die(job):
+def fails(job):
+    """1 has its process killed, 2 diverges, 3 is interrupted."""
     if job == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return square(job)
-
-
-def diverge(job):
-    step = Step(number=7, epoch=0, examples=3, loss=torch.tensor(0.0), lr=0.5)
-    raise Diverged("the loss became nan", step)
-
-
-def train_one_that_dies(run, options):
-    run.train_all(die, [0, 1])
-
-
-def train_one_that_diverges(run, options):
-    run.train_all(diverge, [0])
+    if job == 2:
+        step = Step(number=7, epoch=0, examples=3, loss=torch.tensor(0.0), lr=0.5)
+        raise Diverged("the loss became nan", step)
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
-    ("collect", "workers", "why"),
+    ("job", "workers", "code", "why"),
     [
-        (train_one_that_dies, "2", "the process of a training was killed"),
-        (train_one_that_diverges, "1", "a training diverged, 0: the loss became nan at step 7"),
-        (train_one_that_diverges, "2", "a training diverged, 0: the loss became nan at step 7"),
+        (1, "2", 1, "the process of a training was killed, perhaps for want of memory: try "
+         "--workers 1"),
+        (2, "1", 1, "a training diverged, 2: the loss became nan at step 7"),
+        (2, "2", 1, "a training diverged, 2: the loss became nan at step 7"),
+        (3, "1", 130, "interrupted"),
     ],
-)
-def test_a_training_that_fails_is_one_sentence(collect, workers, why, capsys):
-    assert study(collect).main(["--workers", workers]) == 1
-    sentence = capsys.readouterr().err.splitlines()[-1]
-    assert sentence.startswith(f"test_study.py: {why}")
-    assert "rows so far are in runs/test_study/" in sentence
+)  # fmt: skip
+def test_a_study_that_ends_early_says_why_and_where_its_rows_are(
+    job, workers, code, why, tmp_path, capsys
+):
+    def collect(run, options):
+        run.add([square(0)])
+        run.train_all(fails, [job])
+
+    assert study(collect).main(["--workers", workers]) == code
+    (folder,) = Path().glob("runs/test_study/*")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"test_study.py: {why}")
+    assert last.endswith(f"; the rows so far are in {folder}")
+    assert json.loads((folder / "rows.jsonl").read_text()) == square(0)
 
 
 def test_a_smoke_run_has_the_least_of_each_count_and_its_claims_say_so(tmp_path):

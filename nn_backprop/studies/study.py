@@ -112,16 +112,13 @@ class Study:
         if not (folder / "rows.jsonl").exists():
             raise UsageError(f"{folder} has no rows.jsonl: copy there what a full run has left")
         rows, about = Rows.read(folder), page.read_about(folder)
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        text = page.renewed(text, self.blocks(rows, about))
+        claims = self.claims(rows)
+        blocks = page.blocks(self.tables(rows), claims, len(rows), about)
+        text = page.renewed((folder / "README.md").read_text(encoding="utf-8"), blocks)
         (folder / "README.md").write_text(text, encoding="utf-8")
-        page.write_claims(folder, self.claims(rows), about)
+        page.write_claims(folder, claims, about)
         if figure := self.picture(rows):
             save(figure, folder / "picture.png")
-
-    def blocks(self, rows: Rows, about: Mapping[str, Any]) -> dict[str, str]:
-        """The generated parts of the page."""
-        return page.blocks(self.tables(rows), self.claims(rows), len(rows), about)
 
     def _finish(self, run: "StudyRun") -> None:
         """Writes claims.json, README.md and picture.png into the run's folder; prints the tables.
