@@ -8,9 +8,10 @@ What is compared, and what came out: results/random_labels/README.md.
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from statistics import fmean
 from typing import NamedTuple
 
@@ -21,12 +22,11 @@ from torch import Tensor
 from nn_backprop import figures, studies
 from nn_backprop.data import ImageData
 from nn_backprop.data.meaningless import FALSE_LABELS, KINDS, meaningless
-from nn_backprop.models import MLP
 from nn_backprop.models.counting import parameters
-from nn_backprop.studies import Claim, Row, Rows, between, mean_sd
-from nn_backprop.studies.learning_curve import Watch
+from nn_backprop.studies import Claim, Row, Rows, at_least, between, mean_sd
+from nn_backprop.studies.learning_curve import Watch, looking
 from nn_backprop.studies.memorisation import RADIUS, Starts, critical_share
-from nn_backprop.training import evaluate, fit_many
+from nn_backprop.training import evaluate
 
 EXTREMES = ("true", "random labels")
 NOISY = ("20 % noise", "40 % noise", "60 % noise", "80 % noise")
@@ -49,65 +49,46 @@ class Options(studies.Options):
 
 
 class Setting(NamedTuple):
-    """A network and how it is trained."""
+    """A network and how it is trained, on n examples of kinds of data."""
 
     name: str
-    widths: tuple[int, ...]  # of the hidden layers
-    n: int  # training examples
-    epochs: int
-    lr: float
+    recipe: studies.Recipe
+    n: int = 1_000
     kinds: tuple[str, ...] = EXTREMES
-    optimizer: str = "adam"
-    happy: bool = False  # sigmoid and squared error; else ReLU and cross-entropy
-    batch: int = 50
-
-    def network(self, seed: int) -> MLP:
-        torch.manual_seed(seed)
-        how = ("sigmoid", "squared_error") if self.happy else ("relu", "cross_entropy")
-        return MLP((784, *self.widths, 10), *how)
-
-    def fit(
-        self, models: Sequence[MLP], sets: Sequence[ImageData], seeds: Sequence[int],
-        look: Callable[[slice, int], None],
-    ) -> None:  # fmt: skip
-        """All at once, on the images of the first set and the labels of each. At a constant rate: a
-        schedule has a shape of its own, which the fall of the loss would take on."""
-        losses = fit_many(
-            models, sets[0], seeds=seeds, lrs=self.lr, optimizer=self.optimizer,
-            labels=torch.stack([data.labels for data in sets]), schedule="constant",
-            epochs=self.epochs, batch_size=self.batch, on_epoch=look,
-        )  # fmt: skip
-        if not losses.isfinite().all():
-            raise studies.StudyError(f"a training diverged: {self.name}, seeds {seeds}")
 
     def smaller(self) -> "Setting":
         """For the smoke run: it learns something, in no time."""
-        widths, n = tuple(min(width, 32) for width in self.widths), self.n // 25
-        epochs = -(-self.epochs // (20 if self.happy else 5))
-        small = self._replace(widths=widths, n=max(100, n), epochs=epochs, batch=10)
-        happy = {"optimizer": "sgd", "lr": 2.0}
-        return small._replace(**(happy if self.happy else {"lr": 2 * self.lr}))
+        happy, how = self.name.startswith("happy"), self.recipe
+        small = how._replace(
+            hidden=tuple(min(width, 32) for width in how.hidden), batch_size=10,
+            epochs=-(-how.epochs // (20 if happy else 5)), lr=2.0 if happy else 2 * how.lr,
+            optimizer="sgd" if happy else how.optimizer,
+        )  # fmt: skip
+        return self._replace(recipe=small, n=max(100, self.n // 25))
 
 
-SMALL, SEVERAL = (16, 16), (*EXTREMES, "Gaussian")
+# At a constant rate: a schedule has a shape of its own, which the fall of the loss would take on.
+relu = partial(studies.Recipe, batch_size=50, schedule="constant")
+happy = partial(relu, (16, 16), activation="sigmoid", loss="squared_error")
+SEVERAL = (*EXTREMES, "Gaussian")
 SETTINGS = (
-    Setting("1×4096", (4096,), 1_000, 40, 2e-4),
-    Setting("1×512, n = 5,000", (512,), 5_000, 90, 5e-4),
-    Setting("1×512", (512,), 1_000, 100, 2e-4, KINDS),
-    Setting("1×512, SGD", (512,), 1_000, 120, 2e-2, optimizer="sgd"),
-    Setting("happy", SMALL, 1_000, 1_500, 1e-3, KINDS, happy=True),
-    Setting("happy, SGD", SMALL, 1_000, 1_500, 0.5, optimizer="sgd", happy=True),
-    Setting("happy, n = 5,000", SMALL, 5_000, 400, 1e-3, happy=True),
-    Setting("16-16 ReLU", SMALL, 1_000, 300, 1e-3),
-    Setting("16-16 ReLU, n = 5,000", SMALL, 5_000, 300, 1e-3),
+    Setting("1×4096", relu((4096,), 40, 2e-4)),
+    Setting("1×512, n = 5,000", relu((512,), 90, 5e-4), 5_000),
+    Setting("1×512", relu((512,), 100, 2e-4), kinds=KINDS),
+    Setting("1×512, SGD", relu((512,), 120, 2e-2, optimizer="sgd")),
+    Setting("happy", happy(1_500, 1e-3), kinds=KINDS),
+    Setting("happy, SGD", happy(1_500, 0.5, optimizer="sgd")),
+    Setting("happy, n = 5,000", happy(400, 1e-3), 5_000),
+    Setting("16-16 ReLU", relu((16, 16), 300, 1e-3)),
+    Setting("16-16 ReLU, n = 5,000", relu((16, 16), 300, 1e-3), 5_000),
 )
-MEMORISING = tuple(setting.name for setting in SETTINGS if setting.optimizer == "adam")
+STARTED = (  # from many starts, with enough epochs for half of the examples
+    Setting("happy", happy(300, 1e-3), kinds=SEVERAL),
+    Setting("16-16 ReLU", relu((16, 16), 80, 1e-3), kinds=SEVERAL),
+)
+MEMORISING = tuple(setting.name for setting in SETTINGS if setting.recipe.optimizer == "adam")
 FALLING = ("happy, SGD", "1×512, SGD")  # gradient descent, as in the sources
 WITH_NOISE = ("happy", "1×512")
-STARTED = (  # from many starts, with enough epochs for half of the examples
-    Setting("happy", SMALL, 1_000, 300, 1e-3, SEVERAL, happy=True),
-    Setting("16-16 ReLU", SMALL, 1_000, 80, 1e-3, SEVERAL),
-)
 
 
 class Job(NamedTuple):
@@ -121,11 +102,10 @@ class Job(NamedTuple):
 
 def collect(run: studies.StudyRun, options: Options) -> None:
     studies.load_data(options)
-
-    def tag(row: Row) -> dict[str, float]:
-        return {f"train/{row['setting']}/{row['kind']}": row["train_accuracy"]}
-
-    trained = run.train_all(train, jobs(SETTINGS, options), tag)
+    trained = run.train_all(
+        train, jobs(SETTINGS, options),
+        lambda row: {f"train/{row['setting']}/{row['kind']}": row["train_accuracy"]},
+    )  # fmt: skip
     with open(run.folder / "curves.jsonl", "w", encoding="utf-8") as file:
         for row in trained:  # the curves are thrice as large as all else
             about = {key: row[key] for key in ("setting", "kind", "seed")}
@@ -139,10 +119,9 @@ def jobs(settings: Sequence[Setting], options: Options) -> list[Job]:
     Of large networks, several at once are no faster, and their jobs are shared out better singly.
     """
     found = []
-    for setting in settings:
-        setting = setting.smaller() if options.smoke else setting
+    for setting in map(Setting.smaller, settings) if options.smoke else settings:
         groups: list[tuple[str, ...]] = [(kind,) for kind in setting.kinds]
-        if max(setting.widths) <= 64 and settings is SETTINGS:  # else a kind is many networks
+        if max(setting.recipe.hidden) <= 64 and settings is SETTINGS:  # a start is many networks
             labels = tuple(kind for kind in setting.kinds if kind in FALSE_LABELS)
             groups = [labels, *groups[len(labels) :]]
         found += [Job(setting, kinds, s, options) for kinds in groups for s in range(options.seeds)]
@@ -164,61 +143,54 @@ def made(job: Job) -> list[ImageData]:
 
 def train(job: Job) -> list[Row]:
     """Networks from one start, of which each learns a kind of data: a row each."""
-    setting, kinds, seed, options = job
+    (name, recipe, n, _), kinds, seed, options = job
     _, searched = held_out(studies.load_data(options))
     sets, watches = made(job), []
     for kind, data in zip(kinds, sets, strict=True):
         noise, measures = torch.Generator().manual_seed(seed), {}
-        if setting.name in WITH_NOISE and kind in FALSE_LABELS:  # the images are as they were
-            for name, factor in SEARCHES.items():
-                measures[name] = partial(
-                    critical_share, data=data, indices=searched, factor=factor, noise=noise
-                )
-        watches.append(Watch(setting.network(seed), data, setting.epochs, measures))
-
-    def look(networks: slice, epochs: int) -> None:
-        for watch in watches[networks]:
-            watch.look(epochs)
-
-    look(slice(None), 0)
-    setting.fit([watch.model for watch in watches], sets, [seed] * len(sets), look)
+        if name in WITH_NOISE and kind in FALSE_LABELS:  # the images are as they were
+            search = partial(critical_share, data=data, indices=searched, noise=noise)
+            measures = {name: partial(search, factor=factor) for name, factor in SEARCHES.items()}
+        watches.append(Watch(recipe.network(seed), data, recipe.epochs, measures))
+    labels = torch.stack([data.labels for data in sets])  # the images are those of the first
+    models, seeds = [watch.model for watch in watches], [seed] * len(sets)
+    recipe.train(models, sets[0], seeds, labels, looking(watches))
     rows = []
     for kind, data, watch in zip(kinds, sets, watches, strict=True):
+        squared = recipe.loss == "squared_error"
+        falls, left = watch.falls(squared, LEFT) if kind in EXTREMES else ({}, {})
         row = {
-            "what": "training", "setting": setting.name, "kind": kind, "seed": seed,
-            "dataset": data.name, "n": setting.n, "epochs": setting.epochs,
+            "what": "training", "setting": name, "kind": kind, "seed": seed,
+            "dataset": data.name, "n": n, "epochs": recipe.epochs,
             "parameters": parameters(watch.model),
-            "optimizer": setting.optimizer, "lr": setting.lr, **watch.numbers(),
+            "optimizer": recipe.optimizer, "lr": recipe.lr, **watch.numbers(),
             "test_accuracy": evaluate(watch.model, data, data.test).accuracy,
             "test_accuracy_at_peak": evaluate(watch.at_peak, data, data.test).accuracy,
-            "curves": watch.curves(),
         }  # fmt: skip
-        if kind in EXTREMES:
-            falls, left = watch.falls(setting.happy, LEFT)
-            row = {**row, **falls, "curves": {**watch.curves(), **left}}
-        rows.append(row)
+        rows.append({**row, **falls, "curves": watch.curves() | left})
     return rows
 
 
 def start(job: Job) -> Row:
     """One data set from many starts: how the examples differ in being learnt."""
-    setting, (data,) = job.setting, made(job)
+    (name, recipe, n, _), (data,) = job.setting, made(job)
     count = SMOKE_STARTS if job.options.smoke else STARTS
     seeds = [count * job.seed + number for number in range(count)]
-    starts = Starts([setting.network(seed) for seed in seeds], data)
-    setting.fit(starts.models, [data] * count, seeds, starts.look)
-    return {"what": "starts", "setting": setting.name, "kind": job.kinds[0], "seed": job.seed,
-            "dataset": data.name, "n": setting.n, "starts": count, **starts.numbers()}  # fmt: skip
+    starts = Starts([recipe.network(seed) for seed in seeds], data)
+    recipe.train(starts.models, data, seeds, on_epoch=starts.look)
+    return {"what": "starts", "setting": name, "kind": job.kinds[0], "seed": job.seed,
+            "dataset": data.name, "n": n, "starts": count, **starts.numbers()}  # fmt: skip
 
 
 # --- What the rows come to ----------------------------------------------------------------------
 
 By = Mapping[tuple[str, str], Rows]  # setting and kind
+Lines = dict[str, list[tuple[float | str, float, float]]]
 
 
 def claims(rows: Rows) -> list[Claim]:
     by = rows_of(rows, "training")
-    return memorised(by) + fallen(by) + peaked(by) + alike(rows_of(rows, "starts"))
+    return [*memorised(by), *fallen(by), *peaked(by), *alike(rows_of(rows, "starts"))]
 
 
 def rows_of(rows: Rows, what: str) -> By:
@@ -230,167 +202,131 @@ def numbers(rows: Rows, what: str) -> np.ndarray:
     return rows.values(what, 1 if what.startswith(("loss", "error", "peak")) else 100)
 
 
-def more(one: Rows, other: Rows, what: str) -> np.ndarray:
-    return numbers(one, what) - numbers(other, what)
-
-
 def times_binomial(rows: Rows, moment: str) -> np.ndarray:
     return rows.values(f"{moment}_spread") / rows.values(f"{moment}_binomial")
 
 
-def memorised(by: By) -> list[Claim]:
+# fmt: off
+def memorised(by: By) -> Iterator[Claim]:
     """The same training accuracy with random labels, and chance on what was not trained on."""
-    bar = f"in points: −{SAME:g} or more (our bar)"
-    found = [
-        between(f"{name}: training accuracy with random labels less that with true ones, {bar}",
-                "the same (3Blue1Brown)",
-                more(by[name, "random labels"], by[name, "true"], "train_accuracy"), low=-SAME)
-        for name in MEMORISING
-    ]  # fmt: skip
-    claim = "1×512, n = 5,000, random labels: training accuracy, %, the published or more"
+    for name in MEMORISING:
+        true, random = (numbers(by[name, kind], "train_accuracy") for kind in EXTREMES)
+        yield between(f"{name}: training accuracy with random labels less that with true ones, in "
+                      f"points: −{SAME:g} or more (our bar)", "the same (3Blue1Brown)",
+                      random - true, low=-SAME)
     reached = numbers(by["1×512, n = 5,000", "random labels"], "train_accuracy")
-    found.append(studies.at_least(claim, PUBLISHED_TRAIN, reached))
+    yield at_least("1×512, n = 5,000, random labels: training accuracy, %, the published or more",
+                   PUBLISHED_TRAIN, reached)
     # The networks of a seed share labels, and so their luck: their mean is one value.
     each = [numbers(by[name, "random labels"], "test_accuracy") for name in MEMORISING]
-    means = [fmean(of_seed) for of_seed in zip(*each, strict=True)]
-    claim = "random labels, mean of the networks by Adam: test accuracy, %, from 9 to 11 (our bar)"
-    return [*found, between(claim, PUBLISHED_TEST, means, low=9, high=11)]
+    yield between("random labels, mean of the networks by Adam: test accuracy, %, from 9 to 11 "
+                  "(our bar)", PUBLISHED_TEST, [*map(fmean, zip(*each, strict=True))], 9, 11)
 
 
-def fallen(by: By) -> list[Claim]:
+def fallen(by: By) -> Iterator[Claim]:
     """Of the loss: a fiddling start and a drop with true labels, a line with random ones."""
-    found, late = [], "share of the time up to 90 % before 10 %"
+    late, line = "share of the time up to 90 % before 10 %", "R² of a line"
     for name in FALLING:
-        true, random = (by[name, kind] for kind in EXTREMES)
-        short, long = (numbers(of, "loss_end") - numbers(of, "loss_start") for of in (true, random))
-        found += [
-            between(f"{name}, true labels: {late}, more than a line's",
-                    "fiddles around", numbers(true, "loss_first"), low=1 / 9),
-            between(f"{name}, random labels: R² of a line up to 90 %, {LINEAR:g} or more (our bar)",
-                    "almost linearly", numbers(random, "loss_line"), low=LINEAR),
-            between(f"{name}: R² of a line, higher with random labels than with true ones",
-                    "almost linearly", more(random, true, "loss_line"), low=0),
-            between(f"{name}, random labels: {late}, over half (our bar)",
-                    "converges quickly", numbers(random, "loss_first"), low=0.5),
-            between(f"{name}: from 10 to 90 %, times as many epochs with random labels as with true",
-                    "slowly", long / short, low=1),
-        ]  # fmt: skip
-    return found
+        true, random = ({what: numbers(by[name, kind], f"loss_{what}")
+                         for what in ("start", "end", "first", "line")} for kind in EXTREMES)
+        yield between(f"{name}, true labels: {late}, more than a line's",
+                      "fiddles around", true["first"], low=1 / 9)
+        yield between(f"{name}, random labels: {line} up to 90 %, {LINEAR:g} or more (our bar)",
+                      "almost linearly", random["line"], low=LINEAR)
+        yield between(f"{name}: {line}, higher with random labels than with true ones",
+                      "almost linearly", random["line"] - true["line"], low=0)
+        yield between(f"{name}, random labels: {late}, over half (our bar)",
+                      "converges quickly", random["first"], low=0.5)
+        times = (random["end"] - random["start"]) / (true["end"] - true["start"])
+        yield between(f"{name}: from 10 to 90 %, times as many epochs with random labels as with "
+                      "true", "slowly", times, low=1)
 
 
-def peaked(by: By) -> list[Claim]:
+def peaked(by: By) -> Iterator[Claim]:
     """With noise: of the four shares the one that speaks most against it."""
-    found = []
     for name in WITH_NOISE:
-        of = {kind: by[name, kind] for kind in NOISY}
-
-        def gain(what: str, before: str, after: str, of: Mapping = of) -> dict[str, np.ndarray]:
-            return {
-                kind: numbers(of[kind], what + after) - numbers(of[kind], what + before)
-                for kind in NOISY
-            }
-
-        lost, risen = gain("test_accuracy", "", "_at_peak"), gain("critical", "_at_peak", "")
-        reached = {kind: numbers(of[kind], "train_accuracy_at_peak") for kind in NOISY}
-        least, slow = (min(NOISY, key=lambda kind: fmean(x[kind])) for x in (lost, risen))
-        most = max(NOISY, key=lambda kind: fmean(reached[kind]))
-        every, critical = f"{name}, 20 to 80 % noise", "critical samples at the end"
-        found += [
-            between(f"{every}: test accuracy at the peak of validation's less the last, at {least},"
-                    " points", "falls", lost[least], low=0),
-            between(f"{every}: training accuracy at the peak, at {most}, %, below {HIGH:g} (our bar)",
-                    "not yet high", reached[most], high=HIGH),
-            between(f"{every}: {critical} less those at the peak, at {slow}, points",
-                    "rises", risen[slow], low=0),
-            between(f"{name}: {critical}, more with 80 % noise than with 20 %, points",
-                    "higher", more(of[NOISY[-1]], of[NOISY[0]], "critical"), low=0),
-        ]  # fmt: skip
-    return found
+        lost, reached, risen, critical = {}, {}, {}, {}
+        for kind in NOISY:
+            found = partial(numbers, by[name, kind])
+            lost[kind] = found("test_accuracy_at_peak") - found("test_accuracy")
+            reached[kind], critical[kind] = found("train_accuracy_at_peak"), found("critical")
+            risen[kind] = found("critical") - found("critical_at_peak")
+        least, slow = (min(of, key=lambda kind: fmean(of[kind])) for of in (lost, risen))
+        most = max(reached, key=lambda kind: fmean(reached[kind]))
+        every, samples = f"{name}, 20 to 80 % noise", "critical samples at the end"
+        yield between(f"{every}: test accuracy at the peak of validation's less the last, at "
+                      f"{least}, points", "falls", lost[least], low=0)
+        yield between(f"{every}: training accuracy at the peak, at {most}, %, below {HIGH:g} (our "
+                      "bar)", "not yet high", reached[most], high=HIGH)
+        yield between(f"{every}: {samples} less those at the peak, at {slow}, points",
+                      "rises", risen[slow], low=0)
+        yield between(f"{name}: {samples}, more with 80 % noise than with 20 %, points", "higher",
+                      critical["80 % noise"] - critical["20 % noise"], low=0)
 
 
-def alike(by: By) -> list[Claim]:
+def alike(by: By) -> Iterator[Claim]:
     """True labels have easy and hard examples, random ones are all alike."""
-    found = []
-    for name, moment, when in (
-        ("16-16 ReLU", "one", "after one epoch"),
-        ("16-16 ReLU", "half", "when half are right"),
-        ("happy", "half", "when half are right"),
-    ):
+    for name, moment, when in (("16-16 ReLU", "one", "after one epoch"),
+                               ("16-16 ReLU", "half", "when half are right"),
+                               ("happy", "half", "when half are right")):
         true, random, gaussian = (times_binomial(by[name, kind], moment) for kind in SEVERAL)
         what = f"{name}, {when}: spread of the examples as a multiple of a binomial's"
-        found += [
-            between(f"{what}: more with true labels than with random",
-                    "much more variable", true - random, low=0),
-            between(f"{what}, random labels: more than 1", "not quite alike", random, low=1),
-            between(f"{what}, Gaussian: {ALIKE:g} at most (our bar)", "alike", gaussian, high=ALIKE),
-        ]  # fmt: skip
-    return found
+        yield between(f"{what}: more with true labels than with random",
+                      "much more variable", true - random, low=0)
+        yield between(f"{what}, random labels: more than 1", "not quite alike", random, low=1)
+        yield between(f"{what}, Gaussian: {ALIKE:g} at most (our bar)", "alike", gaussian,
+                      high=ALIKE)
 
 
 def tables(rows: Rows) -> dict[str, studies.Table]:
+    by = rows_of(rows, "training")
+    falls = {"10 % after epochs": "loss_start", "90 % after": "loss_end",
+             "first 10 %, share of the time": "loss_first", "R² of a line": "loss_line",
+             "of a sigmoid": "loss_sigmoid", "errors: the share": "error_first",
+             "of a line": "error_line"}
+    noise = {"training": "train_accuracy", "at the peak": "train_accuracy_at_peak",
+             "peak after epochs": "peak_epoch", "test at the peak": "test_accuracy_at_peak",
+             "at the end": "test_accuracy"}
+    critical = {"at the peak": "critical_at_peak", "at the end": "critical",
+                "±3: at the peak": "critical_10_at_peak", "±3: at the end": "critical_10"}
+    begun = {"after an epoch: mean": "one_mean", "standard deviation": "one_spread",
+             "of a binomial": "one_binomial", "when half are right: mean": "half_mean",
+             "deviation": "half_spread", "binomial": "half_binomial"}
+
     def cells(of: Rows, columns: Mapping[str, str]) -> Row:
         return {heading: mean_sd(numbers(of, what)) for heading, what in columns.items()}
 
-    by = rows_of(rows, "training")
-    fall_columns = {
-        "10 % after epochs": "loss_start", "90 % after": "loss_end",
-        "first 10 %, share of the time": "loss_first", "R² of a line": "loss_line",
-        "of a sigmoid": "loss_sigmoid", "errors: the share": "error_first",
-        "of a line": "error_line",
-    }  # fmt: skip
-    noise_columns = {
-        "training": "train_accuracy", "at the peak": "train_accuracy_at_peak",
-        "peak after epochs": "peak_epoch", "test at the peak": "test_accuracy_at_peak",
-        "at the end": "test_accuracy",
-    }  # fmt: skip
-    critical_columns = {
-        "at the peak": "critical_at_peak", "at the end": "critical",
-        "±3: at the peak": "critical_10_at_peak", "±3: at the end": "critical_10",
-    }  # fmt: skip
-    start_columns = {
-        "after an epoch: mean": "one_mean", "standard deviation": "one_spread",
-        "of a binomial": "one_binomial", "when half are right: mean": "half_mean",
-        "deviation": "half_spread", "binomial": "half_binomial",
-    }  # fmt: skip
-    return {
-        f"Training and test accuracy, {len(by['happy', 'true'])} seeds": [
-            {
-                "network": name, "weights": f"{true.one('parameters'):,}",
-                "images": f"{true.one('n'):,}", "epochs": f"{true.one('epochs'):,}",
+    def reached(name: str) -> Row:
+        true, random = (by[name, kind] for kind in EXTREMES)
+        less = numbers(random, "train_accuracy") - numbers(true, "train_accuracy")
+        shown = {"weights": "parameters", "images": "n", "epochs": "epochs"}
+        return {"network": name, **{of: f"{true.one(what):,}" for of, what in shown.items()},
                 "rate": f"{true.one('lr'):g}",
                 **cells(true, {"training, true labels, %": "train_accuracy"}),
                 **cells(random, {"random": "train_accuracy"}),
-                "less, points": mean_sd(more(random, true, "train_accuracy"), "+"),
+                "less, points": mean_sd(less, "+"),
                 **cells(true, {"test, true labels, %": "test_accuracy"}),
-                **cells(random, {"random, %": "test_accuracy"}),
-            }
-            for name, *_ in SETTINGS
-            for true, random in [(by[name, "true"], by[name, "random labels"])]
-        ],
+                **cells(random, {"random, %": "test_accuracy"})}
+
+    right = {kind: f"{100 - 90 * share:.0f}" for kind, share in FALSE_LABELS.items()}
+    names = [setting.name for setting in SETTINGS]
+    return {
+        f"Training and test accuracy, {len(by['happy', 'true'])} seeds": [*map(reached, names)],
         "How the training loss falls (a line has 0.11 of the time before 10 %)": [
-            {"network": name, "labels": kind} | cells(by[name, kind], fall_columns)
-            for name, *_ in SETTINGS
-            for kind in EXTREMES
-        ],
-        **{
-            f"{name}: all kinds of data, accuracy, %": [
-                {"data": kind, "right by true labels": f"{100 - 90 * FALSE_LABELS[kind]:.0f}"
-                 if kind in FALSE_LABELS else "–", **cells(by[name, kind], noise_columns)}
-                for kind in KINDS
-            ]
-            for name in WITH_NOISE
-        },
+            {"network": name, "labels": kind} | cells(by[name, kind], falls)
+            for name in names for kind in EXTREMES],
+        **{f"{name}: all kinds of data, accuracy, %": [
+            {"data": kind, "right by true labels": right.get(kind, "–")}
+            | cells(by[name, kind], noise) for kind in KINDS] for name in WITH_NOISE},
         "Critical validation images, %, in a box of ±0.3 grey values, and of ±3": [
-            {"network": name, "data": kind} | cells(by[name, kind], critical_columns)
-            for name in WITH_NOISE
-            for kind in FALSE_LABELS
-        ],
+            {"network": name, "data": kind} | cells(by[name, kind], critical)
+            for name in WITH_NOISE for kind in FALSE_LABELS],
         "How the examples differ: percent of the starts with which one is right": [
-            {"network": name, "data": kind, "starts": of.one("starts"),
-             **cells(of, start_columns), "times": mean_sd(times_binomial(of, "half"))}
-            for (name, kind), of in rows_of(rows, "starts").items()
-        ],
-    }  # fmt: skip
+            {"network": name, "data": kind, "starts": of.one("starts"), **cells(of, begun),
+             "times": mean_sd(times_binomial(of, "half"))}
+            for (name, kind), of in rows_of(rows, "starts").items()],
+    }
+# fmt: on
 
 
 def picture(rows: Rows) -> figures.Figure | None:
@@ -399,12 +335,12 @@ def picture(rows: Rows) -> figures.Figure | None:
     file = rows.folder / "curves.jsonl"
     if not file.exists():  # it is too large to commit
         return None
-    lines = file.read_text(encoding="utf-8").splitlines()
-    curves, by = Rows(map(json.loads, lines)).by("setting", "kind"), rows_of(rows, "training")
+    kept = Rows(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
+    curves, by = kept.by("setting", "kind"), rows_of(rows, "training")
 
-    def drawn(key: tuple[str, str], what: str, places: Sequence[float], scale: float = 1) -> list:
-        values = scale * np.array([row[what] for row in curves[key]])  # seeds, places
-        return [figures.point(x, at) for x, at in zip(places, values.T, strict=True)]
+    def drawn(what: str, x: Sequence[float], scale: float, name: str, *kinds: str) -> Lines:
+        of = {kind: scale * np.array([row[what] for row in curves[name, kind]]) for kind in kinds}
+        return {kind: [*map(figures.point, x, values.T)] for kind, values in of.items()}
 
     parts = []
     for name in WITH_NOISE:
@@ -414,23 +350,20 @@ def picture(rows: Rows) -> figures.Figure | None:
             ("validation accuracy", "validation_accuracy"),
             (f"critical images, ±{RADIUS:g} of 255 greys", "critical"),
         ):
-            of = {kind: drawn((name, kind), what, grid, 100) for kind in DRAWN}
-            parts.append(figures.Panel(f"{name}: {title}", "epochs", f"{title}, %", of, "x"))
-    times, across = np.linspace(0, 1, LEFT).tolist(), "share of the time until 90 % are done"
+            lines = drawn(what, grid, 100, name, *DRAWN)
+            parts.append(figures.Panel(f"{name}: {title}", "epochs", f"{title}, %", lines, "x"))
+    across, up = "share of the time until 90 % are done", "fall still to come"
     for name in FALLING:
-        of = {kind: drawn((name, kind), "loss_left", times) for kind in EXTREMES}
-        of["a line"] = [(0, 1, 0), (1, 0.1, 0)]
-        title = f"{name}: the training loss falls"
-        parts.append(figures.Panel(title, across, "fall still to come", of))
-    shown = {name: name.replace(", n = ", "\n").replace(" ", "\n") for name in MEMORISING}
-    of = {
-        kind: [figures.point(shown[name], numbers(by[name, kind], "train_accuracy"))
-               for name in MEMORISING]
-        for kind in EXTREMES
-    }  # fmt: skip
+        lines = drawn("loss_left", np.linspace(0, 1, LEFT).tolist(), 1, name, *EXTREMES)
+        lines["a line"] = [(0, 1, 0), (1, 0.1, 0)]
+        parts.append(figures.Panel(f"{name}: the training loss falls", across, up, lines))
+    lines = {kind: [] for kind in EXTREMES}
+    for name, kind in product(MEMORISING, EXTREMES):
+        shown = name.replace(", n = ", "\n").replace(" ", "\n")
+        lines[kind].append(figures.point(shown, numbers(by[name, kind], "train_accuracy")))
     across, up = "network; images if not 1,000", "training accuracy, %"
     return figures.side_by_side(
-        [*parts, figures.Panel("Memorised at the end", across, up, of)],
+        [*parts, figures.Panel("Memorised at the end", across, up, lines)],
         f"True, noisy and random labels, {rows.one('dataset')}: mean ± standard deviation over "
         "seeds\nhappy: 784-16-16-10, sigmoid and squared error; the others: ReLU and "
         "cross-entropy, 1×512 is 784-512-10",

@@ -1,4 +1,4 @@
-"""Data that can, in part or altogether, only be learnt by heart: false labels, pixels without sense.
+"""Data that can only be learnt by heart, in part or altogether: false labels, senseless pixels.
 
 Source: Zhang, Bengio, Hardt, Recht & Vinyals 2017, Understanding deep learning requires rethinking
 generalization, section 2.

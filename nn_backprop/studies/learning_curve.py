@@ -12,6 +12,8 @@ from torch import Tensor
 from nn_backprop.data import ImageData
 from nn_backprop.models import MLP
 
+Look = Callable[[slice, int], None]  # the places of the networks, the epochs done
+
 
 class Watch:
     """The learning curves of a network; `look` must be called before training and after each epoch.
@@ -66,7 +68,8 @@ class Watch:
     def falls(self, squared: bool, points: int) -> tuple[dict[str, float], dict[str, list[float]]]:
         """How the training loss, "loss_", and the share of errors, "error_", fall from those of the
         best constant: numbers, and curves "loss_left" and "error_left", as `fall` gives them."""
-        numbers, left = {}, {}
+        numbers: dict[str, float] = {}
+        left: dict[str, list[float]] = {}
         errors = [1 - accuracy for accuracy in self.accuracies]
         highest = best_constant(self._train[1], squared)
         for name, curve, high in zip(
@@ -75,6 +78,17 @@ class Watch:
             of_curve, left[f"{name}_left"] = fall(curve, high, points)
             numbers |= {f"{name}_{what}": number for what, number in of_curve.items()}
         return numbers, left
+
+
+def looking(watches: Sequence[Watch]) -> Look:
+    """What `fit_many` is to call after each epoch; it has looked at the start already."""
+
+    def look(networks: slice, epochs: int) -> None:
+        for watch in watches[networks]:
+            watch.look(epochs)
+
+    look(slice(None), 0)
+    return look
 
 
 def epochs_seen(epochs: int) -> tuple[int, ...]:

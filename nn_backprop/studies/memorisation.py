@@ -14,7 +14,7 @@ from nn_backprop.models import MLP
 from nn_backprop.studies.learning_curve import judge
 
 RADIUS, STEP, NOISE = 0.3, 0.25, 0.2  # the authors' r, α and β, in grey values of 0 to 255
-SEARCH_STEPS = 5  # they find no fewer than the authors' 100 at most
+SEARCH_STEPS = 5  # the authors take up to 100, which find as many or more
 
 
 def critical_share(
