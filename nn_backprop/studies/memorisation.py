@@ -1,17 +1,21 @@
-"""What tells learning by heart from learning: critical samples, and examples' difficulty.
+"""Learning by heart: critical samples, examples' difficulty, how much is stored in what width.
 
-Source: Arpit et al. 2017, A closer look at memorization in deep networks, sections 3.1 and 4.1.
+Source of the first two: Arpit et al. 2017, A closer look at memorization in deep networks,
+sections 3.1 and 4.1.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from nn_backprop.data import ImageData
 from nn_backprop.models import MLP
+from nn_backprop.studies.jobs import StudyError
 from nn_backprop.studies.learning_curve import judge
+from nn_backprop.studies.training import Recipe
+from nn_backprop.training import evaluate_many
 
 RADIUS, STEP, NOISE = 0.3, 0.25, 0.2  # the authors' r, α and β, in grey values of 0 to 255
 SEARCH_STEPS = 5  # the authors take up to 100, which find as many or more
@@ -85,3 +89,60 @@ def difficulty(right: Tensor) -> tuple[float, float, float]:
     shares = right.double().mean(0)
     mean = shares.mean().item()
     return mean, shares.std().item(), math.sqrt(mean * (1 - mean) / len(right))
+
+
+def stored_bits(n: int, wrong: int, classes: int = 10) -> float:
+    """What a network tells of n random labels of which it has so many wrong: n I(e), e = wrong / n.
+
+    I(e) = log2 K − H2(e) − e log2(K − 1), H2(e) = −e log2 e − (1 − e) log2(1 − e), K the classes:
+    the mutual information of label and answer, if one wrong class is as likely as another.
+    """
+    e = wrong / n
+    uncertain = sum(-p * math.log2(p) for p in (e, 1 - e) if p > 0)
+    return n * (math.log2(classes) - uncertain - e * math.log2(classes - 1))
+
+
+def labels_wrong(
+    recipe: Recipe, data: ImageData, labels: Tensor, seeds: Sequence[int]
+) -> list[int]:
+    """How many of its labels, int64 (seeds, n), each seed's network has wrong after the training.
+
+    All examples are those of the training split. Raises StudyError if a loss is not finite.
+    """
+    models = [recipe.network(seed) for seed in seeds]
+    recipe.train(models, data, seeds, labels)
+    accuracy = evaluate_many(models, data, data.train, labels).accuracy
+    n = labels.shape[1]
+    return [n - round(n * share) for share in accuracy.tolist()]
+
+
+def least_widths(
+    wrong: Callable[[int], Sequence[int]], allowed: float, first: int, widest: int
+) -> tuple[list[int], dict[int, Sequence[int]]]:
+    """For each network the least width that has at most `allowed` wrong, as far as is asked for.
+
+    wrong(width) says how many each network has, and is asked once a width: `first`, its doubles
+    until no network has more than allowed, and then for each network whatever halves what is left.
+    The answer is a width that does; one less does not, or is zero. And what was asked for, by
+    width. Raises StudyError if it would have to be wider than `widest`.
+    """
+    tried: dict[int, Sequence[int]] = {}
+
+    def enough(width: int) -> list[bool]:
+        if width > widest:
+            raise StudyError(f"no width up to {widest} has at most {allowed:g} wrong")
+        if width not in tried:
+            tried[width] = wrong(width)
+        return [count <= allowed for count in tried[width]]
+
+    last = first
+    while not all(enough(last)):
+        last *= 2
+    found = []
+    for network in range(len(tried[last])):
+        low, high = 0, last
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle)[network] else (middle, high)
+        found.append(high)
+    return found, tried
