@@ -1,18 +1,27 @@
-"""Data without meaning, critical samples, and how examples differ in being learnt."""
+"""Data without meaning, critical samples, how examples differ, how much is stored in what width."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pytest import approx
 
 from nn_backprop.data import ImageData, load
 from nn_backprop.data.meaningless import FALSE_LABELS, KINDS, meaningless
 from nn_backprop.models import MLP
-from nn_backprop.studies import Recipe
-from nn_backprop.studies.memorisation import Starts, critical_share, difficulty
+from nn_backprop.studies import Recipe, StudyError
+from nn_backprop.studies.memorisation import (
+    Starts,
+    critical_share,
+    difficulty,
+    least_widths,
+    stored_bits,
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +125,43 @@ def test_half_are_right_in_the_epoch_that_counts(data):
     assert found["half_reached"] == 5 and found["one_mean"] < 0.5 <= found["half_mean"] < 0.7
     short = numbers(1)
     assert short["half_reached"] == 0 and short["half_mean"] == short["one_mean"]
+
+
+def test_stored_bits_are_the_mutual_information_of_labels_and_answers():
+    label = math.log2(10)
+    assert stored_bits(700, 0) == approx(700 * label)
+    assert stored_bits(700, 350) == approx(700 * (label - 1 - math.log2(9) / 2))
+    assert stored_bits(700, 630) == approx(0, abs=1e-9)
+    assert stored_bits(700, 700) == approx(700 * math.log2(10 / 9))
+    for wrong in (1, 30, 99, 350, 600):
+        e = wrong / 700
+        joint = torch.full((10, 10), e / 90, dtype=torch.float64)  # label, answer
+        joint.fill_diagonal_((1 - e) / 10)
+        apart = joint.sum(0, keepdim=True) * joint.sum(1, keepdim=True)
+        information = (joint * (joint / apart).log2()).sum().item()
+        assert stored_bits(700, wrong) == approx(700 * information)
+
+
+@given(least=st.lists(st.integers(1, 70), min_size=1, max_size=5), first=st.integers(1, 40))
+@example(least=[1, 5, 2], first=4)
+def test_the_search_finds_each_least_width_and_asks_once(least, first):
+    asked = []
+
+    def wrong(width):
+        asked.append(width)
+        return [of_one - width for of_one in least]
+
+    found, tried = least_widths(wrong, 0, first, 10**6)
+    assert found == least and set(tried) == set(asked)
+    assert len(asked) == len(set(asked)) and max(asked) < 2 * max(first, *least)
+
+
+def test_a_search_may_jump_must_end_and_allows_some_to_be_wrong():
+    def wrong(width):  # more units are not always better
+        return [0 if width in (2, 3, 6, 7) or width > 8 else 5]
+
+    ((found,), _) = least_widths(wrong, 4, 1, 1_000)
+    assert wrong(found) == [0] and wrong(found - 1) == [5]
+    assert least_widths(wrong, 5, 1, 1_000)[0] == [1]
+    with pytest.raises(StudyError, match="no width up to 1024 has at most"):
+        least_widths(lambda width: [30, 30], 0.3, 1, 1_024)
