@@ -6,15 +6,14 @@
 What is compared, and what came out: results/capacity/README.md.
 """
 
-import functools
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,8 +37,7 @@ KINDS = {
     "tanh": partial(Recipe, lr=2.5e-3, activation="tanh"),  # ReLUs die, and few are left
 }
 COMPARED = ("happy", "ReLU")  # of these widths
-HIDDEN = (16, 16)
-PARAMETERS = 13_002
+HIDDEN, PARAMETERS = (16, 16), 13_002
 INPUTS = ("images", "Gaussian")
 
 
@@ -50,8 +48,7 @@ LABELS = {
 }
 SMOKE_LABELS = {"happy": (50, 150), "ReLU": (50, 150), "tanh": (10, 25, 50)}
 EPOCHS, SMOKE_EPOCHS = 600, 100  # and twice as many
-THRESHOLD = 0.01  # of the labels may be wrong
-WIDEST = 1_024
+THRESHOLD, WIDEST = 0.01, 1_024  # of the labels may be wrong; units
 R_SQUARED, CHANGE = 0.9, 10  # our bars; of the second, %
 
 
@@ -79,17 +76,17 @@ def collect(run: studies.StudyRun, options: Options) -> None:
     labels, epochs = options.labels, SMOKE_EPOCHS if options.smoke else EPOCHS
 
     def jobs(network: str) -> list[Job]:  # the longest first
-        budgets = product((2 * epochs, epochs), reversed(labels[network]), INPUTS)
-        return [Job(network, inputs, n, budget, options) for budget, n, inputs in budgets]
+        all_of = product((2 * epochs, epochs), reversed(labels[network]), INPUTS)
+        return [Job(network, inputs, n, budget, options) for budget, n, inputs in all_of]
 
     def tag(row: Row) -> dict[str, float]:
         values = row["least"] if "least" in row else bits(row)
-        return {"{network}/{inputs} {epochs}".format(**row): statistics.fmean(values)}
+        return {"{network}/{inputs} {epochs}".format(**row): fmean(values)}
 
     run.train_all(capacity, [*jobs("happy"), *jobs("ReLU")], tag)
     run.train_all(least, jobs("tanh"), tag)
-    built = [Job("construction", *of, 0, options) for of in product(INPUTS, labels["tanh"])]
-    run.train_all(construction, built)
+    sizes = product(INPUTS, labels["tanh"])
+    run.train_all(construction, [Job("construction", *size, 0, options) for size in sizes])
 
 
 def capacity(job: Job) -> Row:
@@ -107,8 +104,8 @@ def least(job: Job) -> Row:
         lambda width: wrong_labels(job, (width,)), THRESHOLD * job.n, at_a_bit_each, WIDEST
     )
     tries = [{"width": width, "wrong": tried[width]} for width in sorted(tried)]
-    seconds = time.perf_counter() - began
-    return {**about(job), "least": found, "tried": tries, "seconds": seconds}
+    took = time.perf_counter() - began
+    return {**about(job), "least": found, "tried": tries, "seconds": took}
 
 
 def construction(job: Job) -> Row:
@@ -153,7 +150,7 @@ def inputs_of(job: Job) -> ImageData:
     return training_only(all_inputs(job.inputs, job.options), job.n)
 
 
-@functools.cache
+@cache
 def all_inputs(inputs: str, options: Options) -> ImageData:
     """The training images that the study uses, or as many Gaussian ones."""
     data = training_only(studies.load_data(options), max(map(max, options.labels.values())))
@@ -168,11 +165,15 @@ def all_inputs(inputs: str, options: Options) -> ImageData:
 # fmt: off
 def claims(rows: Rows) -> list[Claim]:
     """Of the doubled budget, where not said otherwise: it is closer to what the network could."""
-    return [
-        *(claim for of in product(INPUTS, COMPARED) for claim in of_capacity(rows, *of)),
-        *(claim for inputs in INPUTS for claim in of_least(rows, inputs)),
-        *(of_construction(rows, inputs) for inputs in INPUTS),
-    ]
+    found = [claim for one in product(INPUTS, COMPARED) for claim in of_capacity(rows, *one)]
+    found += [claim for inputs in INPUTS for claim in of_least(rows, inputs)]
+    for inputs in INPUTS:
+        built = of(rows, "construction", inputs)
+        claim = f"2n + {PIXELS} numbers fit n {named(rows, inputs)} images without error, n up to "
+        wrong = sum(sum(row["wrong"]) for row in built)
+        claim += f"{built[-1]['n']:,}: labels wrong, all seeds"
+        found.append(studies.counted(claim, 0, wrong, 0, 0))
+    return found
 
 
 def of_capacity(rows: Rows, inputs: str, network: str) -> Iterator[Claim]:
@@ -199,13 +200,6 @@ def of_least(rows: Rows, inputs: str) -> Iterator[Claim]:
                   parameters(before["least"]), parameters(after["least"]))
 
 
-def of_construction(rows: Rows, inputs: str) -> Claim:
-    built = of(rows, "construction", inputs)
-    count = sum(sum(row["wrong"]) for row in built)
-    claim = f"2n + {PIXELS} numbers fit n {named(rows, inputs)} images without error, n up to "
-    return studies.counted(f"{claim}{built[-1]['n']:,}: labels wrong, all seeds", 0, count, 0, 0)
-
-
 def changed(claim: str, before: np.ndarray, after: np.ndarray) -> Claim:
     return between(f"{claim}, in %: by at most {CHANGE} up or down (our bar)", None,
                    100 * (after / before - 1), -CHANGE, CHANGE)
@@ -216,12 +210,6 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
 
     def which(inputs: str, epochs: int) -> Row:
         return {"inputs": named(rows, inputs), "epochs": f"{epochs:,}"}
-
-    def stored(row: Row) -> Row:
-        return {"n": f"{row['n']:,}", "constant pixels": row["constant_pixels"],
-                "wrong, %": mean_sd(100 * np.array(row["wrong"]) / row["n"]),
-                "bits stored": mean_interval(bits(row)),
-                "bits of all labels": f"{row['n'] * LABEL:,.0f}"}
 
     def largest(network: str, contest: tuple[str, int]) -> Row:
         most, places, in_use = capacities(rows, network, *contest)
@@ -240,21 +228,13 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
                 "bits a parameter": mean_sd(row["n"] * LABEL / parameters(row["least"])),
                 "numbers of the construction": f"{2 * row['n'] + PIXELS:,}"}
 
-    def line(inputs: str, epochs: int) -> Row:
-        slope, first, r_squared = lines(rows, inputs, epochs)
-        return {**which(inputs, epochs), "parameters a further label": mean_interval(slope, ".2f"),
-                "parameters at n = 0": mean_interval(first), "R²": mean_interval(r_squared, ".3f")}
-
-    def built(row: Row) -> Row:
-        return {"inputs": named(rows, row["inputs"]), "n": f"{row['n']:,}",
-                "numbers": f"{2 * row['n'] + PIXELS:,}",
-                "labels wrong, all seeds": sum(row["wrong"]),
-                "largest difference from a label": f"{row['largest_difference']:.1e}"}
-
     seeds, (low, high) = len(rows[0]["wrong"]), (PARAMETERS / LABEL, 2 * PARAMETERS / LABEL)
     return {
         **{f"{network}: of n random labels stored, {seeds} seeds": [
-            {**which(*contest), **stored(row)}
+            {**which(*contest), "n": f"{row['n']:,}", "constant pixels": row["constant_pixels"],
+             "wrong, %": mean_sd(100 * np.array(row["wrong"]) / row["n"]),
+             "bits stored": mean_interval(bits(row)),
+             "bits of all labels": f"{row['n'] * LABEL:,.0f}"}
             for contest in contests for row in of(rows, network, *contest)]
            for network in COMPARED},
         f"Capacity of {PARAMETERS:,} parameters (95 % interval of the mean); by counting "
@@ -264,9 +244,14 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
             {**which(*contest), **search(row)}
             for contest in contests for row in of(rows, "tanh", *contest)],
         "A line through the least networks (95 % interval of the mean)": [
-            line(*contest) for contest in contests],
+            {**which(*contest), "parameters a further label": mean_interval(slope, ".2f"),
+             "parameters at n = 0": mean_interval(first), "R²": mean_interval(r_squared, ".3f")}
+            for contest in contests for slope, first, r_squared in [lines(rows, *contest)]],
         f"The network of 2n + {PIXELS} numbers that is built, float64": [
-            built(row) for inputs in INPUTS for row in of(rows, "construction", inputs)],
+            {"inputs": named(rows, inputs), "n": f"{row['n']:,}",
+             "numbers": f"{2 * row['n'] + PIXELS:,}", "labels wrong, all seeds": sum(row["wrong"]),
+             "largest difference from a label": f"{row['largest_difference']:.1e}"}
+            for inputs in INPUTS for row in of(rows, "construction", inputs)],
     }
 # fmt: on
 
@@ -344,10 +329,9 @@ def of(rows: Rows, network: str, inputs: str, epochs: int = 0) -> list[Row]:
     return sorted(chosen, key=lambda row: row["n"])
 
 
-def budgets(rows: Rows) -> tuple[int, int]:
+def budgets(rows: Rows) -> tuple[int, ...]:
     """The two numbers of epochs."""
-    shorter, longer = sorted({row["epochs"] for row in rows} - {0})
-    return shorter, longer
+    return tuple(sorted({row["epochs"] for row in rows} - {0}))
 
 
 STUDY = studies.Study(Options, collect, claims, tables, picture)

@@ -16,7 +16,6 @@ from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from nn_backprop import figures, studies
@@ -24,14 +23,13 @@ from nn_backprop.data import ImageData
 from nn_backprop.data.meaningless import FALSE_LABELS, KINDS, meaningless
 from nn_backprop.models.counting import parameters
 from nn_backprop.studies import Claim, Row, Rows, at_least, between, mean_sd
-from nn_backprop.studies.learning_curve import Watch, looking
-from nn_backprop.studies.memorisation import RADIUS, Starts, critical_share
+from nn_backprop.studies.learning_curve import train_watched
+from nn_backprop.studies.memorisation import RADIUS, Starts, critical_measures
 from nn_backprop.training import evaluate
 
 EXTREMES = ("true", "random labels")
 NOISY = ("20 % noise", "40 % noise", "60 % noise", "80 % noise")
 DRAWN = ("true", "20 % noise", "60 % noise", "random labels")  # more lines hide each other
-SEARCHES = {"critical": 1, "critical_10": 10}  # times the published box
 VALIDATION, SEARCHED = 2_000, 300  # images
 STARTS, SMOKE_STARTS = 20, 5
 LEFT = 21  # points at which the fall of the loss is drawn
@@ -145,16 +143,13 @@ def train(job: Job) -> list[Row]:
     """Networks from one start, of which each learns a kind of data: a row each."""
     (name, recipe, n, _), kinds, seed, options = job
     _, searched = held_out(studies.load_data(options))
-    sets, watches = made(job), []
-    for kind, data in zip(kinds, sets, strict=True):
-        noise, measures = torch.Generator().manual_seed(seed), {}
-        if name in WITH_NOISE and kind in FALSE_LABELS:  # the images are as they were
-            search = partial(critical_share, data=data, indices=searched, noise=noise)
-            measures = {name: partial(search, factor=factor) for name, factor in SEARCHES.items()}
-        watches.append(Watch(recipe.network(seed), data, recipe.epochs, measures))
-    labels = torch.stack([data.labels for data in sets])  # the images are those of the first
-    models, seeds = [watch.model for watch in watches], [seed] * len(sets)
-    recipe.train(models, sets[0], seeds, labels, looking(watches))
+    sets = made(job)
+    measures = [  # where the images are as they were
+        critical_measures(data, searched, seed)
+        if name in WITH_NOISE and kind in FALSE_LABELS else {}
+        for kind, data in zip(kinds, sets, strict=True)
+    ]  # fmt: skip
+    watches = train_watched(recipe, sets, seed, measures)
     rows = []
     for kind, data, watch in zip(kinds, sets, watches, strict=True):
         squared = recipe.loss == "squared_error"
@@ -185,7 +180,6 @@ def start(job: Job) -> Row:
 # --- What the rows come to ----------------------------------------------------------------------
 
 By = Mapping[tuple[str, str], Rows]  # setting and kind
-Lines = dict[str, list[tuple[float | str, float, float]]]
 
 
 def claims(rows: Rows) -> list[Claim]:
@@ -245,14 +239,13 @@ def fallen(by: By) -> Iterator[Claim]:
 def peaked(by: By) -> Iterator[Claim]:
     """With noise: of the four shares the one that speaks most against it."""
     for name in WITH_NOISE:
-        lost, reached, risen, critical = {}, {}, {}, {}
-        for kind in NOISY:
-            found = partial(numbers, by[name, kind])
-            lost[kind] = found("test_accuracy_at_peak") - found("test_accuracy")
-            reached[kind], critical[kind] = found("train_accuracy_at_peak"), found("critical")
-            risen[kind] = found("critical") - found("critical_at_peak")
-        least, slow = (min(of, key=lambda kind: fmean(of[kind])) for of in (lost, risen))
-        most = max(reached, key=lambda kind: fmean(reached[kind]))
+        of = {kind: partial(numbers, by[name, kind]) for kind in NOISY}
+        lost = {k: get("test_accuracy_at_peak") - get("test_accuracy") for k, get in of.items()}
+        risen = {k: get("critical") - get("critical_at_peak") for k, get in of.items()}
+        reached = {k: get("train_accuracy_at_peak") for k, get in of.items()}
+        least, slow = (min(of, key=lambda kind: fmean(x[kind])) for x in (lost, risen))
+        most = max(of, key=lambda kind: fmean(reached[kind]))
+        more = of["80 % noise"]("critical") - of["20 % noise"]("critical")
         every, samples = f"{name}, 20 to 80 % noise", "critical samples at the end"
         yield between(f"{every}: test accuracy at the peak of validation's less the last, at "
                       f"{least}, points", "falls", lost[least], low=0)
@@ -261,7 +254,7 @@ def peaked(by: By) -> Iterator[Claim]:
         yield between(f"{every}: {samples} less those at the peak, at {slow}, points",
                       "rises", risen[slow], low=0)
         yield between(f"{name}: {samples}, more with 80 % noise than with 20 %, points", "higher",
-                      critical["80 % noise"] - critical["20 % noise"], low=0)
+                      more, low=0)
 
 
 def alike(by: By) -> Iterator[Claim]:
@@ -269,13 +262,12 @@ def alike(by: By) -> Iterator[Claim]:
     for name, moment, when in (("16-16 ReLU", "one", "after one epoch"),
                                ("16-16 ReLU", "half", "when half are right"),
                                ("happy", "half", "when half are right")):
-        true, random, gaussian = (times_binomial(by[name, kind], moment) for kind in SEVERAL)
+        true, random, noise = (times_binomial(by[name, kind], moment) for kind in SEVERAL)
         what = f"{name}, {when}: spread of the examples as a multiple of a binomial's"
         yield between(f"{what}: more with true labels than with random",
                       "much more variable", true - random, low=0)
         yield between(f"{what}, random labels: more than 1", "not quite alike", random, low=1)
-        yield between(f"{what}, Gaussian: {ALIKE:g} at most (our bar)", "alike", gaussian,
-                      high=ALIKE)
+        yield between(f"{what}, Gaussian: {ALIKE:g} at most (our bar)", "alike", noise, high=ALIKE)
 
 
 def tables(rows: Rows) -> dict[str, studies.Table]:
@@ -302,11 +294,11 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
         shown = {"weights": "parameters", "images": "n", "epochs": "epochs"}
         return {"network": name, **{of: f"{true.one(what):,}" for of, what in shown.items()},
                 "rate": f"{true.one('lr'):g}",
-                **cells(true, {"training, true labels, %": "train_accuracy"}),
-                **cells(random, {"random": "train_accuracy"}),
+                "training, true labels, %": mean_sd(numbers(true, "train_accuracy")),
+                "random": mean_sd(numbers(random, "train_accuracy")),
                 "less, points": mean_sd(less, "+"),
-                **cells(true, {"test, true labels, %": "test_accuracy"}),
-                **cells(random, {"random, %": "test_accuracy"})}
+                "test, true labels, %": mean_sd(numbers(true, "test_accuracy")),
+                "random, %": mean_sd(numbers(random, "test_accuracy"))}
 
     right = {kind: f"{100 - 90 * share:.0f}" for kind, share in FALSE_LABELS.items()}
     names = [setting.name for setting in SETTINGS]
@@ -338,20 +330,19 @@ def picture(rows: Rows) -> figures.Figure | None:
     kept = Rows(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
     curves, by = kept.by("setting", "kind"), rows_of(rows, "training")
 
-    def drawn(what: str, x: Sequence[float], scale: float, name: str, *kinds: str) -> Lines:
-        of = {kind: scale * np.array([row[what] for row in curves[name, kind]]) for kind in kinds}
-        return {kind: [*map(figures.point, x, values.T)] for kind, values in of.items()}
+    def drawn(what: str, x: Sequence[float], scale: float, *of: str) -> dict[str, list]:
+        name, *kinds = of
+        values = {kind: np.transpose([row[what] for row in curves[name, kind]]) for kind in kinds}
+        return {kind: [*map(figures.point, x, scale * values[kind])] for kind in kinds}
 
     parts = []
+    shown = {"train_accuracy": "training accuracy", "validation_accuracy": "validation accuracy",
+             "critical": f"critical images, ±{RADIUS:g} of 255 greys"}  # fmt: skip
     for name in WITH_NOISE:
         grid = curves[name, "true"].one("grid")
-        for title, what in (
-            ("training accuracy", "train_accuracy"),
-            ("validation accuracy", "validation_accuracy"),
-            (f"critical images, ±{RADIUS:g} of 255 greys", "critical"),
-        ):
-            lines = drawn(what, grid, 100, name, *DRAWN)
-            parts.append(figures.Panel(f"{name}: {title}", "epochs", f"{title}, %", lines, "x"))
+        for what, title in shown.items():
+            of = drawn(what, grid, 100, name, *DRAWN)
+            parts.append(figures.Panel(f"{name}: {title}", "epochs", f"{title}, %", of, "x"))
     across, up = "share of the time until 90 % are done", "fall still to come"
     for name in FALLING:
         lines = drawn("loss_left", np.linspace(0, 1, LEFT).tolist(), 1, name, *EXTREMES)
@@ -359,8 +350,8 @@ def picture(rows: Rows) -> figures.Figure | None:
         parts.append(figures.Panel(f"{name}: the training loss falls", across, up, lines))
     lines = {kind: [] for kind in EXTREMES}
     for name, kind in product(MEMORISING, EXTREMES):
-        shown = name.replace(", n = ", "\n").replace(" ", "\n")
-        lines[kind].append(figures.point(shown, numbers(by[name, kind], "train_accuracy")))
+        label = name.replace(", n = ", "\n").replace(" ", "\n")
+        lines[kind].append(figures.point(label, numbers(by[name, kind], "train_accuracy")))
     across, up = "network; images if not 1,000", "training accuracy, %"
     return figures.side_by_side(
         [*parts, figures.Panel("Memorised at the end", across, up, lines)],

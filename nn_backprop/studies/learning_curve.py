@@ -11,8 +11,9 @@ from torch import Tensor
 
 from nn_backprop.data import ImageData
 from nn_backprop.models import MLP
+from nn_backprop.studies.training import Recipe
 
-Look = Callable[[slice, int], None]  # the places of the networks, the epochs done
+Measures = Mapping[str, Callable[[MLP], float]]  # by name
 
 
 class Watch:
@@ -24,10 +25,7 @@ class Watch:
     validation split was highest, the first of equals, and `at_peak` the network then.
     """
 
-    def __init__(
-        self, model: MLP, data: ImageData, epochs: int,
-        measures: Mapping[str, Callable[[MLP], float]],
-    ) -> None:  # fmt: skip
+    def __init__(self, model: MLP, data: ImageData, epochs: int, measures: Measures) -> None:
         self.model, self.grid = model, epochs_seen(epochs)
         self.losses: list[float] = []
         self.accuracies: list[float] = []
@@ -80,15 +78,27 @@ class Watch:
         return numbers, left
 
 
-def looking(watches: Sequence[Watch]) -> Look:
-    """What `fit_many` is to call after each epoch; it has looked at the start already."""
+def train_watched(
+    recipe: Recipe, sets: Sequence[ImageData], seed: int, measures: Sequence[Measures]
+) -> list[Watch]:
+    """Networks from one start, each of which learns the labels of its set; all at once.
+
+    The images are those of the first set. Raises StudyError if a loss is not finite.
+    """
+    watches = [
+        Watch(recipe.network(seed), data, recipe.epochs, of)
+        for data, of in zip(sets, measures, strict=True)
+    ]
 
     def look(networks: slice, epochs: int) -> None:
         for watch in watches[networks]:
             watch.look(epochs)
 
     look(slice(None), 0)
-    return look
+    labels = torch.stack([data.labels for data in sets])
+    models = [watch.model for watch in watches]
+    recipe.train(models, sets[0], [seed] * len(sets), labels, look)
+    return watches
 
 
 def epochs_seen(epochs: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ sections 3.1 and 4.1.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from nn_backprop.data import ImageData
 from nn_backprop.models import MLP
 from nn_backprop.studies.jobs import StudyError
-from nn_backprop.studies.learning_curve import judge
+from nn_backprop.studies.learning_curve import Measures, judge
 from nn_backprop.studies.training import Recipe
 from nn_backprop.training import evaluate_many
 
@@ -46,6 +47,13 @@ def critical_share(
             moved = greys + (moved - greys).clamp(-radius, radius)
             found |= model(data.normalise(moved)).argmax(1) != predicted
     return found.double().mean().item()
+
+
+def critical_measures(data: ImageData, indices: Tensor, seed: int) -> Measures:
+    """For a `Watch`: "critical", the share in the authors' box, "critical_10" in ten times that."""
+    noise = torch.Generator().manual_seed(seed)
+    search = partial(critical_share, data=data, indices=indices, noise=noise)
+    return {"critical": partial(search, factor=1), "critical_10": partial(search, factor=10)}
 
 
 class Starts:
