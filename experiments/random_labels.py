@@ -6,7 +6,6 @@
 What is compared, and what came out: results/random_labels/README.md.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,17 +20,16 @@ from torch import Tensor
 from nn_backprop import figures, studies
 from nn_backprop.data import ImageData
 from nn_backprop.data.meaningless import FALSE_LABELS, KINDS, meaningless
-from nn_backprop.models.counting import parameters
-from nn_backprop.studies import Claim, Row, Rows, at_least, between, mean_sd
+from nn_backprop.studies import Claim, Row, Rows, at_least, between, mean_sd, page
 from nn_backprop.studies.learning_curve import train_watched
 from nn_backprop.studies.memorisation import RADIUS, Starts, critical_measures
-from nn_backprop.training import evaluate
 
 EXTREMES = ("true", "random labels")
 NOISY = ("20 % noise", "40 % noise", "60 % noise", "80 % noise")
 DRAWN = ("true", "20 % noise", "60 % noise", "random labels")  # more lines hide each other
 VALIDATION, SEARCHED = 2_000, 300  # images
 STARTS, SMOKE_STARTS = 20, 5
+CURVES = "curves.jsonl"  # thrice as large as the rows, too large to commit
 LEFT = 21  # points at which the fall of the loss is drawn
 PUBLISHED_TRAIN, PUBLISHED_TEST = 99.34, "10.61"  # %, Zhang et al. 2017, table 1, random labels
 # Our own bars: percentage points, R², % of the training examples, times a binomial's spread.
@@ -57,11 +55,9 @@ class Setting(NamedTuple):
     def smaller(self) -> "Setting":
         """For the smoke run: it learns something, in no time."""
         happy, how = self.name.startswith("happy"), self.recipe
-        small = how._replace(
-            hidden=tuple(min(width, 32) for width in how.hidden), batch_size=10,
-            epochs=-(-how.epochs // (20 if happy else 5)), lr=2.0 if happy else 2 * how.lr,
-            optimizer="sgd" if happy else how.optimizer,
-        )  # fmt: skip
+        hidden, fewer = tuple(min(width, 32) for width in how.hidden), 20 if happy else 5
+        small = how._replace(hidden=hidden, batch_size=10, epochs=-(-how.epochs // fewer))
+        small = small._replace(**{"optimizer": "sgd", "lr": 2.0} if happy else {"lr": 2 * how.lr})
         return self._replace(recipe=small, n=max(100, self.n // 25))
 
 
@@ -100,22 +96,17 @@ class Job(NamedTuple):
 
 def collect(run: studies.StudyRun, options: Options) -> None:
     studies.load_data(options)
-    trained = run.train_all(
-        train, jobs(SETTINGS, options),
-        lambda row: {f"train/{row['setting']}/{row['kind']}": row["train_accuracy"]},
-    )  # fmt: skip
-    with open(run.folder / "curves.jsonl", "w", encoding="utf-8") as file:
-        for row in trained:  # the curves are thrice as large as all else
-            about = {key: row[key] for key in ("setting", "kind", "seed")}
-            file.write(json.dumps(about | row.pop("curves"), ensure_ascii=False) + "\n")
+    trained = run.train_all(train, jobs(SETTINGS, options), lambda row: {
+        f"train/{row['setting']}/{row['kind']}": row["train_accuracy"]})  # fmt: skip
+    about = ("setting", "kind", "seed")
+    curves = [{key: row[key] for key in about} | row.pop("curves") for row in trained]
+    page.write_rows(run.folder, curves, CURVES)
     run.train_all(start, jobs(STARTED, options))
 
 
 def jobs(settings: Sequence[Setting], options: Options) -> list[Job]:
-    """Of every setting, kind and seed. Small networks on the same images are trained in one job.
-
-    Of large networks, several at once are no faster, and their jobs are shared out better singly.
-    """
+    """Of every setting, kind and seed. Small networks on the same images share a job; of large
+    ones, several at once are no faster, and jobs of one are shared out better."""
     found = []
     for setting in map(Setting.smaller, settings) if options.smoke else settings:
         groups: list[tuple[str, ...]] = [(kind,) for kind in setting.kinds]
@@ -141,28 +132,19 @@ def made(job: Job) -> list[ImageData]:
 
 def train(job: Job) -> list[Row]:
     """Networks from one start, of which each learns a kind of data: a row each."""
-    (name, recipe, n, _), kinds, seed, options = job
+    (name, recipe, *_), kinds, seed, options = job
     _, searched = held_out(studies.load_data(options))
-    sets = made(job)
-    measures = [  # where the images are as they were
-        critical_measures(data, searched, seed)
-        if name in WITH_NOISE and kind in FALSE_LABELS else {}
-        for kind, data in zip(kinds, sets, strict=True)
-    ]  # fmt: skip
-    watches = train_watched(recipe, sets, seed, measures)
+    sets, measures = made(job), []
+    for kind, data in zip(kinds, sets, strict=True):
+        images_stay = name in WITH_NOISE and kind in FALSE_LABELS
+        measures.append(critical_measures(data, searched, seed) if images_stay else {})
     rows = []
-    for kind, data, watch in zip(kinds, sets, watches, strict=True):
-        squared = recipe.loss == "squared_error"
-        falls, left = watch.falls(squared, LEFT) if kind in EXTREMES else ({}, {})
-        row = {
-            "what": "training", "setting": name, "kind": kind, "seed": seed,
-            "dataset": data.name, "n": n, "epochs": recipe.epochs,
-            "parameters": parameters(watch.model),
-            "optimizer": recipe.optimizer, "lr": recipe.lr, **watch.numbers(),
-            "test_accuracy": evaluate(watch.model, data, data.test).accuracy,
-            "test_accuracy_at_peak": evaluate(watch.at_peak, data, data.test).accuracy,
-        }  # fmt: skip
-        rows.append({**row, **falls, "curves": watch.curves() | left})
+    for kind, watch in zip(kinds, train_watched(recipe, sets, seed, measures), strict=True):
+        row = {"what": "training", "setting": name, "kind": kind, "seed": seed, **watch.row()}
+        if kind in EXTREMES:
+            falls, left = watch.falls(LEFT)
+            row = {**row, **falls, "curves": row["curves"] | left}
+        rows.append(row)
     return rows
 
 
@@ -289,19 +271,18 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
         return {heading: mean_sd(numbers(of, what)) for heading, what in columns.items()}
 
     def reached(name: str) -> Row:
-        true, random = (by[name, kind] for kind in EXTREMES)
-        less = numbers(random, "train_accuracy") - numbers(true, "train_accuracy")
-        shown = {"weights": "parameters", "images": "n", "epochs": "epochs"}
-        return {"network": name, **{of: f"{true.one(what):,}" for of, what in shown.items()},
-                "rate": f"{true.one('lr'):g}",
-                "training, true labels, %": mean_sd(numbers(true, "train_accuracy")),
-                "random": mean_sd(numbers(random, "train_accuracy")),
-                "less, points": mean_sd(less, "+"),
-                "test, true labels, %": mean_sd(numbers(true, "test_accuracy")),
-                "random, %": mean_sd(numbers(random, "test_accuracy"))}
+        of = by[name, "true"]
+        (true, test), (random, chance) = (
+            [numbers(by[name, kind], f"{split}_accuracy") for split in ("train", "test")]
+            for kind in EXTREMES)
+        return {"network": name, "weights": f"{of.one('parameters'):,}",
+                "images": f"{of.one('n'):,}", "epochs": f"{of.one('epochs'):,}",
+                "rate": f"{of.one('lr'):g}", "training, true labels, %": mean_sd(true),
+                "random": mean_sd(random), "less, points": mean_sd(random - true, "+"),
+                "test, true labels, %": mean_sd(test), "random, %": mean_sd(chance)}
 
     right = {kind: f"{100 - 90 * share:.0f}" for kind, share in FALSE_LABELS.items()}
-    names = [setting.name for setting in SETTINGS]
+    names = [name for name, *_ in SETTINGS]
     return {
         f"Training and test accuracy, {len(by['happy', 'true'])} seeds": [*map(reached, names)],
         "How the training loss falls (a line has 0.11 of the time before 10 %)": [
@@ -323,12 +304,10 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
 
 def picture(rows: Rows) -> figures.Figure | None:
     """A row for each network with noise, then how the loss falls, and who memorises."""
-    assert rows.folder is not None
-    file = rows.folder / "curves.jsonl"
-    if not file.exists():  # it is too large to commit
+    if rows.folder is None or not (rows.folder / CURVES).exists():
         return None
-    kept = Rows(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
-    curves, by = kept.by("setting", "kind"), rows_of(rows, "training")
+    curves = Rows.read(rows.folder, CURVES).by("setting", "kind")
+    by = rows_of(rows, "training")
 
     def drawn(what: str, x: Sequence[float], scale: float, *of: str) -> dict[str, list]:
         name, *kinds = of
@@ -353,12 +332,10 @@ def picture(rows: Rows) -> figures.Figure | None:
         label = name.replace(", n = ", "\n").replace(" ", "\n")
         lines[kind].append(figures.point(label, numbers(by[name, kind], "train_accuracy")))
     across, up = "network; images if not 1,000", "training accuracy, %"
-    return figures.side_by_side(
-        [*parts, figures.Panel("Memorised at the end", across, up, lines)],
-        f"True, noisy and random labels, {rows.one('dataset')}: mean ± standard deviation over "
-        "seeds\nhappy: 784-16-16-10, sigmoid and squared error; the others: ReLU and "
-        "cross-entropy, 1×512 is 784-512-10",
-    )
+    parts.append(figures.Panel("Memorised at the end", across, up, lines))
+    title = f"True, noisy and random labels, {rows.one('dataset')}: mean ± standard deviation over "
+    title += "seeds\nhappy: 784-16-16-10, sigmoid and squared error; the others: ReLU and "
+    return figures.side_by_side(parts, title + "cross-entropy, 1×512 is 784-512-10")
 
 
 STUDY = studies.Study(Options, collect, claims, tables, picture)

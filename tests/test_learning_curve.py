@@ -10,7 +10,7 @@ from pytest import approx
 
 from nn_backprop.data import load, subset
 from nn_backprop.models import MLP, happy
-from nn_backprop.studies import learning_curve
+from nn_backprop.studies import Recipe, learning_curve
 from nn_backprop.studies.learning_curve import Watch, best_constant, epochs_seen, fall
 
 
@@ -69,7 +69,8 @@ def test_epochs_that_are_seen():
 def test_the_network_at_the_peak_is_kept(monkeypatch):
     """The accuracies of validation are made up; the second look has the highest."""
     data = subset(load("digits"), 100, 0)
-    watch = Watch(MLP((784, 5, 10)), data, 30, {"first": lambda m: m.layers[0].bias[0].item()})
+    first = {"first": lambda model: model.layers[0].bias[0].item()}
+    watch = Watch(Recipe((5,), 30, 1e-3, 10), 0, data, first)
     assert watch.grid[:4] == (1, 2, 3, 4) and len(data.validation) == 300
     right = [torch.arange(300) < correct for correct in (90, 120, 60, 120)]
     judge, weights, biases = learning_curve.judge, [], []

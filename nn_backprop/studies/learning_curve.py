@@ -3,7 +3,6 @@
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,10 @@ from torch import Tensor
 
 from nn_backprop.data import ImageData
 from nn_backprop.models import MLP
+from nn_backprop.models.counting import parameters
+from nn_backprop.studies.jobs import Row
 from nn_backprop.studies.training import Recipe
+from nn_backprop.training import evaluate
 
 Measures = Mapping[str, Callable[[MLP], float]]  # by name
 
@@ -25,12 +27,13 @@ class Watch:
     validation split was highest, the first of equals, and `at_peak` the network then.
     """
 
-    def __init__(self, model: MLP, data: ImageData, epochs: int, measures: Measures) -> None:
-        self.model, self.grid = model, epochs_seen(epochs)
+    def __init__(self, recipe: Recipe, seed: int, data: ImageData, measures: Measures) -> None:
+        self.recipe, self.data, self.model = recipe, data, recipe.network(seed)
+        self.grid = epochs_seen(recipe.epochs)
         self.losses: list[float] = []
         self.accuracies: list[float] = []
         self.seen: dict[str, list[float]] = defaultdict(list)
-        self.peak, self.at_peak = 0, model
+        self.peak, self.at_peak = 0, self.model
         self._measures = measures
         self._train, self._validation = data.batch(data.train), data.batch(data.validation)
 
@@ -58,18 +61,30 @@ class Watch:
             found |= {name: values[-1], f"{name}_at_peak": values[self.peak]}
         return found
 
-    def curves(self) -> dict[str, Any]:
-        """All that is seen, at the epochs "grid"; "every_train_loss" and accuracy at all epochs."""
-        return {"grid": self.grid, **self.seen, "every_train_loss": self.losses,
-                "every_train_accuracy": self.accuracies}  # fmt: skip
+    def row(self) -> Row:
+        """Once it is trained: the only time that the test split is read.
 
-    def falls(self, squared: bool, points: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+        "curves" has all that is seen, at the epochs "grid"; and "every_train_loss" and
+        "every_train_accuracy", at all epochs.
+        """
+        recipe, data = self.recipe, self.data
+        return {
+            "dataset": data.name, "n": len(data.train), "epochs": recipe.epochs,
+            "parameters": parameters(self.model),
+            "optimizer": recipe.optimizer, "lr": recipe.lr, **self.numbers(),
+            "test_accuracy": evaluate(self.model, data, data.test).accuracy,
+            "test_accuracy_at_peak": evaluate(self.at_peak, data, data.test).accuracy,
+            "curves": {"grid": self.grid, **self.seen, "every_train_loss": self.losses,
+                       "every_train_accuracy": self.accuracies},
+        }  # fmt: skip
+
+    def falls(self, points: int) -> tuple[dict[str, float], dict[str, list[float]]]:
         """How the training loss, "loss_", and the share of errors, "error_", fall from those of the
         best constant: numbers, and curves "loss_left" and "error_left", as `fall` gives them."""
         numbers: dict[str, float] = {}
         left: dict[str, list[float]] = {}
         errors = [1 - accuracy for accuracy in self.accuracies]
-        highest = best_constant(self._train[1], squared)
+        highest = best_constant(self._train[1], self.recipe.loss == "squared_error")
         for name, curve, high in zip(
             ("loss", "error"), (self.losses, errors), highest, strict=True
         ):
@@ -85,10 +100,7 @@ def train_watched(
 
     The images are those of the first set. Raises StudyError if a loss is not finite.
     """
-    watches = [
-        Watch(recipe.network(seed), data, recipe.epochs, of)
-        for data, of in zip(sets, measures, strict=True)
-    ]
+    watches = [Watch(recipe, seed, data, of) for data, of in zip(sets, measures, strict=True)]
 
     def look(networks: slice, epochs: int) -> None:
         for watch in watches[networks]:
