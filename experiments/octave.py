@@ -172,10 +172,6 @@ def layer_step(channels: tuple[int, int], side: int, batch: int, alpha: float) -
 # --- What the rows come to ----------------------------------------------------------------------
 
 
-def claims(rows: Rows) -> list[Claim]:
-    return counts(rows) + price(rows) + speed(rows)
-
-
 def counts(rows: Rows) -> list[Claim]:
     """What is counted, on any data."""
     found = [
@@ -196,41 +192,37 @@ def counts(rows: Rows) -> list[Claim]:
     return [*found, studies.counted(claim, None, min(more), 1e-9)]
 
 
-def price(rows: Rows) -> list[Claim]:
+def claims(rows: Rows) -> list[Claim]:
+    found, points = counts(rows), percent(rows, 0.5) - percent(rows, 0)
     claim = f"test accuracy with α = ½ less that with α = 0, percentage points: −{MARGIN:g} or more"
-    points = percent(rows, 0.5) - percent(rows, 0.0)
-    return [studies.between(f"{claim} (our bar)", None, points, -MARGIN)]
-
-
-def speed(rows: Rows) -> list[Claim]:
-    claim = "{}, α = ½: the median ratio of a step's time to that with α = 0 is below 1"
-    ratios = {step: of.where(alpha=0.5).values("ratio") for step, of in timed(rows).items()}
-    return [
-        studies.median_between(claim.format(step), None, found, high=1)
-        for step, found in ratios.items()
-    ]
+    found.append(studies.between(f"{claim} (our bar)", None, points, low=-MARGIN))
+    for step, of in timed(rows).items():
+        claim = f"{step}, α = ½: the median ratio of a step's time to that with α = 0 is below 1"
+        ratios = of.where(alpha=0.5).values("ratio")
+        found.append(studies.median_between(claim, None, ratios, high=1))
+    return found
 
 
 def tables(rows: Rows) -> dict[str, studies.Table]:
-    accuracy_and_cost = [
+    def left(alpha: float, what: str) -> str:
+        return f"{100 * share(rows, alpha, what):.1f}"
+
+    costs = [
         {
             "α": f"{alpha:g}",
             "test accuracy, %": studies.mean_sd(percent(rows, alpha)),
-            "against α = 0, points": (
-                studies.mean_sd(percent(rows, alpha) - percent(rows, 0.0), "+") if alpha else "–"
-            ),
+            "against α = 0, points":
+                studies.mean_sd(percent(rows, alpha) - percent(rows, 0), "+") if alpha else "–",
             "multiply-adds left in the inner layer, % (by the formula)":
-                f"{100 * share(rows, alpha, 'multiply_adds_inner'):.1f} "
-                f"({100 * cost_ratio(alpha):.1f})",
-            "in the network": f"{100 * share(rows, alpha, 'multiply_adds_network'):.1f}",
+                f"{left(alpha, 'multiply_adds_inner')} ({100 * cost_ratio(alpha):.1f})",
+            "in the network": left(alpha, "multiply_adds_network"),
             "numbers left in the inner layer's maps, % (by the formula)":
-                f"{100 * share(rows, alpha, 'numbers_inner'):.1f} "
-                f"({100 * memory_ratio(alpha):.1f})",
-            "in all maps": f"{100 * share(rows, alpha, 'numbers_network'):.1f}",
+                f"{left(alpha, 'numbers_inner')} ({100 * memory_ratio(alpha):.1f})",
+            "in all maps": left(alpha, "numbers_network"),
             "parameters": f"{of.one('parameters'):,}",
             "training, s": f"{statistics.median(of.values('train_seconds')):.0f}",
         }
-        for alpha, of in rows.having("seed").by("alpha").items()
+        for alpha, of in trained(rows).items()
     ]  # fmt: skip
     times = [
         {"step": step, **{f"α = {alpha:g}": time_and_share(of.where(alpha=alpha))
@@ -238,17 +230,19 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
         for step, of in timed(rows).items()
     ]  # fmt: skip
     return {
-        f"Accuracy and cost, {len(percent(rows, 0.0))} seeds": accuracy_and_cost,
+        f"Accuracy and cost, {len(percent(rows, 0))} seeds": costs,
         "Time of a step as a multiple of that with α = 0: median (quartiles); in square brackets, "
         "of the multiply-adds": times,
     }
 
 
+def time_and_share(rows: Rows) -> str:
+    return f"{studies.quartiles(rows.values('ratio'))} [{rows.one('multiply_adds_share'):.2f}]"
+
+
 def picture(rows: Rows) -> figures.Figure:
-    """What a network reaches for its multiply-adds, and what time they take."""
-    by_alpha = rows.having("seed").by("alpha")
     reached, times = {}, {}
-    for alpha, of in by_alpha.items():
+    for alpha, of in trained(rows).items():
         million = of.one("multiply_adds_network") / 1e6
         reached[f"α = {alpha:g}"] = [figures.point(million, percent(rows, alpha))]
     for step, of in timed(rows).items():
@@ -270,24 +264,24 @@ def picture(rows: Rows) -> figures.Figure:
                 levels={"a plain one's": 1.0},
             ),
         ],
-        f"Octave convolution on {by_alpha[0.0].one('dataset')}: "
+        f"Octave convolution on {trained(rows)[0].one('dataset')}: "
         "a fraction α of the maps at half the size",
     )  # fmt: skip
 
 
 def share(rows: Rows, alpha: float, what: str) -> float:
     """Of a count with α = 0, the part that is left."""
-    by_alpha = rows.having("seed").by("alpha")
-    return by_alpha[alpha].one(what) / by_alpha[0.0].one(what)
-
-
-def time_and_share(rows: Rows) -> str:
-    return f"{studies.quartiles(rows.values('ratio'))} [{rows.one('multiply_adds_share'):.2f}]"
+    of = trained(rows)
+    return of[alpha].one(what) / of[0].one(what)
 
 
 def percent(rows: Rows, alpha: float) -> np.ndarray:
     """Test accuracy of each seed."""
-    return rows.having("seed").where(alpha=alpha).values("test_accuracy", 100)
+    return trained(rows)[alpha].values("test_accuracy", 100)
+
+
+def trained(rows: Rows) -> dict[float, Rows]:
+    return rows.having("seed").by("alpha")
 
 
 def timed(rows: Rows) -> dict[str, Rows]:

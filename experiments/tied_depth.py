@@ -8,7 +8,6 @@ What is compared, and what came out: results/tied_depth/README.md.
 
 import statistics
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,26 +38,16 @@ class Options(studies.Options):
     """Number of seeds, from 0."""
 
 
-class Kind(NamedTuple):
-    """One contestant."""
-
-    tied: bool
-    depth: int
-
-
-def kind_of(tied: bool, depth: int) -> Kind:
-    """At depth 1 the untied network is the tied one."""
-    return Kind(tied or depth == 1, depth)
-
-
-KINDS = tuple(dict.fromkeys(kind_of(tied, depth) for depth in DEPTHS for tied in NAMES))
-SHALLOW = kind_of(True, 1)
+# Depth 1 is trained once: there the untied network is the tied one.
+KINDS = [(tied, depth) for depth in DEPTHS for tied in (True, False) if tied or depth > 1]
+DEEPEST = DEPTHS[-1]
 
 
 class Job(NamedTuple):
     """One training."""
 
-    kind: Kind
+    tied: bool
+    depth: int
     lr: float
     seed: int
     options: Options
@@ -66,33 +55,27 @@ class Job(NamedTuple):
 
 def collect(run: studies.StudyRun, options: Options) -> None:
     studies.load_data(options)
-    jobs = [
-        Job(kind, lr, seed, options)
-        for seed in range(options.seeds)
-        for kind in KINDS
-        for lr in LRS
-    ]
-
-    def tag(row: Row) -> dict[str, float]:
-        return {f"validation/{NAMES[row['tied']]} {row['depth']}": row["validation_accuracy"]}
-
-    run.train_all(train, jobs, tag)
+    seeds = range(options.seeds)
+    jobs = [Job(*kind, lr, seed, options) for seed in seeds for kind in KINDS for lr in LRS]
+    run.train_all(
+        train, jobs,
+        lambda row: {f"validation/{NAMES[row['tied']]} {row['depth']}": row["validation_accuracy"]},
+    )  # fmt: skip
 
 
 def train(job: Job) -> Row:
     """One network, trained and tested."""
     data = studies.load_data(job.options)
-    tied, depth = job.kind
     width = SMOKE_WIDTH if job.options.smoke else WIDTH
     epochs = SMOKE_EPOCHS if job.options.smoke else EPOCHS
     torch.manual_seed(job.seed)
-    model = (tied_network if tied else untied_network)(width, depth)
+    model = (tied_network if job.tied else untied_network)(width, job.depth)
     trained = studies.train_network(
         model, data, lr=job.lr, epochs=epochs, batch_size=BATCH, seed=job.seed
     )
     return {
-        "tied": tied,
-        "depth": depth,
+        "tied": job.tied,
+        "depth": job.depth,
         "seed": job.seed,
         "dataset": data.name,
         "width": width,
@@ -139,13 +122,13 @@ def kept_bytes(model: StackNetwork, inputs: Tensor, targets: Tensor) -> int:
 
 # --- What the rows come to ----------------------------------------------------------------------
 
-ByKind = Mapping[Kind, Rows]
+ByKind = dict[tuple[bool, int], Rows]  # tied or not, depth
 
 
 def by_kind(rows: Rows) -> ByKind:
-    """Of each network the rows with its best rate."""
+    """Of each network the rows with its best rate; that of depth 1 is found as either."""
     best = rows.best(("tied", "depth"), ("lr",), "validation_accuracy").by("tied", "depth")
-    return {kind: best[kind] for kind in KINDS}
+    return {(True, 1): best[True, 1], (False, 1): best[True, 1]} | best
 
 
 def claims(rows: Rows) -> list[Claim]:
@@ -155,29 +138,24 @@ def claims(rows: Rows) -> list[Claim]:
 
 def counts(by: ByKind) -> list[Claim]:
     """What is counted, on any data."""
-
-    def both(what: str, depth: int) -> tuple[int, int]:
-        return count(by, kind_of(True, depth), what), count(by, kind_of(False, depth), what)
-
-    sizes = [both("parameters", depth)[0] for depth in DEPTHS]
+    sizes = [count(by[True, depth], "parameters") for depth in DEPTHS]
     claim = "parameters of tied: from the fewest to the most of any depth"
     found = [studies.counted(claim, None, max(sizes) - min(sizes), 0, 0)]
     for what, named in (
         ("multiply_adds", "multiply-adds of an image"),
         ("kept_bytes", "bytes kept for the backward pass"),
     ):
-        off = max(abs(tied - untied) for tied, untied in (both(what, depth) for depth in DEPTHS))
+        off = [abs(count(by[True, d], what) - count(by[False, d], what)) for d in DEPTHS]
         claim = f"{named}: at one depth, tied and untied differ by at most"
-        found.append(studies.counted(claim, None, off, 0, 0))
-    deepest = DEPTHS[-1]
+        found.append(studies.counted(claim, None, max(off), 0, 0))
     for what, named, published in (
         ("parameters", "fewer parameters", None),
         ("bytes", "less memory, both parts together,", None),
         ("multiply_adds", "fewer multiply-adds", "computational efficiency"),
     ):
-        tied, untied = both(what, deepest)
-        claim = f"tied depth {deepest} needs {named} than untied depth {deepest}: saved, %"
-        found.append(studies.counted(claim, published, 100 * (1 - tied / untied), 1e-9))
+        saved = 100 * (1 - count(by[True, DEEPEST], what) / count(by[False, DEEPEST], what))
+        claim = f"tied depth {DEEPEST} needs {named} than untied depth {DEEPEST}: saved, %"
+        found.append(studies.counted(claim, published, saved, 1e-9))
     return found
 
 
@@ -187,13 +165,14 @@ def differences(by: ByKind) -> list[Claim]:
     for tied in (False, True):
         for depth in COMPARED:
             claim = f"{NAMES[tied]} depth {depth} is more accurate than depth 1, in points"
-            found.append(studies.between(claim, None, gain(by, kind_of(tied, depth), SHALLOW), 0))
+            gain = percent(by[tied, depth]) - percent(by[True, 1])
+            found.append(studies.between(claim, None, gain, low=0))
     for depth in COMPARED:
         claim = (
             f"test accuracy of tied depth {depth} less that of untied depth {depth}, in points: "
             f"−{MARGIN:g} or more (our bar)"
         )
-        price = gain(by, kind_of(True, depth), kind_of(False, depth))
+        price = percent(by[True, depth]) - percent(by[False, depth])
         found.append(studies.between(claim, None, price, low=-MARGIN))
     return found
 
@@ -202,61 +181,60 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
     by = by_kind(rows)
     needs = [
         {
-            "weights": NAMES[kind.tied] if kind.depth > 1 else "either",
-            "depth": kind.depth,
-            "parameters": f"{count(by, kind, 'parameters'):,}",
-            "multiply-adds of an image": f"{count(by, kind, 'multiply_adds'):,}",
-            "parameters, gradients, moments, KiB": f"{kib(by, kind, 'trained_bytes'):,.0f}",
+            "weights": NAMES[tied] if depth > 1 else "either",
+            "depth": depth,
+            "parameters": f"{count(by[tied, depth], 'parameters'):,}",
+            "multiply-adds of an image": f"{count(by[tied, depth], 'multiply_adds'):,}",
+            "parameters, gradients, moments, KiB": f"{kib(by[tied, depth], 'trained_bytes'):,.0f}",
             f"kept of {BATCH} images for the backward pass, KiB":
-                f"{kib(by, kind, 'kept_bytes'):,.0f}",
-            "both, KiB": f"{kib(by, kind, 'bytes'):,.0f}",
-            "training, s": f"{statistics.median(of.values('train_seconds')):.1f}",
+                f"{kib(by[tied, depth], 'kept_bytes'):,.0f}",
+            "both, KiB": f"{kib(by[tied, depth], 'bytes'):,.0f}",
+            "training, s": f"{statistics.median(by[tied, depth].values('train_seconds')):.1f}",
         }
-        for kind, of in by.items()
+        for tied, depth in KINDS
     ]  # fmt: skip
     reached = []
     for depth in DEPTHS:
-        tied, untied = kind_of(True, depth), kind_of(False, depth)
+        tied, untied, first = by[True, depth], by[False, depth], by[True, 1]
         gains = [
-            studies.mean_sd(gain(by, one, other), "+") if one != other else "–"
-            for one, other in ((tied, untied), (tied, SHALLOW), (untied, SHALLOW))
+            studies.mean_sd(percent(one) - percent(other), "+") if one != other else "–"
+            for one, other in ((tied, untied), (tied, first), (untied, first))
         ]
-        reached.append(
-            {
-                "depth": depth,
-                "rates": f"{by[tied].one('lr'):g}; {by[untied].one('lr'):g}",
-                "tied, %": studies.mean_sd(percent(by, tied)),
-                "untied, %": studies.mean_sd(percent(by, untied)),
-                "tied less untied, points": gains[0],
-                "tied less depth 1": gains[1],
-                "untied less depth 1": gains[2],
-                "tied, on the training images, %": studies.mean_sd(percent(by, tied, "train")),
-                "untied": studies.mean_sd(percent(by, untied, "train")),
-            }
-        )
+        reached.append({
+            "depth": depth,
+            "rates": f"{tied.one('lr'):g}; {untied.one('lr'):g}",
+            "tied, %": studies.mean_sd(percent(tied)),
+            "untied, %": studies.mean_sd(percent(untied)),
+            "tied less untied, points": gains[0],
+            "tied less depth 1": gains[1],
+            "untied less depth 1": gains[2],
+            "tied, on the training images, %": studies.mean_sd(percent(tied, "train")),
+            "untied": studies.mean_sd(percent(untied, "train")),
+        })  # fmt: skip
     return {
         f"What a network of width {rows.one('width')} needs": needs,
-        f"Test accuracy after {rows.one('epochs')} epochs, {len(by[SHALLOW])} seeds; the best of "
+        f"Test accuracy after {rows.one('epochs')} epochs, {len(by[True, 1])} seeds; the best of "
         f"the rates {', '.join(f'{lr:g}' for lr in LRS)} for each (tied; untied)": reached,
     }
 
 
 def picture(rows: Rows) -> figures.Figure:
     by = by_kind(rows)
-    by_depth, memory, by_size = {}, {}, {}
+    by_depth, memory = {}, {}
     for tied, name in NAMES.items():
-        kinds = [kind_of(tied, depth) for depth in DEPTHS]
-        by_depth[name] = [figures.point(kind.depth, percent(by, kind)) for kind in kinds]
-        memory[name] = [(kind.depth, kib(by, kind, "trained_bytes"), 0.0) for kind in kinds]
+        by_depth[name] = [figures.point(depth, percent(by[tied, depth])) for depth in DEPTHS]
+        memory[name] = [(depth, kib(by[tied, depth], "trained_bytes"), 0.0) for depth in DEPTHS]
     memory["either: kept for the backward pass"] = [
-        (depth, kib(by, kind_of(True, depth), "kept_bytes"), 0.0) for depth in DEPTHS
+        (depth, kib(by[True, depth], "kept_bytes"), 0.0) for depth in DEPTHS
     ]
-    for depth in DEPTHS:
-        by_size[f"depth {depth}"] = [
-            figures.point(count(by, kind, "parameters") / 1000, percent(by, kind))
-            for kind in KINDS
-            if kind.depth == depth
+    by_size = {
+        f"depth {depth}": [
+            figures.point(count(by[tied, depth], "parameters") / 1000, percent(by[tied, depth]))
+            for tied in (True, False)
+            if (tied, depth) in KINDS
         ]
+        for depth in DEPTHS
+    }
     accuracy = "test accuracy, %"
     return figures.side_by_side(
         [
@@ -269,25 +247,19 @@ def picture(rows: Rows) -> figures.Figure:
     )
 
 
-def count(by: ByKind, kind: Kind, what: str) -> int:
+def count(rows: Rows, what: str) -> int:
     """The same for every seed. "bytes" are those of both parts of the memory."""
-    if what == "bytes":
-        return count(by, kind, "trained_bytes") + count(by, kind, "kept_bytes")
-    return by[kind].one(what)
+    parts = ("trained_bytes", "kept_bytes") if what == "bytes" else (what,)
+    return sum(rows.one(part) for part in parts)
 
 
-def kib(by: ByKind, kind: Kind, what: str) -> float:
-    return count(by, kind, what) / 1024
+def kib(rows: Rows, what: str) -> float:
+    return count(rows, what) / 1024
 
 
-def percent(by: ByKind, kind: Kind, split: str = "test") -> np.ndarray:
+def percent(rows: Rows, split: str = "test") -> np.ndarray:
     """Accuracy of each seed."""
-    return by[kind].values(f"{split}_accuracy", 100)
-
-
-def gain(by: ByKind, one: Kind, other: Kind) -> np.ndarray:
-    """Test accuracy of one less that of the other, of each seed, in percentage points."""
-    return percent(by, one) - percent(by, other)
+    return rows.values(f"{split}_accuracy", 100)
 
 
 STUDY = studies.Study(Options, collect, claims, tables, picture)

@@ -69,7 +69,7 @@ def rows_of(accuracies=None, wrong=None, ratios=None):
     ],
 )
 def test_a_wrong_count_refutes_its_claims(wrong, measured):
-    claims = octave.counts(rows_of(wrong=wrong))
+    claims = octave.claims(rows_of(wrong=wrong))[:7]
     right = dict(enumerate((0.82421875, 0.671875, 0.4375, 0.296875, 0, 0, 0.05 + 0.125)))
     assert [claim.measured for claim in claims] == approx(
         list((right | measured).values()), abs=1e-9
@@ -92,7 +92,7 @@ def test_a_wrong_count_refutes_its_claims(wrong, measured):
     ],
 )
 def test_the_price_of_low_maps_in_percentage_points(half, measured, deviation, verdict):
-    (claim,) = octave.price(rows_of({0.0: [97, 98, 99], 0.5: half, 0.75: [10] * 3}))
+    claim = octave.claims(rows_of({0.0: [97, 98, 99], 0.5: half, 0.75: [10] * 3}))[7]
     assert "percentage points: −0.1 or more" in claim.claim and claim.published is None
     assert claim.measured == approx(measured) and claim.verdict == verdict
     width = t.ppf(0.975, 2) * deviation / 3**0.5
@@ -114,7 +114,7 @@ RATIOS = [0.5 + k / 100 for k in range(30)]
 def test_a_step_takes_less_time_by_the_median(ratios, measured, interval, verdict):
     plain = [1.0] * len(ratios)
     steps = {"one": {0.0: plain, 0.5: ratios[::-1], 0.75: plain}, "two": {0.0: ratios, 0.5: plain}}
-    one, two = octave.speed(rows_of(ratios=steps))
+    one, two = octave.claims(rows_of(ratios=steps))[8:]
     assert one.claim.startswith("one, α = ½: the median ratio") and two.claim.startswith("two,")
     assert one.measured == approx(measured) and one.interval == approx(interval)
     assert one.verdict == verdict and two.measured == 1

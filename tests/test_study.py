@@ -16,8 +16,10 @@ import torch
 
 from nn_backprop import figures, studies
 from nn_backprop.data import DataError
+from nn_backprop.engines import autograd
+from nn_backprop.models import MLP
 from nn_backprop.studies.timing import seconds_of_a_call
-from nn_backprop.training import Diverged, Step
+from nn_backprop.training import Diverged, Step, evaluate, fit, make_optimizer, make_schedule
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 STUDIES = [
@@ -292,7 +294,33 @@ def test_a_smoke_run_has_the_least_of_each_count_and_its_claims_say_so(tmp_path)
     assert claim["claim"] == "squares are from 0 to 100 (smoke: not MNIST)"
 
 
-# --- rows, timings ---
+# --- trainings, rows, timings ---
+
+
+def test_a_training_goes_on_with_the_batches_that_follow_and_a_new_schedule():
+    data = studies.load_data(studies.Options(smoke=True))
+    assert data is studies.load_data(studies.Options(smoke=True, seeds=9)) and data.name == "digits"
+    models, epochs = [], []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(MLP((784, 16, 10)))
+    how = {"lr": 0.02, "decay": 0.1, "batch_size": 100, "seed": 3}
+    for done in (0, 1):
+        trained = studies.train_network(
+            models[0], data, epochs=done + 1, done=done, **how,
+            on_epoch=lambda steps, epoch: epochs.append(epoch),
+        )  # fmt: skip
+        optimizer = make_optimizer("adam", models[1].parameters(), 0.02, 0.1)
+        per_epoch = -(-len(data.train) // 100)
+        schedule = make_schedule("one-cycle", optimizer, 0.02, (done + 1) * per_epoch)
+        fit(models[1], autograd, optimizer, schedule, data, epochs=2 * done + 1, batch_size=100,
+            seed=3, done=done * per_epoch)  # fmt: skip
+    assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+    assert epochs == [1, 2, 3] and trained.seconds > 0 and trained.optimizer.state
+    found = studies.accuracies(models[0], data)
+    assert list(found) == ["train_accuracy", "validation_accuracy", "test_accuracy"]
+    assert found["test_accuracy"] == evaluate(models[1], data, data.test).accuracy > 0.6
+
 
 ROWS = studies.Rows(
     {"who": who, "lr": lr, "decay": decay, "seed": seed, "score": score, "n": 7}

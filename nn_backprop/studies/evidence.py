@@ -186,6 +186,14 @@ def quartile_values(values: Collection[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows, all with the keys of the first, as a Markdown table; values as `str` shows them."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[str(row[column]) for column in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
 # --- Until every experiment is a Study ----------------------------------------------------------
 
 
@@ -242,11 +250,3 @@ def write_results(
     temporary = Path(f"{path}.tmp")
     temporary.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-
-
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows, all with the keys of the first, as a Markdown table; values as `str` shows them."""
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[str(row[column]) for column in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -58,10 +58,10 @@ def blocks(
     made = {title: f"**{title}**\n\n{markdown_table(table)}" for title, table in tables.items()}
     if claims:
         made["claims"] = markdown_table([_line(claim) for claim in claims])
-    machine = about["machine"]
+    machine, workers = about["machine"], about["config"].get("workers")
+    processes = f"{workers} processes of one thread, " if workers else ""
     made["run"] = (
-        f"{rows} rows in {about['seconds'] / 60:.1f} minutes; {machine['processor']}, "
-        f"{about['config']['workers']} processes of one thread, "
+        f"{rows} rows in {about['seconds'] / 60:.1f} minutes; {machine['processor']}, {processes}"
         f"torch {machine['versions']['torch']}\n"
     )
     return made
