@@ -29,11 +29,12 @@ NOISY = ("20 % noise", "40 % noise", "60 % noise", "80 % noise")
 DRAWN = ("true", "20 % noise", "60 % noise", "random labels")  # more lines hide each other
 VALIDATION, SEARCHED = 2_000, 300  # images
 STARTS, SMOKE_STARTS = 20, 5
-CURVES = "curves.jsonl"  # thrice as large as the rows, too large to commit
-LEFT = 21  # points at which the fall of the loss is drawn
+CURVES, LEFT = "curves.jsonl", 21  # too large to commit; the points at which a fall is drawn
 PUBLISHED_TRAIN, PUBLISHED_TEST = 99.34, "10.61"  # %, Zhang et al. 2017, table 1, random labels
 # Our own bars: percentage points, R², % of the training examples, times a binomial's spread.
 SAME, LINEAR, HIGH, ALIKE = 1.0, 0.95, 90.0, 1.1
+
+By = Mapping[tuple[str, str], Rows]  # setting and kind
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,6 @@ def start(job: Job) -> Row:
 
 # --- What the rows come to ----------------------------------------------------------------------
 
-By = Mapping[tuple[str, str], Rows]  # setting and kind
-
 
 def claims(rows: Rows) -> list[Claim]:
     by = rows_of(rows, "training")
@@ -272,9 +271,8 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
 
     def reached(name: str) -> Row:
         of = by[name, "true"]
-        (true, test), (random, chance) = (
-            [numbers(by[name, kind], f"{split}_accuracy") for split in ("train", "test")]
-            for kind in EXTREMES)
+        (true, test), (random, chance) = ([numbers(by[name, kind], f"{split}_accuracy")
+                                           for split in ("train", "test")] for kind in EXTREMES)
         return {"network": name, "weights": f"{of.one('parameters'):,}",
                 "images": f"{of.one('n'):,}", "epochs": f"{of.one('epochs'):,}",
                 "rate": f"{of.one('lr'):g}", "training, true labels, %": mean_sd(true),

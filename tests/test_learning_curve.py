@@ -10,8 +10,14 @@ from pytest import approx
 
 from nn_backprop.data import load, subset
 from nn_backprop.models import MLP, happy
-from nn_backprop.studies import Recipe, learning_curve
-from nn_backprop.studies.learning_curve import Watch, best_constant, epochs_seen, fall
+from nn_backprop.studies import Recipe, StudyError, learning_curve
+from nn_backprop.studies.learning_curve import (
+    Watch,
+    best_constant,
+    epochs_seen,
+    fall,
+    train_watched,
+)
 
 
 def curve(left, epochs, highest=2.0, last=0.5):
@@ -57,6 +63,12 @@ def test_the_best_constant():
         loss, error = best_constant(labels, squared)
         assert loss == approx(model.loss(output.expand(10, 10), labels).item(), rel=1e-5)
         assert error == approx(0.6)
+
+
+def test_a_training_that_diverges_is_an_error():
+    data, recipe = subset(load("digits"), 20, 0), Recipe((3,), 4, 1e30, 5, optimizer="sgd")
+    with pytest.raises(StudyError, match=r"diverged, seeds \[0, 0\]: Recipe"):
+        train_watched(recipe, [data, data], 0, [{}, {}])
 
 
 def test_epochs_that_are_seen():
