@@ -33,7 +33,6 @@ CURVES, LEFT = "curves.jsonl", 21  # too large to commit; the points at which a 
 PUBLISHED_TRAIN, PUBLISHED_TEST = 99.34, "10.61"  # %, Zhang et al. 2017, table 1, random labels
 # Our own bars: percentage points, R², % of the training examples, times a binomial's spread.
 SAME, LINEAR, HIGH, ALIKE = 1.0, 0.95, 90.0, 1.1
-
 By = Mapping[tuple[str, str], Rows]  # setting and kind
 
 
@@ -304,8 +303,7 @@ def picture(rows: Rows) -> figures.Figure | None:
     """A row for each network with noise, then how the loss falls, and who memorises."""
     if rows.folder is None or not (rows.folder / CURVES).exists():
         return None
-    curves = Rows.read(rows.folder, CURVES).by("setting", "kind")
-    by = rows_of(rows, "training")
+    curves, by = Rows.read(rows.folder, CURVES).by("setting", "kind"), rows_of(rows, "training")
 
     def drawn(what: str, x: Sequence[float], scale: float, *of: str) -> dict[str, list]:
         name, *kinds = of
