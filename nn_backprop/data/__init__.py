@@ -26,6 +26,7 @@ from nn_backprop.data.variants import (
     shuffled_pixels,
     subset,
     suited,
+    training_only,
 )
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "shuffled_pixels",
     "subset",
     "suited",
+    "training_only",
     "uniform_noise",
     "unknown_sets",
     "verify",

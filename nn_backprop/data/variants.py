@@ -175,6 +175,18 @@ def random_labels(data: ImageData, share: float, seed: int) -> ImageData:
     return replace(data, labels=labels)
 
 
+def training_only(data: ImageData, n: int) -> ImageData:
+    """The first n training examples, and no others at all: validation and test are empty.
+
+    Mean and deviation of the pixels are those of the n.
+    """
+    used = data.train[:n]
+    images, none = data.images[used], used[:0]
+    mean, std = mean_and_std(images)
+    return replace(data, images=images, labels=data.labels[used], train=torch.arange(len(used)),
+                   validation=none, test=none, mean=mean, std=std)  # fmt: skip
+
+
 def subset(data: ImageData, n: int, seed: int) -> ImageData:
     """n of the training examples, as many of each class as of any other if n is a multiple of them.
 

@@ -24,12 +24,13 @@ from nn_backprop.studies.jobs import Row, StudyError
 from nn_backprop.studies.rows import Rows
 from nn_backprop.studies.study import Command, Options, Study, StudyRun, Table
 from nn_backprop.studies.timing import median_point, timed_rounds
-from nn_backprop.studies.training import Trained, accuracies, load_data, train_network
+from nn_backprop.studies.training import Recipe, Trained, accuracies, load_data, train_network
 
 __all__ = [
     "Claim",
     "Command",
     "Options",
+    "Recipe",
     "Row",
     "Rows",
     "Study",

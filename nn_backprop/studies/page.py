@@ -27,9 +27,9 @@ Table = Sequence[Mapping[str, Any]]
 BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def write_rows(folder: Path, rows: Iterable[Row]) -> None:
-    """rows.jsonl: a row a line."""
-    replace_file(folder / "rows.jsonl", "".join(map(line_of, rows)).encode())
+def write_rows(folder: Path, rows: Iterable[Row], file: str = "rows.jsonl") -> None:
+    """A row a line."""
+    replace_file(folder / file, "".join(map(line_of, rows)).encode())
 
 
 def line_of(row: Row) -> str:

@@ -22,9 +22,9 @@ class Rows(list[Row]):
         self.folder = folder
 
     @classmethod
-    def read(cls, folder: Path) -> "Rows":
-        """Those of a study's folder, from its rows.jsonl."""
-        lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    def read(cls, folder: Path, file: str = "rows.jsonl") -> "Rows":
+        """Those of a study's folder, from its rows.jsonl or another file."""
+        lines = (folder / file).read_text(encoding="utf-8").splitlines()
         return cls(map(json.loads, lines), folder)
 
     def where(self, **wanted: Any) -> "Rows":

@@ -2,16 +2,26 @@
 
 import functools
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nn_backprop.data import ImageData, load
 from nn_backprop.engines import autograd
-from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
+from nn_backprop.models import MLP
+from nn_backprop.studies.jobs import StudyError
+from nn_backprop.training import (
+    evaluate,
+    fit,
+    fit_many,
+    make_optimizer,
+    make_schedule,
+    steps_per_epoch,
+)
 
 SPLITS = ("train", "validation", "test")
 
@@ -74,6 +84,41 @@ def train_network(
         on_epoch=on_epoch,
     )  # fmt: skip
     return Trained(made, time.perf_counter() - began)
+
+
+class Recipe(NamedTuple):
+    """A network of inputs-hidden-classes, and how it is trained, many at once."""
+
+    hidden: tuple[int, ...]
+    epochs: int
+    lr: float
+    batch_size: int
+    activation: str = "relu"
+    loss: str = "cross_entropy"
+    optimizer: str = "adam"
+    schedule: str = "one-cycle"
+
+    def network(self, seed: int, inputs: int = 784, classes: int = 10) -> MLP:
+        """With the first weights of the seed."""
+        torch.manual_seed(seed)
+        return MLP((inputs, *self.hidden, classes), self.activation, self.loss)
+
+    def train(
+        self, models: Sequence[MLP], data: ImageData, seeds: Sequence[int],
+        labels: Tensor | None = None,
+        on_epoch: Callable[[slice, int], None] = lambda networks, epochs: None,
+    ) -> None:  # fmt: skip
+        """All in place, by `fit_many`, which has more on the arguments.
+
+        Raises StudyError if a loss is not finite.
+        """
+        losses = fit_many(
+            models, data, seeds=seeds, lrs=self.lr, labels=labels, optimizer=self.optimizer,
+            schedule=self.schedule, epochs=self.epochs, batch_size=self.batch_size,
+            on_epoch=on_epoch,
+        )  # fmt: skip
+        if not losses.isfinite().all():
+            raise StudyError(f"a training diverged, seeds {list(seeds)}: {self}")
 
 
 def accuracies(
