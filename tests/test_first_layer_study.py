@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from pytest import approx
-from test_studies import smoke
+from test_studies import smoke_rows
 
 from nn_backprop.data import load
 from nn_backprop.models import CNN, happy
+from nn_backprop.studies import Rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import first_layer as study
@@ -22,10 +23,10 @@ PASSES = 4
 
 @pytest.mark.slow
 def test_the_study(tmp_path):
-    results = smoke("first_layer", tmp_path)
-    rows = {(row["kind"], row["seed"]): row for row in results["rows"]}
+    found, claims = smoke_rows("first_layer", tmp_path)
+    rows = {(row["kind"], row["seed"]): row for row in found}
     assert set(rows) == {(kind, seed) for kind in study.KINDS for seed in (0, 1)}
-    assert len(rows) == len(results["rows"])
+    assert len(rows) == len(found)
     for (kind, _), row in rows.items():
         assert row["dataset"] == "digits"
         assert row["examples"] == (399 if kind in (FEW, RANDOM) else 1197)
@@ -42,13 +43,12 @@ def test_the_study(tmp_path):
         for energy in ("energy", "energy_in_area"):
             if kind != FILTERS:
                 assert len(row[energy]) == 1 + PASSES and 0.8 < row[energy][0] < 1.2
-    claims = {claim["claim"]: claim for claim in results["claims"]}
-    assert len(claims) == 13 and all("not MNIST" in claim for claim in claims)
-    (last,) = (claim for name, claim in claims.items() if name.startswith("few images"))
+    assert len(claims) == 13
+    (last,) = (claim for words, claim in claims.items() if words.startswith("few images"))
     by_hand = [rows[FEW, seed]["morans_i"][-1] - rows[RANDOM, seed]["morans_i"][-1]
                for seed in (0, 1)]  # fmt: skip
     assert last["measured"] == approx(sum(by_hand) / 2)
-    # What the docstring says of pixels that are black in all training images.
+    # What the page says of pixels that are black in all training images.
     data = load("digits", say=lambda line: None)
     black = (data.images[data.train, 0] == 0).all(0).numpy()
     assert black.sum() > 5
@@ -198,7 +198,7 @@ def made(**changed):
             **({} if kind == FILTERS else energy),
         }  # fmt: skip
 
-    return {kind: [row(kind, seed) for seed in range(3)] for kind in study.KINDS}
+    return Rows(row(kind, seed) for seed in range(3) for kind in study.KINDS)
 
 
 @pytest.mark.parametrize(
@@ -216,12 +216,12 @@ def made(**changed):
 )
 def test_each_claim_can_fail(changed, expected):
     short = {"reproduced": "R", "not reproduced": "N", "undecided": "U"}
-    claims = study._claims(made(**changed))
+    claims = study.claims(made(**changed))
     assert "".join(short[claim.verdict] for claim in claims) == expected.replace(" ", "")
 
 
 def test_what_the_claims_measure():
-    claims = study._claims(made())
+    claims = study.claims(made())
     start, shuffled, likeness, energy, inside = claims[:5]
     assert all(claim.claim.startswith("as in the source") for claim in claims[:5])
     assert start.measured == approx(0.3 + 0.001 / 3) == shuffled.measured
