@@ -38,11 +38,11 @@ DRAWN_WITH = 10_000  # the seed of what is made, for all networks the same
 # In percent; the output of their code, and the paper's table 2.
 PUBLISHED = {
     "confidence": {DIGITS: 99.53, UNCUT: 91.74, UNIFORM: 88.12, CENTRED: 93.84},
-    "auroc": {UNCUT: 88.29, UNIFORM: 97.89, CENTRED: 82.87},
+    "confidence auroc": {UNCUT: 88.29, UNIFORM: 97.89, CENTRED: 82.87},
 }
-PAPER = {
+PAPER: dict[str, dict[str, float]] = {
     "confidence": {UNCUT: 91, UNIFORM: 83, CENTRED: 92, "Omniglot 2": 86},
-    "auroc": {UNCUT: 90, UNIFORM: 99, CENTRED: 85, "Omniglot 2": 96},
+    "confidence auroc": {UNCUT: 90, UNIFORM: 99, CENTRED: 85, "Omniglot 2": 96},
 }
 SURE, AS_SURE = 50.0, 10.0  # our own bars, in percent and points
 CHANCE = 10.0
@@ -142,13 +142,11 @@ def train(job: Job) -> Row:
         sure["share"] = {name: p.max(1) / p.sum(1) for name, p in given.items()}
     for what, values in sure.items():
         digits = values[DIGITS]
-        others = {name: each for name, each in values.items() if name != DIGITS}
+        others = [(name, of) for name, of in values.items() if name != DIGITS]
         row[what] = {name: 100 * float(each.mean()) for name, each in values.items()}
-        row[f"{what} auroc"] = {name: 100 * told_apart(digits, of) for name, of in others.items()}
+        row[f"{what} auroc"] = {name: 100 * told_apart(digits, of) for name, of in others}
         median = np.median(digits)
-        row[f"{what} as sure"] = {
-            name: 100 * float((each >= median).mean()) for name, each in others.items()
-        }
+        row[f"{what} as sure"] = {name: 100 * float((of >= median).mean()) for name, of in others}
     return row
 
 
@@ -165,10 +163,8 @@ def trained(job: Job, data: ImageData) -> nn.Module:
             for parameter in model.parameters():
                 nn.init.normal_(parameter)
             how = {"optimizer": "sgd", "schedule": "constant"}
-        losses = fit_many(
-            [model], data, seeds=[seed], lrs=kind.lr, epochs=epochs, batch_size=kind.batch_size,
-            **how,
-        )  # fmt: skip
+        losses = fit_many([model], data, seeds=[seed], lrs=kind.lr, epochs=epochs,
+                          batch_size=kind.batch_size, **how)  # fmt: skip
         if not losses.isfinite().all():
             raise studies.StudyError(f"a training diverged, {job}")
         return model
@@ -242,11 +238,8 @@ def claims(rows: Rows) -> list[Claim]:
         less = noise - of_set(of, "confidence", DIGITS)
         claim += f" less that on test digits, points: −{AS_SURE:g} or more (our bar)"
         found.append(studies.between(claim, "as sure" if its else None, less, low=-AS_SURE))
-    for what, known, key in (
-        ("mean confidence on", "confidence", "confidence"),
-        ("AUROC against", "auroc", "confidence auroc"),
-    ):
-        for name, figure in PUBLISHED[known].items():
+    for key, what in (("confidence", "mean confidence on"), ("confidence auroc", "AUROC against")):
+        for name, figure in PUBLISHED[key].items():
             if name in by[BASELINE][0][key]:
                 claim = f"{BASELINE}: {what} {name}, %: the published is like one more of ours"
                 found.append(studies.one_of(claim, figure, of_set(by[BASELINE], key, name)))
@@ -263,6 +256,7 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
 
     def of_sets(key: str) -> studies.Table:
         """A row for each set: what every network's kinds of confidence come to."""
+        known = published(key)
         return [
             {
                 "images": name,
@@ -273,10 +267,7 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
                     for what in ("confidence", "share")
                     if what in of[0]
                 },
-                **{
-                    title: f"{known[name]:g}" if name in known else "–"
-                    for title, known in published(key).items()
-                },
+                **{title: f"{of[name]:g}" if name in of else "–" for title, of in known.items()},
             }
             for name in first[f"confidence{key}"]
         ]  # fmt: skip
@@ -309,8 +300,9 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
 
 
 def published(key: str) -> dict[str, Mapping[str, float]]:
-    of = {"": "confidence", " auroc": "auroc"}.get(key, "")
-    return {f"published, {BASELINE}": PUBLISHED[of], "in the paper": PAPER[of]} if of else {}
+    """Whose figures there are of what `confidence<key>` has, by the set."""
+    by = {f"published, {BASELINE}": PUBLISHED, "in the paper": PAPER}
+    return {title: of[f"confidence{key}"] for title, of in by.items() if f"confidence{key}" in of}
 
 
 def picture(rows: Rows) -> figures.Figure | None:
@@ -329,8 +321,7 @@ def picture(rows: Rows) -> figures.Figure | None:
         found[title] = [(name, known[name], 0.0) for name in names if name in known]
         return found
 
-    files = [file_of(name, 0) for name in by]
-    drawn = [torch.load(folder / file, weights_only=True) for file in files]
+    drawn = [torch.load(folder / file_of(name, 0), weights_only=True) for name in by]
     people = torch.load(folder / PEOPLE, weights_only=True)
     panels = [
         figures.Panel("Confidence in the answer", "", "mean largest output or probability, %",
