@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nn_backprop.data import ImageData
+from nn_backprop.data import ImageData, channels_last
 from nn_backprop.studies.jobs import Row
 from nn_backprop.studies.rejection import (
     area_under_risk_coverage,
@@ -50,6 +50,15 @@ def answers_of(model: nn.Module, data: ImageData, indices: Tensor) -> Answers:
     best = ordered[:, -1]
     scores = best if squared else best - logsumexp(ordered[:, :-1], axis=1)
     return Answers(scores, (outputs.argmax(axis=1) != labels).astype(int), ordered)
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, data: ImageData, images: Tensor) -> np.ndarray:
+    """Float64 (n, K), the sigmoids' outputs or softmax, of images (n, 1, H, W), white is 255."""
+    parts = [model(channels_last(data.normalise(part))) for part in images.split(1000)]
+    given = torch.cat(parts).double()  # before the softmax, lest many be 1
+    found = given.softmax(1) if model.loss_name == "cross_entropy" else given
+    return found.numpy()
 
 
 def cost(some: Answers, threshold: float, price: float) -> float:
