@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nn_backprop import data as images_of
 from nn_backprop import figures, models, studies
 from nn_backprop.data import ImageData
 from nn_backprop.layers import RandomFourierFeatures, RandomFourierFeatures2d
+from nn_backprop.models import kernel_machines
+from nn_backprop.models.kernel_machines import Predict, half_median_distance, ridge, share_right
 from nn_backprop.studies import Claim, Row, Rows
-from nn_backprop.training import kernel_machines, steps_per_epoch
-from nn_backprop.training.kernel_machines import Predict, half_median_distance, ridge, share_right
+from nn_backprop.training import steps_per_epoch
 
 # Of the ridge, in units of the mean square of an example's features.
 STRENGTHS = {"pixels": 10.0, "vectors": 0.1, "patches": 1e-3, "kernel ridge": 1e-4}
@@ -38,12 +39,13 @@ VARIANTS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "plain": lambda images, seed: images, "rotated": images_of.rotated,
     "on noise": images_of.on_noise, "on clutter": images_of.on_clutter,
 }  # fmt: skip
-PAIRS = 1000  # of digits, for the kernel's own error
 # Held against one another in questions 4 and 5; and against no pooling, at equal lift.
 POOLED = "patches, 4×4 Gaussian"
 UNPOOLED, SAME_LIFT = "patches, no pooling", "no pooling's filters, 4×4 Gaussian"
 RIVALS = ("vectors", POOLED, "CNN")
 EXAMPLES = "examples.npy"  # digits of every variant, one picture
+OWN = (("mean error", "mean_error"), ("largest", "largest_error"),
+       ("root mean square", "root_mean_square"), ("derived", "derived"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,13 @@ def contests(size: Size, n: int, options: Options) -> list[Job]:
     by_name, make, both = ways(size), functools.partial(Job, options=options), (n, size.small)
     jobs: list[Job] = []
     for seed in range(options.seeds):
+        of_middle = functools.partial(make, seed=seed, n=size.middle)
         jobs += [make("vectors", seed, m, features=d) for d in size.dimensions for m in both]
         jobs += [make("pixels", seed, m) for m in both]
         jobs += [make(exact, seed, size.small) for exact in ("kernel ridge", "SVM")]
-        jobs += [make(seed=seed, n=size.middle, **way) for way in by_name.values()]
+        jobs += [of_middle(**way) for way in by_name.values()]
         jobs += [make(seed=seed, n=m, **by_name[k]) for m in (*size.counts, n) for k in RIVALS]
-        jobs += [
-            make(seed=seed, n=size.middle, variant=variant, **by_name[k])
-            for variant in VARIANTS
-            for k in RIVALS
-        ]
+        jobs += [of_middle(variant=v, **by_name[k]) for v in VARIANTS for k in RIVALS]
     # What several questions ask is fitted once; the longest first, so that all end together.
     return sorted(dict.fromkeys(jobs), key=lambda job: -job.n * (1 + job.features * job.grid**2))
 
@@ -112,31 +111,25 @@ def tagged(row: Row) -> dict[str, float]:
     """For TensorBoard: what is measured, under a name that only the seeds share."""
     if row["contestant"] == "kernel":
         return {f"kernel error/D {row['features']}": row["mean_error"]}
-    keys = ("contestant", "features", "grid", "pooling")
-    kind = " ".join(str(row[key]) for key in keys if row[key])
+    kind = " ".join(str(row[k]) for k in ("contestant", "features", "grid", "pooling") if row[k])
     return {f"accuracy of {kind}/n {row['n']} {row['variant']}": row["accuracy"]}
 
 
 def ways(size: Size) -> dict[str, dict[str, Any]]:
     """What is compared under shifts: about D numbers an image, but for SAME_LIFT and the CNN."""
     D = size.dimensions[-2]
-
-    def patches(grid: int, pooling: str, features: int) -> dict[str, Any]:
-        return {"contestant": "patches", "features": features, "grid": grid, "pooling": pooling}
-
+    best = {"contestant": "patches", "features": D // 16, "grid": 4, "pooling": "gaussian"}
+    average = best | {"pooling": "average"}
     return {
         "vectors": {"contestant": "vectors", "features": D},
-        UNPOOLED: patches(12, "average", D // 144),
-        SAME_LIFT: patches(4, "gaussian", D // 144),
-        "patches, 4×4 average": patches(4, "average", D // 16),
-        "patches, 2×2 average": patches(2, "average", D // 4),
-        POOLED: patches(4, "gaussian", D // 16),
-        "network": {**patches(4, "gaussian", D // 16), "contestant": "network"},
+        UNPOOLED: average | {"features": D // 144, "grid": 12},
+        SAME_LIFT: best | {"features": D // 144},
+        "patches, 4×4 average": average,
+        "patches, 2×2 average": average | {"features": D // 4, "grid": 2},
+        POOLED: best,
+        "network": best | {"contestant": "network"},
         "CNN": {"contestant": "CNN"},
     }
-
-
-# --- One contestant, one row --------------------------------------------------------------------
 
 
 def contest(job: Job) -> Row:
@@ -164,66 +157,48 @@ def contest(job: Job) -> Row:
 
 def fitted(job: Job, data: ImageData) -> tuple[Predict, dict[str, Any]]:
     """What predicts a digit's scores, and what is to be known of it."""
-    kind, seed = job.contestant, job.seed
+    kind, features, strength = job.contestant, job.features, STRENGTHS.get(job.contestant, 0.0)
     if kind in RATES:
         return trained(job, data)
     if kind == "pixels":
-        return ridge(lambda x: x.flatten(1), data, STRENGTHS[kind]), {}
-    if kind == "patches":
-        sigma = half_median_distance(data, seed, PATCH)
-        lift = RandomFourierFeatures2d(1, job.features, data.images.shape[-1], PATCH, sigma, STRIDE,
-                                       grid=job.grid, pooling=job.pooling, seed=seed)  # fmt: skip
-        predict = ridge(lambda x: lift(x).flatten(1), data, STRENGTHS[kind])
-        return predict, {"sigma": lift.sigma, "lifted": lift.lifted, "pooled": lift.pooled}
-    sigma = half_median_distance(data, seed)
-    if kind == "vectors":
-        of_vector = RandomFourierFeatures(data.images[0].numel(), job.features, sigma, seed)
-        predict = ridge(lambda x: of_vector(x.flatten(1)), data, STRENGTHS[kind])
-        return predict, {"sigma": sigma, "lifted": job.features, "pooled": job.features}
+        return ridge(nn.Flatten(), data, strength), {}
+    sigma = half_median_distance(data, job.seed, PATCH if kind == "patches" else None)
+    about: dict[str, Any] = {"sigma": sigma}
     if kind == "SVM":
-        return kernel_machines.kernel_svm(data, sigma, COST), {"sigma": sigma}
-    exact = kernel_machines.kernel_ridge(data, sigma, STRENGTHS[kind])
-    return exact, {"sigma": sigma}
+        return kernel_machines.kernel_svm(data, sigma, COST), about
+    if kind == "kernel ridge":
+        return kernel_machines.kernel_ridge(data, sigma, strength), about
+    if kind == "vectors":
+        of_image = RandomFourierFeatures(data.images[0].numel(), features, sigma, job.seed)
+        about |= {"lifted": features, "pooled": features}
+        return ridge(nn.Sequential(nn.Flatten(), of_image), data, strength), about
+    lift = RandomFourierFeatures2d(1, features, data.images.shape[-1], PATCH, sigma, STRIDE,
+                                   grid=job.grid, pooling=job.pooling, seed=job.seed)  # fmt: skip
+    return ridge(lift, data, strength), about | {"lifted": lift.lifted, "pooled": lift.pooled}
 
 
 def trained(job: Job, data: ImageData) -> tuple[Predict, dict[str, Any]]:
     """By gradient: the CNN, or the kernel network."""
+    per_epoch = steps_per_epoch(len(data.train), BATCH)
+    epochs = 1 if job.options.smoke else max(EPOCHS, math.ceil(STEPS / per_epoch))
+    about: dict[str, Any] = {"epochs": epochs}
     torch.manual_seed(job.seed)
-    about: dict[str, Any] = {}
     model: Any = models.CNN()
     if job.contestant == "network":
         sigma = half_median_distance(data, job.seed, PATCH)
-        model = models.KernelNetwork(job.features, PATCH, STRIDE, job.grid, job.pooling, sigma,
-                                     job.seed)  # fmt: skip
-        about = {"sigma": sigma, "lifted": model.features.lifted, "pooled": model.features.pooled}
+        model = models.KernelNetwork(job.features, PATCH, STRIDE, *job[6:], sigma, job.seed)
+        about |= {"sigma": sigma, "lifted": model.features.lifted, "pooled": model.features.pooled}
     lr, decay = RATES[job.contestant]
-    enough = math.ceil(STEPS / steps_per_epoch(len(data.train), BATCH))
-    epochs = 1 if job.options.smoke else max(EPOCHS, enough)
     with torch.enable_grad():
-        studies.train_network(
-            model, data, lr=lr, decay=decay, epochs=epochs, batch_size=BATCH, seed=job.seed
-        )
-    return model.eval(), about | {"epochs": epochs}
+        studies.train_network(model, data, lr=lr, decay=decay, epochs=epochs, batch_size=BATCH,
+                              seed=job.seed)  # fmt: skip
+    return model.eval(), about
 
 
 def kernel_error(job: Job) -> Row:
     """How far z·z' is from the kernel, over pairs of training digits."""
-    data = studies.load_data(job.options)
-    sigma = half_median_distance(data, job.seed)
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(job.seed))
-    pairs = min(PAIRS, len(order) // 2)
-    x, y = (data.batch(data.train[part], torch.float64)[0].flatten(1)
-            for part in (order[:pairs], order[pairs : 2 * pairs]))  # fmt: skip
-    lift = RandomFourierFeatures(x.shape[1], job.features, sigma, job.seed, dtype=torch.float64)
-    k = torch.exp(-((x - y) ** 2).sum(1) / (2 * sigma**2))
-    error = ((lift(x) * lift(y)).sum(1) - k).abs()
-    derived = (1 + k**4 / 2 - k**2) / job.features
-    return {
-        "contestant": "kernel", "seed": job.seed, "features": job.features, "sigma": sigma,
-        "pairs": pairs, "mean_error": error.mean().item(), "largest_error": error.max().item(),
-        "root_mean_square": error.square().mean().sqrt().item(),
-        "derived": derived.mean().sqrt().item(),
-    }  # fmt: skip
+    found = kernel_machines.kernel_errors(studies.load_data(job.options), job.features, job.seed)
+    return {"contestant": "kernel", "seed": job.seed, "features": job.features, **found}
 
 
 # --- What the rows come to ----------------------------------------------------------------------
@@ -235,35 +210,31 @@ class Found:
     def __init__(self, rows: Rows) -> None:
         self.rows, self.n = rows, max(row["n"] for row in rows.having("n"))
         self.size = FULL if self.n > FULL.middle else SMOKE
-        self.kernel = rows.where(contestant="kernel").by("features")
+        kernel = rows.where(contestant="kernel").by("features")
         exact = {kind: {"contestant": kind} for kind in ("pixels", "kernel ridge", "SVM")}
         of_vectors = {d: {"contestant": "vectors", "features": d} for d in self.size.dimensions}
         self.ways: dict[Any, dict[str, Any]] = ways(self.size) | exact | of_vectors
-        ns = (*self.size.counts, self.n)
-        self.moved = {k: {d: self.shifted(k, d) for d in (0, *SHIFTS)} for k in ways(self.size)}
+        ds, ns, small = self.size.dimensions, (*self.size.counts, self.n), self.size.small
+        self.own = {name: {d: of.values(key) for d, of in kernel.items()} for name, key in OWN}
+        self.by_d = {name: {d: self.errors(d, m) for d in ds}
+                     for name, m in [("vectors", self.n), (f"vectors, n = {small:,}", small)]}  # fmt: skip
+        self.moved = {k: {d: self.errors(k, key=f"accuracy_shift_{d}") for d in (0, *SHIFTS)}
+                      for k in ways(self.size)}  # fmt: skip
         self.counts = {k: {m: self.errors(k, m) for m in ns} for k in RIVALS}
         self.behind = {f"{k}: points more than the CNN": {m: self.gap(k, m) for m in ns}
                        for k in RIVALS[:2]}  # fmt: skip
         self.harder = {k: {v: self.errors(k, variant=v) for v in VARIANTS} for k in RIVALS}
 
-    def errors(
-        self, way: str | int, n: int = 0, variant: str = "plain", key: str = "accuracy"
-    ) -> np.ndarray:
+    def errors(self, way: Any, n: int = 0, variant: str = "plain", *, key: str = "") -> np.ndarray:
         """Of a name of `ways`, of an exact machine, or of so many features of vectors."""
         wanted = {"features": 0, "grid": 0, "pooling": "", "variant": variant, **self.ways[way]}
         own = self.rows.where(n=n or self.size.middle, **wanted)
-        return own.values(lambda row: 1 - row[key])
+        return own.values(lambda row: 1 - row[key or "accuracy"])
 
-    def shifted(self, name: str, d: int) -> np.ndarray:
-        """The error on a quarter of the test digits."""
-        return self.errors(name, key=f"accuracy_shift_{d}")
+    def loss(self, name: str, d: int) -> np.ndarray:  # what a shift by d pixels adds
+        return self.moved[name][d] - self.moved[name][0]
 
-    def loss(self, name: str, d: int) -> np.ndarray:
-        """What a shift by d pixels adds to the error."""
-        return self.shifted(name, d) - self.shifted(name, 0)
-
-    def gap(self, name: str, n: int = 0, variant: str = "plain") -> np.ndarray:
-        """How much more it errs than the CNN."""
+    def gap(self, name: str, n: int = 0, variant: str = "plain") -> np.ndarray:  # to the CNN
         return self.errors(name, n, variant) - self.errors("CNN", n, variant)
 
 
@@ -271,16 +242,14 @@ def claims(rows: Rows) -> list[Claim]:
     found, between = Found(rows), studies.between
     size, n, small = found.size, found.n, found.size.small
     first, *_, last = size.dimensions
-    exact, kernel = found.errors("kernel ridge", small), found.kernel.items()
+    exact, own = found.errors("kernel ridge", small), found.own
     near, far = (100 * (found.errors(d, small) - exact) for d in (last, first))
     root, logs = math.sqrt(first / last), [math.log(d) for d in size.pairs_of]
-    slopes = [  # in Python's own arithmetic: that of a matrix library differs by machine
-        statistics.linear_regression(logs, [math.log(error) for error in errors]).slope
-        for errors in zip(*(of.values("mean_error") for _, of in kernel), strict=True)
-    ]
-    ratios = zip(
-        *(of.values("root_mean_square") / of.values("derived") for _, of in kernel), strict=True
-    )
+    # In Python's own arithmetic: that of a matrix library differs by machine.
+    slopes = [statistics.linear_regression(logs, [math.log(error) for error in errors]).slope
+              for errors in zip(*own["mean error"].values(), strict=True)]  # fmt: skip
+    of_d = (own["root mean square"][d] / own["derived"][d] for d in size.pairs_of)
+    ratios = [statistics.fmean(of_seed) for of_seed in zip(*of_d, strict=True)]
     lift = f"equal lift, the same filters ({found.ways[UNPOOLED]['features']})"
     pooled = f"equal pooled dimension (about {size.dimensions[-2]:,}), unequal lift"
     judged = [
@@ -295,8 +264,8 @@ def claims(rows: Rows) -> list[Claim]:
         between(f"error at D = {last:,}, n = {small:,}, is at most ½ point above exact kernel "
                 "ridge's (our bar)", None, near, high=0.5),
         between("mean error of the kernel falls as D to the power", -0.5, slopes, -0.55, -0.45),
-        between("root mean square error of the kernel / the derived deviation", 1.0,
-                [statistics.fmean(of_seed) for of_seed in ratios], 0.9, 1.1),
+        between("root mean square error of the kernel / the derived deviation", 1.0, ratios,
+                0.9, 1.1),
         *[between(f"{equal}: shifted by {d} px, points that {name} loses less than {other}",
                   None, 100 * (found.loss(other, d) - found.loss(name, d)), 0)
           for equal, name, other in [(lift, SAME_LIFT, UNPOOLED), (pooled, POOLED, "vectors"),
@@ -317,38 +286,29 @@ def claims(rows: Rows) -> list[Claim]:
 
 def tables(rows: Rows) -> dict[str, studies.Table]:
     found = Found(rows)
-    size, small = found.size, found.size.small
+    size, n, small = found.size, found.n, found.size.small
 
     def line(head: str, name: str, errors: dict[str, np.ndarray], **more: Any) -> Row:
         cells = {f"error %, {at}": studies.mean_sd(100 * of) for at, of in errors.items()}
         return {head: name, **more, **cells}
 
-    names = {d: f"vectors, D = {d:,}" for d in size.dimensions}
-    dimension = [
-        line("features", name, {f"n = {m:,}": found.errors(way, m) for m in (found.n, small)})
-        for way, name in ({"pixels": "the pixels themselves"} | names).items()
-    ]
-    of_all = {f"error %, n = {found.n:,}": "–"}
-    dimension += [
-        line("features", name, {f"n = {small:,}": found.errors(way, small)}, **of_all)
-        for way, name in (("kernel ridge", "exact kernel ridge"), ("SVM", "exact kernel SVM"))
-    ]
-    columns = {"mean error": "mean_error", "largest": "largest_error",
-               "root mean square": "root_mean_square", "derived": "derived"}  # fmt: skip
-    kernel = [
-        {"D": d, **{name: f"{statistics.fmean(of.values(key)):.4f}"
-                    for name, key in columns.items()}}
-        for d, of in found.kernel.items()
-    ]  # fmt: skip
+    names: dict[Any, str] = {"pixels": "the pixels themselves"}
+    names |= {d: f"vectors, D = {d:,}" for d in size.dimensions}
+    dimension = [line("features", name, {f"n = {m:,}": found.errors(way, m) for m in (n, small)})
+                 for way, name in names.items()]  # fmt: skip
+    for way, name in (("kernel ridge", "ridge"), ("SVM", "SVM")):
+        errors = {f"n = {small:,}": found.errors(way, small)}
+        missing = {f"error %, n = {n:,}": "–"}
+        dimension.append(line("features", f"exact kernel {name}", errors, **missing))
+    kernel = [{"D": d} | {name: f"{statistics.fmean(by[d]):.4f}" for name, by in found.own.items()}
+              for d in size.pairs_of]  # fmt: skip
     shifts = []
-    for name, errors in found.moved.items():
+    for name, by_d in found.moved.items():
         about = rows.where(**ways(size)[name])[0]
         seen = {key: about.get(key, "–") for key in ("lifted", "pooled")}
-        shifts.append(line("contestant", name, {f"{d} px": of for d, of in errors.items()}, **seen))
-    data = [
-        line("contestant", name, {f"n = {m:,}": of for m, of in errors.items()})
-        for name, errors in (found.counts | found.behind).items()
-    ]
+        shifts.append(line("contestant", name, {f"{d} px": of for d, of in by_d.items()}, **seen))
+    data = [line("contestant", name, {f"n = {m:,}": of for m, of in errors.items()})
+            for name, errors in (found.counts | found.behind).items()]  # fmt: skip
     harder = [line("contestant", name, errors) for name, errors in found.harder.items()]
     return {
         "1. Error against the dimension": dimension,
@@ -362,33 +322,29 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
 def picture(rows: Rows) -> figures.Figure | None:
     if rows.folder is None or not (rows.folder / EXAMPLES).exists():
         return None
-    found, point = Found(rows), figures.point
+    found = Found(rows)
     size, n, small = found.size, found.n, found.size.small
     panel = functools.partial(figures.Panel, y="test error", percent=True)
     machines = [("pixels", "pixels", n), ("exact ridge", "kernel ridge", small),
                 ("exact SVM", "SVM", small)]  # fmt: skip
     levels = {f"{name}, n = {m:,}": statistics.fmean(found.errors(way, m))
               for name, way, m in machines}  # fmt: skip
-    dimension = {name: [point(d, found.errors(d, m)) for d in size.dimensions]
-                 for name, m in [("vectors", n), (f"vectors, n = {small:,}", small)]}  # fmt: skip
-    kernel = {name: [point(d, of.values(key)) for d, of in found.kernel.items()] for name, key in
-              [("root mean square", "root_mean_square"), ("derived", "derived")]}  # fmt: skip
-    moved, counts, harder = (
-        {name: [point(x, values) for x, values in errors.items()] for name, errors in of.items()}
-        for of in (found.moved, found.counts, found.harder)
+    kernel = {name: found.own[name] for name in ("root mean square", "derived")}
+    by_d, own, moved, counts, harder = (
+        {name: [figures.point(x, values) for x, values in by.items()] for name, by in of.items()}
+        for of in (found.by_d, kernel, found.moved, found.counts, found.harder)
     )
     del moved["network"]
+    D, middle = "features D", f"(n = {size.middle:,})"
     name, seeds = "mnist" if size is FULL else "digits", len(found.errors("CNN"))
     return figures.side_by_side(
         [
-            panel("More features: towards the exact kernel", "features D", lines=dimension,
-                  log="xy", levels=levels),
-            panel("The kernel's own error falls as D$^{−½}$", "features D", y="|z·z' − k|",
-                  lines=kernel, log="xy", percent=False),
-            panel(f"Tolerance to shifts (n = {size.middle:,})", "shift, pixels", lines=moved,
-                  log="y"),
+            panel("More features: towards the exact kernel", D, lines=by_d, log="xy", levels=levels),
+            panel("The kernel's own error falls as D$^{−½}$", D, y="|z·z' − k|", lines=own,
+                  log="xy", percent=False),
+            panel(f"Tolerance to shifts {middle}", "shift, pixels", lines=moved, log="y"),
             panel("How much data it needs", "training digits", lines=counts, log="xy"),
-            panel(f"Harder digits (n = {size.middle:,})", lines=harder, log="y"),
+            panel(f"Harder digits {middle}", lines=harder, log="y"),
             panel("Plain, rotated, on noise, on clutter", image=np.load(rows.folder / EXAMPLES)),
         ],
         f"Lift by a kernel, then pool: {name}, {seeds} seeds, mean ± sd",

@@ -1,4 +1,4 @@
-"""`training.kernel_machines`, and the two variants that its study makes of a whole data set."""
+"""`models.kernel_machines`, and the two variants that its study makes of a whole data set."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from nn_backprop.data import ImageData, quarter_shifted, varied
 from nn_backprop.data.images import mean_and_std
 from nn_backprop.layers import median_distance, random_patches
-from nn_backprop.training.kernel_machines import (
+from nn_backprop.models.kernel_machines import (
     half_median_distance,
     kernel_ridge,
     kernel_svm,

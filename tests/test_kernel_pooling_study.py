@@ -91,6 +91,7 @@ def made_up(vectors, rivals, a_pixel, power, ratio):
         rows.append(row)
     kernel = [
         {"contestant": "kernel", "seed": seed, "features": D, "mean_error": (1 + seed) * D**power,
+         "largest_error": 0.5,
          "root_mean_square": ratio / D, "derived": 1 / D}
         for seed in range(SEEDS) for D in study.FULL.pairs_of
     ]  # fmt: skip

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nn_backprop.data import ImageData
-from nn_backprop.layers import median_distance, random_patches
+from nn_backprop.layers import RandomFourierFeatures, median_distance, random_patches
 
 Predict = Callable[[Tensor], Tensor]  # normalised images (N, C, H, W) to features or scores (N, k)
 
@@ -26,18 +26,46 @@ def half_median_distance(data: ImageData, seed: int, patch: int | None = None) -
     return median_distance(x, seed=seed) / 2
 
 
+def kernel_errors(data: ImageData, features: int, seed: int, pairs: int = 1000) -> dict[str, float]:
+    """How far z·z' is from the Gaussian kernel k, over pairs of training images, in float64.
+
+    z are so many random Fourier features of an image. Of |z·z' − k| there are "mean_error",
+    "largest_error" and "root_mean_square". "derived" is the latter's expectation over draws of the
+    features, √(mean of (1 + k⁴/2 − k²)/D). "pairs" are fewer where the images are.
+    """
+    sigma = half_median_distance(data, seed)
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
+    pairs = min(pairs, len(order) // 2)
+    x, y = (
+        data.batch(data.train[part], torch.float64)[0].flatten(1)
+        for part in (order[:pairs], order[pairs : 2 * pairs])
+    )
+    lift = RandomFourierFeatures(x.shape[1], features, sigma, seed, dtype=torch.float64)
+    k = torch.exp(-((x - y) ** 2).sum(1) / (2 * sigma**2))
+    error = ((lift(x) * lift(y)).sum(1) - k).abs()
+    derived = (1 + k**4 / 2 - k**2) / features
+    return {
+        "sigma": sigma,
+        "pairs": pairs,
+        "mean_error": error.mean().item(),
+        "largest_error": error.max().item(),
+        "root_mean_square": error.square().mean().sqrt().item(),
+        "derived": derived.mean().sqrt().item(),
+    }
+
+
 def ridge(lift: Predict, data: ImageData, strength: float) -> Predict:
     """Least squares from the features, and a constant, to the one-hot labels less a tenth.
 
     Minimizes |Z w − Y|² + s |w|², where s is `strength` times the mean square of an example's
-    features. `lift` makes features of images. Returns what makes scores (N, 10) of images.
+    features. `lift` makes features of images, (N, …). Returns what makes scores (N, 10) of images.
 
     Products of blocks in float32, sums and solution in float64; of the symmetric Gram matrix only
     the lower triangle, which is what a Cholesky decomposition reads.
     """
 
     def features(images: Tensor) -> Tensor:
-        z = torch.cat([lift(part) for part in images.split(100)])  # what fits in a core's cache
+        z = torch.cat([lift(part).flatten(1) for part in images.split(100)])  # fits a core's cache
         return torch.cat([z, z.new_ones(len(z), 1)], 1)
 
     gram = cross = torch.zeros(0)
