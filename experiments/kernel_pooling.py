@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 from nn_backprop import data as images_of
 from nn_backprop import figures, models, studies
-from nn_backprop.data import ImageData
 from nn_backprop.layers import RandomFourierFeatures, RandomFourierFeatures2d
-from nn_backprop.models import kernel_machines
 from nn_backprop.models.kernel_machines import Predict, half_median_distance, ridge, share_right
 from nn_backprop.studies import Claim, Row, Rows
 from nn_backprop.training import steps_per_epoch
@@ -53,9 +51,7 @@ class Options(studies.Options):
     """Error, tolerance to shifts, need of data and limits of random kernel features."""
 
 
-class Size(NamedTuple):
-    """How large the study is."""
-
+class Size(NamedTuple):  # of the study
     dimensions: tuple[int, ...]  # of vectors; the last but one is that of the other questions, too
     pairs_of: tuple[int, ...]  # dimensions at which the kernel's own error is measured
     small: int  # training digits of the exact machines
@@ -68,9 +64,7 @@ FULL = Size((256, 1024, 4096, 8192), tuple(2**k for k in range(6, 15)), 5_000, 1
 SMOKE = Size((32, 144, 288), (64, 256, 1024), 200, 300, (100, 300))
 
 
-class Job(NamedTuple):
-    """One contestant, fitted to n digits."""
-
+class Job(NamedTuple):  # one contestant, fitted to n digits
     contestant: str
     seed: int
     n: int
@@ -107,8 +101,7 @@ def contests(size: Size, n: int, options: Options) -> list[Job]:
     return sorted(dict.fromkeys(jobs), key=lambda job: -job.n * (1 + job.features * job.grid**2))
 
 
-def tagged(row: Row) -> dict[str, float]:
-    """For TensorBoard: what is measured, under a name that only the seeds share."""
+def tagged(row: Row) -> dict[str, float]:  # for TensorBoard: only the seeds share a name
     if row["contestant"] == "kernel":
         return {f"kernel error/D {row['features']}": row["mean_error"]}
     kind = " ".join(str(row[k]) for k in ("contestant", "features", "grid", "pooling") if row[k])
@@ -119,13 +112,12 @@ def ways(size: Size) -> dict[str, dict[str, Any]]:
     """What is compared under shifts: about D numbers an image, but for SAME_LIFT and the CNN."""
     D = size.dimensions[-2]
     best = {"contestant": "patches", "features": D // 16, "grid": 4, "pooling": "gaussian"}
-    average = best | {"pooling": "average"}
     return {
         "vectors": {"contestant": "vectors", "features": D},
-        UNPOOLED: average | {"features": D // 144, "grid": 12},
+        UNPOOLED: best | {"features": D // 144, "grid": 12, "pooling": "average"},
         SAME_LIFT: best | {"features": D // 144},
-        "patches, 4×4 average": average,
-        "patches, 2×2 average": average | {"features": D // 4, "grid": 2},
+        "patches, 4×4 average": best | {"pooling": "average"},
+        "patches, 2×2 average": best | {"features": D // 4, "grid": 2, "pooling": "average"},
         POOLED: best,
         "network": best | {"contestant": "network"},
         "CNN": {"contestant": "CNN"},
@@ -141,7 +133,7 @@ def contest(job: Job) -> Row:
         data = images_of.varied(data, VARIANTS[job.variant], job.seed)
     began = time.perf_counter()
     with torch.no_grad():
-        predict, about = fitted(job, data)
+        predict, about = (trained if job.contestant in RATES else fitted)(job, data)
         about["seconds"] = time.perf_counter() - began
         row = {
             **{key: value for key, value in job._asdict().items() if key != "options"}, **about,
@@ -155,19 +147,17 @@ def contest(job: Job) -> Row:
     return row
 
 
-def fitted(job: Job, data: ImageData) -> tuple[Predict, dict[str, Any]]:
+def fitted(job: Job, data: images_of.ImageData) -> tuple[Predict, dict[str, Any]]:
     """What predicts a digit's scores, and what is to be known of it."""
     kind, features, strength = job.contestant, job.features, STRENGTHS.get(job.contestant, 0.0)
-    if kind in RATES:
-        return trained(job, data)
     if kind == "pixels":
         return ridge(nn.Flatten(), data, strength), {}
     sigma = half_median_distance(data, job.seed, PATCH if kind == "patches" else None)
     about: dict[str, Any] = {"sigma": sigma}
     if kind == "SVM":
-        return kernel_machines.kernel_svm(data, sigma, COST), about
+        return models.kernel_machines.kernel_svm(data, sigma, COST), about
     if kind == "kernel ridge":
-        return kernel_machines.kernel_ridge(data, sigma, strength), about
+        return models.kernel_machines.kernel_ridge(data, sigma, strength), about
     if kind == "vectors":
         of_image = RandomFourierFeatures(data.images[0].numel(), features, sigma, job.seed)
         about |= {"lifted": features, "pooled": features}
@@ -177,11 +167,10 @@ def fitted(job: Job, data: ImageData) -> tuple[Predict, dict[str, Any]]:
     return ridge(lift, data, strength), about | {"lifted": lift.lifted, "pooled": lift.pooled}
 
 
-def trained(job: Job, data: ImageData) -> tuple[Predict, dict[str, Any]]:
+def trained(job: Job, data: images_of.ImageData) -> tuple[Predict, dict[str, Any]]:
     """By gradient: the CNN, or the kernel network."""
-    per_epoch = steps_per_epoch(len(data.train), BATCH)
-    epochs = 1 if job.options.smoke else max(EPOCHS, math.ceil(STEPS / per_epoch))
-    about: dict[str, Any] = {"epochs": epochs}
+    enough = max(EPOCHS, math.ceil(STEPS / steps_per_epoch(len(data.train), BATCH)))
+    about: dict[str, Any] = {"epochs": 1 if job.options.smoke else enough}
     torch.manual_seed(job.seed)
     model: Any = models.CNN()
     if job.contestant == "network":
@@ -190,14 +179,14 @@ def trained(job: Job, data: ImageData) -> tuple[Predict, dict[str, Any]]:
         about |= {"sigma": sigma, "lifted": model.features.lifted, "pooled": model.features.pooled}
     lr, decay = RATES[job.contestant]
     with torch.enable_grad():
-        studies.train_network(model, data, lr=lr, decay=decay, epochs=epochs, batch_size=BATCH,
-                              seed=job.seed)  # fmt: skip
+        studies.train_network(model, data, lr=lr, decay=decay, batch_size=BATCH, seed=job.seed,
+                              epochs=about["epochs"])  # fmt: skip
     return model.eval(), about
 
 
-def kernel_error(job: Job) -> Row:
-    """How far z·z' is from the kernel, over pairs of training digits."""
-    found = kernel_machines.kernel_errors(studies.load_data(job.options), job.features, job.seed)
+def kernel_error(job: Job) -> Row:  # over pairs of training digits
+    data = studies.load_data(job.options)
+    found = models.kernel_machines.kernel_errors(data, job.features, job.seed)
     return {"contestant": "kernel", "seed": job.seed, "features": job.features, **found}
 
 
@@ -216,8 +205,8 @@ class Found:
         self.ways: dict[Any, dict[str, Any]] = ways(self.size) | exact | of_vectors
         ds, ns, small = self.size.dimensions, (*self.size.counts, self.n), self.size.small
         self.own = {name: {d: of.values(key) for d, of in kernel.items()} for name, key in OWN}
-        self.by_d = {name: {d: self.errors(d, m) for d in ds}
-                     for name, m in [("vectors", self.n), (f"vectors, n = {small:,}", small)]}  # fmt: skip
+        sizes = {"vectors": self.n, f"vectors, n = {small:,}": small}
+        self.by_d = {name: {d: self.errors(d, m) for d in ds} for name, m in sizes.items()}
         self.moved = {k: {d: self.errors(k, key=f"accuracy_shift_{d}") for d in (0, *SHIFTS)}
                       for k in ways(self.size)}  # fmt: skip
         self.counts = {k: {m: self.errors(k, m) for m in ns} for k in RIVALS}
@@ -278,8 +267,8 @@ def claims(rows: Rows) -> list[Claim]:
                   None, 100 * (found.gap(POOLED, variant=variant) - found.gap(POOLED)), 0)
           for variant in list(VARIANTS)[1:]],
         between(f"on clutter, points that {POOLED} errs less than vectors", None,
-                100 * (found.errors("vectors", 0, "on clutter")
-                       - found.errors(POOLED, 0, "on clutter")), 0),
+                100 * (found.harder["vectors"]["on clutter"]
+                       - found.harder[POOLED]["on clutter"]), 0),
     ]  # fmt: skip
     return judged if size is FULL else [replace(claim, published=None) for claim in judged]
 
@@ -292,10 +281,9 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
         cells = {f"error %, {at}": studies.mean_sd(100 * of) for at, of in errors.items()}
         return {head: name, **more, **cells}
 
-    names: dict[Any, str] = {"pixels": "the pixels themselves"}
-    names |= {d: f"vectors, D = {d:,}" for d in size.dimensions}
+    ds: dict[Any, str] = {d: f"vectors, D = {d:,}" for d in size.dimensions}
     dimension = [line("features", name, {f"n = {m:,}": found.errors(way, m) for m in (n, small)})
-                 for way, name in names.items()]  # fmt: skip
+                 for way, name in [("pixels", "the pixels themselves"), *ds.items()]]  # fmt: skip
     for way, name in (("kernel ridge", "ridge"), ("SVM", "SVM")):
         errors = {f"n = {small:,}": found.errors(way, small)}
         missing = {f"error %, n = {n:,}": "–"}
@@ -304,8 +292,7 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
               for d in size.pairs_of]  # fmt: skip
     shifts = []
     for name, by_d in found.moved.items():
-        about = rows.where(**ways(size)[name])[0]
-        seen = {key: about.get(key, "–") for key in ("lifted", "pooled")}
+        seen = {k: rows.where(**found.ways[name])[0].get(k, "–") for k in ("lifted", "pooled")}
         shifts.append(line("contestant", name, {f"{d} px": of for d, of in by_d.items()}, **seen))
     data = [line("contestant", name, {f"n = {m:,}": of for m, of in errors.items()})
             for name, errors in (found.counts | found.behind).items()]  # fmt: skip
@@ -325,10 +312,9 @@ def picture(rows: Rows) -> figures.Figure | None:
     found = Found(rows)
     size, n, small = found.size, found.n, found.size.small
     panel = functools.partial(figures.Panel, y="test error", percent=True)
-    machines = [("pixels", "pixels", n), ("exact ridge", "kernel ridge", small),
-                ("exact SVM", "SVM", small)]  # fmt: skip
-    levels = {f"{name}, n = {m:,}": statistics.fmean(found.errors(way, m))
-              for name, way, m in machines}  # fmt: skip
+    flat = {f"pixels, n = {n:,}": statistics.fmean(found.errors("pixels", n))}
+    flat |= {f"exact {name}, n = {small:,}": statistics.fmean(found.errors(way, small))
+             for name, way in (("ridge", "kernel ridge"), ("SVM", "SVM"))}  # fmt: skip
     kernel = {name: found.own[name] for name in ("root mean square", "derived")}
     by_d, own, moved, counts, harder = (
         {name: [figures.point(x, values) for x, values in by.items()] for name, by in of.items()}
@@ -339,7 +325,7 @@ def picture(rows: Rows) -> figures.Figure | None:
     name, seeds = "mnist" if size is FULL else "digits", len(found.errors("CNN"))
     return figures.side_by_side(
         [
-            panel("More features: towards the exact kernel", D, lines=by_d, log="xy", levels=levels),
+            panel("More features: towards the exact kernel", D, lines=by_d, log="xy", levels=flat),
             panel("The kernel's own error falls as D$^{−½}$", D, y="|z·z' − k|", lines=own,
                   log="xy", percent=False),
             panel(f"Tolerance to shifts {middle}", "shift, pixels", lines=moved, log="y"),
