@@ -18,6 +18,7 @@ from nn_backprop.data.variants import (
     gaussian_images,
     on_clutter,
     on_noise,
+    quarter_shifted,
     random_labels,
     random_pixels,
     resize,
@@ -27,6 +28,7 @@ from nn_backprop.data.variants import (
     subset,
     suited,
     training_only,
+    varied,
 )
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "on_clutter",
     "on_noise",
     "prepare",
+    "quarter_shifted",
     "random_labels",
     "random_pixels",
     "read_digit",
@@ -56,5 +59,6 @@ __all__ = [
     "training_only",
     "uniform_noise",
     "unknown_sets",
+    "varied",
     "verify",
 ]

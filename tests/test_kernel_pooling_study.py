@@ -1,16 +1,52 @@
-"""The claims and tables of `experiments/kernel_pooling.py`, from rows made up; its parts."""
+"""`experiments/kernel_pooling.py`: a smoke run; its claims, of made-up rows; its tags."""
 
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from torch.testing import assert_close
+from test_studies import smoke_rows
 
-from nn_backprop.data import ImageData
+from nn_backprop.studies import Rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import kernel_pooling as study
+
+
+@pytest.mark.slow
+def test_the_study(tmp_path):
+    rows, claims = smoke_rows("kernel_pooling", tmp_path)
+    kernel, contests = rows.where(contestant="kernel"), rows.having("n")
+    assert list(kernel.by("seed", "features")) == [
+        (seed, d) for seed in (0, 1) for d in (64, 256, 1024)
+    ]
+    for row in kernel:
+        assert 0 < row["mean_error"] < row["root_mean_square"] < row["largest_error"] < 1
+        assert 0.8 < row["root_mean_square"] / row["derived"] < 1.2
+
+    settings = ("contestant", "n", "variant", "features", "grid", "pooling")
+    named = contests.by(*settings)
+    assert all([row["seed"] for row in of] == [0, 1] for of in named.values())  # nothing twice
+    for variant in ("plain", "rotated", "on noise", "on clutter"):
+        assert {*contests.where(variant=variant).by("contestant")} >= {"vectors", "patches", "CNN"}
+    exact = [row for row in contests if row["contestant"] in ("kernel ridge", "SVM")]
+    assert len(exact) == 4 and all(row["n"] == 200 and row["accuracy"] > 0.85 for row in exact)
+    for row in contests:
+        assert 0 < row["accuracy"] <= 1 and row["seconds"] > 0
+        if row["contestant"] == "patches":
+            assert row["pooled"] == row["features"] * row["grid"] ** 2
+            assert row["lifted"] == row["features"] * 12 * 12
+        if row["contestant"] == "vectors" and row["n"] == 1197:  # all of them, D = 32, 144, 288
+            assert row["accuracy"] > {32: 0.6, 144: 0.9, 288: 0.95}[row["features"]]
+    shifted = contests.having("accuracy_shift_6")
+    assert len(shifted) == 2 * 8 and shifted.one("n") == 300
+    for row in shifted:  # six pixels of 28: hardly anything is left
+        assert row["accuracy_shift_6"] < row["accuracy"]
+    assert len(claims) == 17
+    (slope,) = [c["measured"] for words, c in claims.items() if "to the power" in words]
+    assert -0.65 < slope < -0.35
+
+
+# --- the claims, on rows made up for them ---
 
 N, SEEDS = 55_000, 3
 OPTIONS = study.Options(seeds=SEEDS)
@@ -34,9 +70,9 @@ WORLD = (VECTORS, RIVALS, A_PIXEL, -0.5, 1.02)
 
 def made_up(vectors, rivals, a_pixel, power, ratio):
     """Rows for every job of the study. The seeds differ, but all contestants of a seed alike."""
-    names = {tuple(way.items()): name for name, way in study._ways(4096).items()}
+    names = {tuple(way.items()): name for name, way in study.ways(study.FULL).items()}
     rows = []
-    for job in study._contests(study.FULL, N, OPTIONS):
+    for job in study.contests(study.FULL, N, OPTIONS):
         setting = {key: getattr(job, key) for key in ("contestant", "features", "grid", "pooling")}
         name = names.get(tuple((key, value) for key, value in setting.items() if value))
         luck = 0.04 * (job.seed - 1)
@@ -54,11 +90,12 @@ def made_up(vectors, rivals, a_pixel, power, ratio):
             row |= {"lifted": 144 * job.features, "pooled": job.grid**2 * job.features}
         rows.append(row)
     kernel = [
-        {"seed": seed, "features": D, "mean_error": (1 + seed) * D**power, "largest_error": 0.5,
+        {"contestant": "kernel", "seed": seed, "features": D, "mean_error": (1 + seed) * D**power,
+         "largest_error": 0.5,
          "root_mean_square": ratio / D, "derived": 1 / D}
         for seed in range(SEEDS) for D in study.FULL.pairs_of
     ]  # fmt: skip
-    return study.Found(rows[::-1], kernel, study.FULL, N, SEEDS)
+    return Rows(kernel + rows[::-1])
 
 
 def swapped(table, a, b):
@@ -93,7 +130,7 @@ EXPECTED = [
 
 
 def test_every_claim_comes_out_as_by_hand():
-    claims = study._claims(made_up(*WORLD))
+    claims = study.claims(made_up(*WORLD))
     assert len(claims) == len(EXPECTED)
     for claim, (start, measured, _) in zip(claims, EXPECTED, strict=True):
         assert claim.claim.startswith(start)
@@ -108,95 +145,16 @@ def test_every_claim_fails_where_it_is_false():
     rivals = swapped(RIVALS, POOLED, "CNN")
     rivals["vectors"] = {**rivals["vectors"], (10_000, "on clutter"): 5}
     pixel = swapped(swapped(A_PIXEL, UNPOOLED, SAME_LIFT), "vectors", POOLED)
-    claims = study._claims(made_up(swapped(VECTORS, 256, 8192), rivals, pixel, -0.3, 0.8))
+    claims = study.claims(made_up(swapped(VECTORS, 256, 8192), rivals, pixel, -0.3, 0.8))
     for claim, (_, _, measured) in zip(claims, EXPECTED, strict=True):
         assert claim.measured == pytest.approx(measured, abs=1e-9)
         assert claim.verdict == "not reproduced"
 
 
-def test_the_tables_show_every_error_in_its_place():
-    found = made_up(*WORLD)
-    dimension, kernel, shifts, data, harder = study._tables(found).values()
-    by_name = {row["contestant"]: row for row in shifts}
-    assert list(by_name) == list(found.ways)
-    # A quarter in its place, not all test digits (6.10); 13 points more for a pixel.
-    assert by_name["vectors"]["error %, 0 px"] == "4.70 ± 0.40"
-    assert by_name["vectors"]["error %, 6 px"] == f"{4.7 + 6 * 13:.2f} ± 0.40"
-    assert [(by_name[name]["lifted"], by_name[name]["pooled"])
-            for name in (UNPOOLED, SAME_LIFT, POOLED, "CNN")] == [
-        (4032, 4032), (4032, 448), (36_864, 4096), ("–", "–")
-    ]  # fmt: skip
-    assert [row["error %, n = 100"] for row in data] == [
-        "41.00 ± 0.04", "31.00 ± 0.04", "23.00 ± 0.04",  # then what the first two are behind
-        "18.00 ± 0.00", "8.00 ± 0.00",
-    ]  # fmt: skip
-    assert data[-1]["contestant"] == f"{POOLED}: points more than the CNN"
-    assert data[-1]["error %, n = 55,000"] == "0.70 ± 0.00"
-    assert [row["error %, on clutter"] for row in harder] == [
-        "61.00 ± 0.04", "43.00 ± 0.04", "11.00 ± 0.04"
-    ]  # fmt: skip
-    assert dimension[4] == {
-        "features": "vectors, D = 8,192",
-        "error %, n = 55,000": "2.00 ± 0.04", "error %, n = 5,000": "5.30 ± 0.04",
-    }  # fmt: skip
-    assert [row["D"] for row in kernel] == list(study.FULL.pairs_of)
-    assert kernel[0]["mean error"] == f"{2 / 8:.4f}"  # 1 + seed: 2 in the mean; D = 64
-
-
 def test_no_two_settings_share_a_tag():
-    rows = made_up(*WORLD).rows
-    tags = {tag for row in rows for tag in study._tagged(row)}
+    rows = made_up(*WORLD).having("n")
+    tags = {tag for row in rows for tag in study.tagged(row)}
     assert len(tags) * SEEDS == len(rows)
     assert "accuracy of vectors 4096/n 10000 rotated" in tags
     row = {"contestant": "kernel", "features": 64, "mean_error": 0.1}
-    assert study._tagged(row) == {"kernel error/D 64": 0.1}
-
-
-# --- what the rows are made of ---
-
-
-def grouped(n=32):
-    """Random images of 5 × 7 pixels, brighter by class, with the splits in the order of classes."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(1, 100, (3 * n, 1, 5, 7), generator=generator)
-    labels = torch.arange(n).mul(10).div(n, rounding_mode="floor").repeat(3)
-    images += 15 * labels[:, None, None, None]
-    splits = torch.arange(3 * n).split(n)
-    return ImageData("made up", "", images.to(torch.uint8), labels, *splits, 0.4, 0.3)
-
-
-def test_a_quarter_of_the_test_digits_moves_in_all_directions():
-    data = grouped()
-    assert torch.equal(study._shifted(data, 0).images, data.images)
-    moved = study._shifted(data, 2).images
-    before, after = data.images[data.test], moved[data.test]
-    assert torch.equal(after[0, 0, :3], before[0, 0, 2:])
-    assert torch.equal(after[4, 0, 2:], before[4, 0, :3])
-    assert torch.equal(after[8, 0, :, :5], before[8, 0, :, 2:])
-    assert torch.equal(after[12, 0, :, 2:], before[12, 0, :, :5])
-    changed = (moved != data.images).flatten(1).any(1).nonzero().flatten()
-    assert torch.equal(changed, data.test[::4])
-
-
-def test_sigma_is_that_of_digits_of_all_classes():
-    data = grouped(20_000)
-    images, _ = data.batch(data.train)
-    of_all = study.median_distance(images) / 2
-    assert study._sigma_of_vectors(data, 0) == pytest.approx(of_all, rel=0.03)
-    assert study.median_distance(images[:5000]) / 2 < 0.9 * of_all  # three classes
-    patches = study.random_patches(images, study.PATCH, 20_000)
-    of_all = study.median_distance(patches) / 2
-    assert study._sigma_of_patches(data, 0) == pytest.approx(of_all, rel=0.03)
-
-
-@pytest.mark.parametrize("strength", [1e-3, 10.0])
-def test_the_ridge_solves_its_equations(strength):
-    data = grouped(50)
-    images, labels = data.batch(data.train, torch.float64)
-    z = torch.cat([images.flatten(1), torch.ones(50, 1, dtype=torch.float64)], 1)
-    y = torch.eye(10, dtype=torch.float64)[labels] - 0.1
-    # |z w − y|² + s |w|², where s is `strength` times the mean of |z|²: s as rows of their own.
-    root = (strength * z.square().sum(1).mean()).sqrt() * torch.eye(36).double()
-    weight = torch.linalg.lstsq(torch.cat([z, root]), torch.cat([y, y.new_zeros(36, 10)])).solution
-    predict = study._ridge(lambda x: x.flatten(1), data, strength)
-    assert_close(predict(images.float()).double(), z @ weight, rtol=1e-3, atol=1e-4)
+    assert study.tagged(row) == {"kernel error/D 64": 0.1}
