@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nn_backprop.data import ImageData, load
-from nn_backprop.engines import autograd
+from nn_backprop.engines import Engine, autograd
 from nn_backprop.models import MLP
 from nn_backprop.studies.jobs import StudyError
 from nn_backprop.training import (
@@ -68,9 +68,10 @@ def train_network(
     optimizer: str = "adam",
     schedule: str = "one-cycle",
     done: int = 0,
+    engine: Engine = autograd,
     on_epoch: Callable[[int, int], None] = lambda steps, epochs: None,
 ) -> Trained:
-    """Trains by autograd for so many epochs; optimizer and schedule as `make_optimizer` names them.
+    """Trains for so many epochs; optimizer and schedule as `make_optimizer` names them.
 
     After `done` earlier epochs, the batches are those of the epochs that follow; the schedule
     begins anew. The start of the network is the caller's: set torch's seed before it is built.
@@ -79,7 +80,7 @@ def train_network(
     made = make_optimizer(optimizer, model.parameters(), lr, decay)
     began = time.perf_counter()
     fit(
-        model, autograd, made, make_schedule(schedule, made, lr, epochs * per_epoch), data,
+        model, engine, made, make_schedule(schedule, made, lr, epochs * per_epoch), data,
         epochs=done + epochs, batch_size=batch_size, seed=seed, done=done * per_epoch,
         on_epoch=on_epoch,
     )  # fmt: skip
