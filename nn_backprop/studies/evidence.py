@@ -1,12 +1,9 @@
 """What a study found: claims with verdicts and intervals, and the cells of its tables."""
 
-import json
 import math
-import os
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
@@ -192,61 +189,3 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [columns, ["---"] * len(columns)]
     lines += [[str(row[column]) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-# --- Until every experiment is a Study ----------------------------------------------------------
-
-
-def tuned(
-    rows: Sequence[Row], group: Sequence[str], settings: Sequence[str], score: str
-) -> list[Row]:
-    """Of each group the rows that have the best settings: those with the highest mean score.
-
-    Keys of the rows are named: a group has the same values under all keys of `group`, and settings
-    are what stands under those of `settings`. The score is of a validation split, lest what is
-    tuned by it be told of the data that tuned it. Of equal means, the settings that come first in
-    the rows are taken. Rows keep their order.
-    """
-
-    def at(row: Row, keys: Sequence[str]) -> tuple[Any, ...]:
-        return tuple(row[key] for key in keys)
-
-    scores: dict[tuple[Any, ...], dict[tuple[Any, ...], list[float]]] = {}
-    for row in rows:
-        scores.setdefault(at(row, group), {}).setdefault(at(row, settings), []).append(row[score])
-    best = {
-        of: max(found, key=lambda setting: statistics.fmean(found[setting]))
-        for of, found in scores.items()
-    }
-    return [row for row in rows if at(row, settings) == best[at(row, group)]]
-
-
-def differences(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    """one − other, of each seed. Raises ValueError if they are not equally many."""
-    return [a - b for a, b in zip(one, other, strict=True)]
-
-
-spread = mean_sd
-
-
-def write_results(
-    path: str | Path,
-    experiment: str,
-    config: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    claims: Sequence[Claim],
-    machine: Mapping[str, Any],
-    seconds: float,
-) -> None:
-    """Writes an experiment's results.json under a temporary name, then renames it."""
-    results = {
-        "experiment": experiment,
-        "config": dict(config),
-        "rows": [dict(row) for row in rows],
-        "claims": [asdict(claim) for claim in claims],
-        "machine": dict(machine),
-        "seconds": seconds,
-    }
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
