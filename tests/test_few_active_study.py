@@ -7,16 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from pytest import approx
-from test_robustness import Onlooker
 from test_studies import smoke_rows
 from torch import nn
 
-from nn_backprop import studies
 from nn_backprop.data import load
 from nn_backprop.layers import KWinners
 from nn_backprop.models import dense_cnn
 from nn_backprop.studies import Rows
-from nn_backprop.studies.robustness import order_of_pixels, under_noise
+from nn_backprop.studies.robustness import order_of_pixels
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import few_active as study
@@ -109,15 +107,18 @@ def test_the_test_images_choose_nothing(monkeypatch):
     few = replace(digits, validation=digits.validation[:150], test=digits.test[:150])
     orders = order_of_pixels(300, 28, 1).split(150)  # of different images
     white = round(255 * (digits.mean + 2 * digits.std))
-    monkeypatch.setattr(study, "build", lambda of: Onlooker())
-    trained = studies.Trained(None, 0.0)
-    monkeypatch.setattr(study.studies, "train_network", lambda *arguments, **named: trained)
-    monkeypatch.setattr(study, "activity", lambda *arguments: ([0.5], 0, 1))
+    asked = []
+
+    def watched(model, data, indices, levels, order, colour):
+        asked.append((indices, order))
+        assert levels == study.LEVELS and colour == white
+        return [len(asked) / 100] * 11
+
+    monkeypatch.setattr(study, "under_noise", watched)
     row = study.train(job)
-    splits = {"validation_noise_score": few.validation, "noise_score": few.test}
-    for (what, split), order in zip(splits.items(), orders, strict=True):
-        right = under_noise(Onlooker(), few, split, study.LEVELS, order, white)
-        assert row[what] == approx(10_000 * sum(right))
+    assert row["validation_noise_score"] == approx(1_100) and row["noise_score"] == approx(2_200)
+    for (indices, order), split, own in zip(asked, (few.validation, few.test), orders, strict=True):
+        assert torch.equal(indices, split) and torch.equal(order, own)
 
 
 # --- rates and claims, on rows made up for them ---
