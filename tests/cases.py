@@ -144,6 +144,7 @@ def each(functions: Iterable[Callable], *args, note: str = "", **kwargs) -> list
 
 
 T = Tensor
+OLD = torch.__version__.startswith("2.6.")  # refuses a vector as the weight of leading axes
 
 CASES: list[Case] = [
     # linear
@@ -152,7 +153,8 @@ CASES: list[Case] = [
     Case(F.linear, (x(2, 3, 5), x(7, 5), x(7)), note="leading axes"),
     Case(F.linear, (x(5), x(7, 5), x(7)), note="vector"),
     Case(F.linear, (x(3, 5), x(5)), note="one output"),
-    Case(F.linear, (x(2, 3, 5), x(5), x()), note="one output, leading axes, bias"),
+    *([] if OLD else
+      [Case(F.linear, (x(2, 3, 5), x(5), x()), note="one output, leading axes, bias")]),
     Case(F.linear, (x(5), x(5), x()), note="one output, vector"),
     Case(F.linear, (), {"input": x(3, 5), "weight": x(7, 5), "bias": x(7)}, "keywords"),
     # matmul
