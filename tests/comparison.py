@@ -8,7 +8,7 @@ import copy
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -141,6 +141,20 @@ def all_close(actual: dict, expected: dict, rtol: float = RTOL, least: float = 0
     assert actual.keys() == expected.keys()
     for name in expected:
         close(actual[name], expected[name], rtol, least)
+
+
+def each_close(
+    actual: Iterable[Tensor | None],
+    expected: Iterable[Tensor | None],
+    rtol: float = RTOL,
+    least: float = 0.0,
+) -> None:
+    """One after the other; None where None is expected."""
+    for i, (grad, wanted) in enumerate(zip(actual, expected, strict=True)):
+        with about(f"gradient {i}"):
+            assert (grad is None) == (wanted is None)
+            if wanted is not None:
+                close(grad, wanted, rtol, least)
 
 
 def matches_autograd(case: Case, rule: Rule | None = None, device: str = "cpu") -> None:

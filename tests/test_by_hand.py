@@ -1,5 +1,5 @@
-"""The backward passes written out by hand, plain and with buffers used again: as autograd's, sharing
-no code with the rules."""
+"""The backward passes written out by hand, plain and with buffers used again: equal to autograd,
+sharing no code with the rules."""
 
 import ast
 import copy
