@@ -247,6 +247,15 @@ def test_kinks_and_ties():
 # --- what single rules promise ---
 
 
+def test_the_shared_gradient_is_the_sum_of_the_unshared_ones():
+    played, rule = check.play(BY_ID["functional.conv2d"]), RULES["locally_connected2d"]
+    image, weight = played.operands["x"], played.operands["weight"]
+    unshared = weight.expand(*played.z.shape[-2:], *weight.shape)
+    _, saved = rule.forward(image, unshared, None, 1, 0)
+    _, grad, _ = rule.backward(played.grad_z, saved, (False, True, False))
+    check.close(played.grads["weight"], grad.sum((0, 1)))
+
+
 def test_batch_norm_moves_its_buffers_as_torch_does():
     for training in (True, False):
         case = Case(F.batch_norm, (x(2, 3, 5), x(3), positive(3), None, None, training, 0.3))
