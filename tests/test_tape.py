@@ -32,7 +32,7 @@ def agrees(function: Callable[..., Tensor], *leaves: Tensor, rtol: float = RTOL)
     expected = torch.autograd.grad(function(*leaves).pow(2).sum(), leaves, allow_unused=True)
     with Tape() as tape:
         loss = function(*leaves).pow(2).sum()
-    each_close(tape.gradients(loss, leaves), expected, rtol)
+    each_close(tape.gradients(loss, leaves), expected, rtol=rtol)
 
 
 # --- operands ---
