@@ -83,7 +83,7 @@ def test_no_grad_and_leaves_made_inside():
         with torch.no_grad():
             constant = torch.cat([x, x]).cumsum(0)[:3]
         with torch.enable_grad():
-            own = torch.ones(3, 5, dtype=torch.float64, requires_grad=True)
+            own = torch.ones(3, 5, dtype=torch.float64).requires_grad_()
         return x * constant + own * x
 
     agrees(function, leaf(3, 5))
