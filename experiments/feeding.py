@@ -3,111 +3,66 @@
     python experiments/feeding.py                # MNIST, a minute or two
     python experiments/feeding.py --smoke        # the embedded digits, seconds
 
-An epoch of the 784-128-10 network by `training.fit`, which gathers and normalises batches from the
-tensor that holds all images; against the same network, optimizer and batch size behind
-torchvision's MNIST with ToTensor and Normalize for each image, and a DataLoader in the same
-process, as by default. The two are timed in turn; the ratio of a pair is free of the machine's
-drift.
+What is compared, and what came out: results/feeding/README.md.
 """
 
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch.nn.functional as F
-import tyro
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from tqdm import tqdm
 
-from nn_backprop import figures
-from nn_backprop.data import DataError, ImageData, data_root, load
-from nn_backprop.engines import ENGINES
+from nn_backprop import figures, studies
+from nn_backprop.data import ImageData, data_root
 from nn_backprop.models import MLP
-from nn_backprop.studies.evidence import markdown_table, write_results
-from nn_backprop.tracking import default_run_dir, describe_machine
-from nn_backprop.training import fit, make_optimizer, make_schedule
+from nn_backprop.studies import Rows, Table
+from nn_backprop.training import make_optimizer
 
 BATCH, LR = 128, 1e-3
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(studies.Command):
     """An epoch from one tensor against an epoch from a DataLoader."""
+
+    least: ClassVar[dict[str, int]] = {"repeats": 1}
 
     repeats: int = 5
     """Timings of the pair, after one that does not count."""
     data_root: Path | None = None
     """Folder that holds MNIST/raw; by default $NN_BACKPROP_DATA, else the user's cache."""
-    smoke: bool = False
-    """Two timings on the embedded digits, which are transformed beforehand."""
 
 
-def main(options: Options) -> int:
-    began = time.perf_counter()
-    repeats = 2 if options.smoke else options.repeats
-    if repeats < 1:
-        print(f"feeding.py: --repeats must be 1 or more, not {repeats}", file=sys.stderr)
-        return 2
-    try:
-        data = load("digits" if options.smoke else "mnist", options.data_root)
-    except DataError as error:
-        print(f"feeding.py: {error}; --smoke needs neither files nor network", file=sys.stderr)
-        return 2
-    dataset = _items(data, options)
-    pairs = [
-        (_seconds(lambda: _data_loader_epoch(dataset)), _seconds(lambda: _one_tensor_epoch(data)))
-        for _ in tqdm(range(repeats + 1), unit="pair")
-    ][1:]
-    ratios = [slow / fast for slow, fast in pairs]
-    rows = [
-        {
-            "epoch from": name,
-            "median, s": f"{statistics.median(times):.2f}",
-            "range, s": f"{min(times):.2f}–{max(times):.2f}",
-            "time / one tensor's": times_ours,
-        }
-        for name, times, times_ours in (
-            (
-                "DataLoader, per-sample transforms",
-                [slow for slow, _ in pairs],
-                f"{statistics.median(ratios):.1f} ({min(ratios):.1f}–{max(ratios):.1f})",
-            ),
-            ("one uint8 tensor", [fast for _, fast in pairs], "1"),
-        )
-    ]
-    folder = default_run_dir("feeding", "smoke" if options.smoke else "full")
-    folder.mkdir(parents=True)
-    config = asdict(options) | {"dataset": data.name, "pairs": pairs}
-    seconds = time.perf_counter() - began
-    write_results(folder / "results.json", "feeding", config, rows, [], describe_machine(), seconds)
-    figure = figures.ratio_dots(
-        {"DataLoader / one tensor": ratios}, "Time of an epoch of 784-128-10, as a ratio"
-    )
-    figures.save(figure, folder / "results.png")
-    table = markdown_table(rows)
-    (folder / "results.md").write_text(table)
-    print(f"{table}\nTable, picture and results.json: {folder}")
-    return 0
+def collect(run: studies.StudyRun, options: Options) -> None:
+    data = studies.load_data(options)
+    dataset = items(data, options)
+    for repeat in tqdm(range(-1, options.repeats), unit="pair"):
+        slow = seconds(lambda: data_loader_epoch(dataset))
+        fast = seconds(lambda: one_tensor_epoch(data))
+        if repeat >= 0:
+            run.add([{"repeat": repeat, "data_loader": slow, "one_tensor": fast}])
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
-def _one_tensor_epoch(data: ImageData) -> None:
-    model = MLP()
-    optimizer = make_optimizer("adam", model.parameters(), LR, 0.0)
-    schedule = make_schedule("constant", optimizer, LR, 1)
-    fit(model, ENGINES["autograd"], optimizer, schedule, data, epochs=1, batch_size=BATCH, seed=0)
+def one_tensor_epoch(data: ImageData) -> None:
+    studies.train_network(
+        MLP(), data, lr=LR, epochs=1, batch_size=BATCH, seed=0, schedule="constant"
+    )
 
 
-def _items(data: ImageData, options: Options) -> Dataset:
-    """The training images, each transformed when it is asked for."""
+def items(data: ImageData, options: Options) -> Dataset:
+    """The training images, each transformed when it is asked for; the digits beforehand."""
     if data.name != "mnist":
         return TensorDataset(*data.batch(data.train))
     from torchvision import datasets, transforms
@@ -119,7 +74,7 @@ def _items(data: ImageData, options: Options) -> Dataset:
     return Subset(official, data.train.tolist())
 
 
-def _data_loader_epoch(dataset: Dataset) -> None:
+def data_loader_epoch(dataset: Dataset) -> None:
     model = MLP()
     optimizer = make_optimizer("adam", model.parameters(), LR, 0.0)
     for images, labels in DataLoader(dataset, batch_size=BATCH, shuffle=True):
@@ -128,5 +83,40 @@ def _data_loader_epoch(dataset: Dataset) -> None:
         optimizer.step()
 
 
+# --- What the rows come to ----------------------------------------------------------------------
+
+
+def ratios_of(rows: Rows) -> list[float]:
+    return [row["data_loader"] / row["one_tensor"] for row in rows]
+
+
+def tables(rows: Rows) -> dict[str, Table]:
+    ratios = ratios_of(rows)
+    middle = f"{statistics.median(ratios):.1f} ({min(ratios):.1f}–{max(ratios):.1f})"
+
+    def line(name: str, key: str, ratio: str) -> dict[str, str]:
+        times = [row[key] for row in rows]
+        return {
+            "epoch from": name,
+            "median, s": f"{statistics.median(times):.2f}",
+            "range, s": f"{min(times):.2f}–{max(times):.2f}",
+            "time / one tensor's": ratio,
+        }
+
+    return {
+        "Time of an epoch": [
+            line("DataLoader, per-sample transforms", "data_loader", middle),
+            line("one uint8 tensor", "one_tensor", "1"),
+        ]
+    }
+
+
+def picture(rows: Rows) -> figures.Figure:
+    ratios = {"DataLoader / one tensor": ratios_of(rows)}
+    return figures.ratio_dots(ratios, "Time of an epoch of 784-128-10, as a ratio")
+
+
+STUDY = studies.Study(Options, collect, lambda rows: [], tables, picture)
+
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    sys.exit(STUDY.main())

@@ -3,130 +3,79 @@
     python experiments/tied_depth.py              # MNIST, 9 networks × 3 rates × 12 seeds
     python experiments/tied_depth.py --smoke      # the embedded digits, seconds
 
-h_0 = ReLU(u), h_t = ReLU(W_t h_{t−1} + u) for t = 1 … L, with u = U x + b, at depths L = 1, 2, 4, 8
-and 16: in `tied_network` the W_t are one matrix, in `untied_network` they are L. At depth 1 the two
-are one network, with as many parameters as every tied one; it is trained once. All networks have
-one width, and the same data in the same order for the same epochs.
-
-What is saved is counted: parameters, multiply-adds of an image, and memory in two parts, the bytes
-of the parameters, their gradients and Adam's two moments, and the bytes of all else that the
-forward pass of a batch keeps for the backward pass. "Computational efficiency", for which sharing
-between layers is praised, is held against the multiply-adds. What it costs is test accuracy, in
-differences within a seed; at most 0.1 percentage points is our own bar, set before the first run.
-
-Adam's rate may depend on tying and on depth. Every network is trained with each of three, and the
-one that counts is that with the best mean accuracy over the seeds on the validation split; it
-stands in the table, where one sees whether it is at the edge of what was tried.
+What is compared, and what came out: results/tied_depth/README.md.
 """
 
-import functools
-import math
 import statistics
 import sys
-import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from nn_backprop import figures
-from nn_backprop.data import ImageData, load
-from nn_backprop.engines import ENGINES
+from nn_backprop import figures, studies
 from nn_backprop.models import StackNetwork, tied_network, untied_network
 from nn_backprop.models.counting import multiply_adds, parameters
-from nn_backprop.studies import study
-from nn_backprop.studies.evidence import Claim, between, differences, judged, spread, tuned
-from nn_backprop.training import evaluate, fit, make_optimizer, make_schedule, steps_per_epoch
+from nn_backprop.studies import Claim, Row, Rows
 
 DEPTHS = (1, 2, 4, 8, 16)
 COMPARED = (4, 16)
 WIDTH, SMOKE_WIDTH = 64, 16
 EPOCHS, SMOKE_EPOCHS, BATCH = 8, 6, 128
 LRS = (2.5e-3, 5e-3, 1e-2)
-MARGIN = 0.1  # percentage points
+MARGIN = 0.1  # percentage points, our bar
 NAMES = {True: "tied", False: "untied"}
 
 
 @dataclass(frozen=True)
-class Options(study.StudyOptions):
+class Options(studies.Options):
     """One weight for all layers: parameters, multiply-adds, memory and accuracy by depth."""
 
     seeds: int = 12
-    """Number of seeds, from 0; at least 2."""
+    """Number of seeds, from 0."""
 
 
-class Kind(NamedTuple):
-    """One contestant."""
-
-    tied: bool
-    depth: int
-
-
-def kind_of(tied: bool, depth: int) -> Kind:
-    """At depth 1 the untied network is the tied one."""
-    return Kind(tied or depth == 1, depth)
-
-
-KINDS = tuple(dict.fromkeys(kind_of(tied, depth) for depth in DEPTHS for tied in NAMES))
-SHALLOW = kind_of(True, 1)
-Rows = Mapping[Kind, Sequence[study.Row]]  # in the order of the seeds
+# Depth 1 is trained once: there the untied network is the tied one.
+KINDS = [(tied, depth) for depth in DEPTHS for tied in (True, False) if tied or depth > 1]
+DEEPEST = DEPTHS[-1]
 
 
 class Job(NamedTuple):
     """One training."""
 
-    kind: Kind
+    tied: bool
+    depth: int
     lr: float
     seed: int
     options: Options
 
 
-def conduct(under_way: study.Study, options: Options) -> None:
-    _data(options)  # so that a missing MNIST ends the study here
-    jobs = [
-        Job(kind, lr, seed, options)
-        for seed in range(options.seeds)
-        for kind in KINDS
-        for lr in LRS
-    ]
-    rows = under_way.carry_out(
+def collect(run: studies.StudyRun, options: Options) -> None:
+    studies.load_data(options)
+    seeds = range(options.seeds)
+    jobs = [Job(*kind, lr, seed, options) for seed in seeds for kind in KINDS for lr in LRS]
+    run.train_all(
         train, jobs,
-        lambda row: {
-            f"validation/{NAMES[row['tied']]} {row['depth']}": row["validation_accuracy"]
-        },
+        lambda row: {f"validation/{NAMES[row['tied']]} {row['depth']}": row["validation_accuracy"]},
     )  # fmt: skip
-    by = by_kind(rows)
-    under_way.finish(_tables(by), _counts(by) + _found(by), _picture(by))
 
 
-def by_kind(rows: Sequence[study.Row]) -> dict[Kind, list[study.Row]]:
-    """Of each network the rows with its best rate, in the order of the seeds."""
-    best = tuned(rows, ("tied", "depth"), ("lr",), "validation_accuracy")
-    return {kind: [row for row in best if (row["tied"], row["depth"]) == kind] for kind in KINDS}
-
-
-def train(job: Job) -> study.Row:
+def train(job: Job) -> Row:
     """One network, trained and tested."""
-    data = _data(job.options)
-    tied, depth = job.kind
+    data = studies.load_data(job.options)
     width = SMOKE_WIDTH if job.options.smoke else WIDTH
     epochs = SMOKE_EPOCHS if job.options.smoke else EPOCHS
     torch.manual_seed(job.seed)
-    model = (tied_network if tied else untied_network)(width, depth)
-    optimizer = make_optimizer("adam", model.parameters(), job.lr, 0.0)
-    schedule = make_schedule(
-        "one-cycle", optimizer, job.lr, epochs * steps_per_epoch(len(data.train), BATCH)
+    model = (tied_network if job.tied else untied_network)(width, job.depth)
+    trained = studies.train_network(
+        model, data, lr=job.lr, epochs=epochs, batch_size=BATCH, seed=job.seed
     )
-    began = time.perf_counter()
-    fit(model, ENGINES["autograd"], optimizer, schedule, data,
-        epochs=epochs, batch_size=BATCH, seed=job.seed)  # fmt: skip
-    seconds = time.perf_counter() - began
     return {
-        "tied": tied,
-        "depth": depth,
+        "tied": job.tied,
+        "depth": job.depth,
         "seed": job.seed,
         "dataset": data.name,
         "width": width,
@@ -134,16 +83,14 @@ def train(job: Job) -> study.Row:
         "lr": job.lr,
         "parameters": parameters(model),
         "multiply_adds": multiply_adds(model, data.batch(data.train[:1])[0]),
-        "trained_bytes": _trained_bytes(model, optimizer),
-        "kept_bytes": _kept_bytes(model, *data.batch(data.train[:BATCH])),
-        "train_accuracy": evaluate(model, data, data.train).accuracy,
-        "validation_accuracy": evaluate(model, data, data.validation).accuracy,
-        "test_accuracy": evaluate(model, data, data.test).accuracy,  # read here alone
-        "train_seconds": seconds,
+        "trained_bytes": trained_bytes(model, trained.optimizer),
+        "kept_bytes": kept_bytes(model, *data.batch(data.train[:BATCH])),
+        **studies.accuracies(model, data),
+        "train_seconds": trained.seconds,
     }
 
 
-def _trained_bytes(model: StackNetwork, optimizer: torch.optim.Optimizer) -> int:
+def trained_bytes(model: StackNetwork, optimizer: torch.optim.Optimizer) -> int:
     """Of the parameters, their gradients and Adam's moments, after a step."""
     total = 0
     for parameter in model.parameters():
@@ -154,7 +101,7 @@ def _trained_bytes(model: StackNetwork, optimizer: torch.optim.Optimizer) -> int
     return total
 
 
-def _kept_bytes(model: StackNetwork, inputs: Tensor, targets: Tensor) -> int:
+def kept_bytes(model: StackNetwork, inputs: Tensor, targets: Tensor) -> int:
     """Of all that autograd keeps of a forward pass for the backward pass, but for parameters.
 
     What is kept twice counts once: h_t is what the ReLU made, and what the next layer was handed.
@@ -175,115 +122,119 @@ def _kept_bytes(model: StackNetwork, inputs: Tensor, targets: Tensor) -> int:
 
 # --- What the rows come to ----------------------------------------------------------------------
 
+ByKind = dict[tuple[bool, int], Rows]  # tied or not, depth
 
-def _counts(by: Rows) -> list[Claim]:
-    """What is counted, on any data. A count has no spread: its interval is one number."""
 
-    def counted(claim: str, published: str | None, value: float, low: float, high: float) -> Claim:
-        return judged(claim, published, value, (value, value), low, high)
+def by_kind(rows: Rows) -> ByKind:
+    """Of each network the rows with its best rate; that of depth 1 is found as either."""
+    best = rows.best(("tied", "depth"), ("lr",), "validation_accuracy").by("tied", "depth")
+    return {(True, 1): best[True, 1], (False, 1): best[True, 1]} | best
 
-    def both(what: str, depth: int) -> tuple[int, int]:
-        return _count(by, kind_of(True, depth), what), _count(by, kind_of(False, depth), what)
 
-    sizes = [both("parameters", depth)[0] for depth in DEPTHS]
-    grown = max(sizes) - min(sizes)
-    claims = [
-        counted("parameters of tied: from the fewest to the most of any depth", None, grown, 0, 0)
-    ]
+def claims(rows: Rows) -> list[Claim]:
+    by = by_kind(rows)
+    return counts(by) + differences(by)
+
+
+def counts(by: ByKind) -> list[Claim]:
+    """What is counted, on any data."""
+    sizes = [count(by[True, depth], "parameters") for depth in DEPTHS]
+    claim = "parameters of tied: from the fewest to the most of any depth"
+    found = [studies.counted(claim, None, max(sizes) - min(sizes), 0, 0)]
     for what, named in (
         ("multiply_adds", "multiply-adds of an image"),
         ("kept_bytes", "bytes kept for the backward pass"),
     ):
-        off = max(abs(tied - untied) for tied, untied in (both(what, depth) for depth in DEPTHS))
-        claims.append(
-            counted(f"{named}: at one depth, tied and untied differ by at most", None, off, 0, 0)
-        )
-    deepest = DEPTHS[-1]
+        off = [abs(count(by[True, d], what) - count(by[False, d], what)) for d in DEPTHS]
+        claim = f"{named}: at one depth, tied and untied differ by at most"
+        found.append(studies.counted(claim, None, max(off), 0, 0))
     for what, named, published in (
         ("parameters", "fewer parameters", None),
         ("bytes", "less memory, both parts together,", None),
         ("multiply_adds", "fewer multiply-adds", "computational efficiency"),
     ):
-        tied, untied = both(what, deepest)
-        claim = f"tied depth {deepest} needs {named} than untied depth {deepest}: saved, %"
-        claims.append(counted(claim, published, 100 * (1 - tied / untied), 1e-9, math.inf))
-    return claims
+        saved = 100 * (1 - count(by[True, DEEPEST], what) / count(by[False, DEEPEST], what))
+        claim = f"tied depth {DEEPEST} needs {named} than untied depth {DEEPEST}: saved, %"
+        found.append(studies.counted(claim, published, saved, 1e-9))
+    return found
 
 
-def _found(by: Rows) -> list[Claim]:
+def differences(by: ByKind) -> list[Claim]:
     """What training found; first, whether depth matters here at all."""
-    claims = []
+    found = []
     for tied in (False, True):
         for depth in COMPARED:
             claim = f"{NAMES[tied]} depth {depth} is more accurate than depth 1, in points"
-            gains = _differences(by, kind_of(tied, depth), SHALLOW)
-            claims.append(between(claim, None, gains, low=0))
+            gain = percent(by[tied, depth]) - percent(by[True, 1])
+            found.append(studies.between(claim, None, gain, low=0))
     for depth in COMPARED:
         claim = (
             f"test accuracy of tied depth {depth} less that of untied depth {depth}, in points: "
             f"−{MARGIN:g} or more (our bar)"
         )
-        costs = _differences(by, kind_of(True, depth), kind_of(False, depth))
-        claims.append(between(claim, None, costs, low=-MARGIN))
-    return claims
+        price = percent(by[True, depth]) - percent(by[False, depth])
+        found.append(studies.between(claim, None, price, low=-MARGIN))
+    return found
 
 
-def _tables(by: Rows) -> dict[str, list[study.Row]]:
-    first = by[SHALLOW][0]
-    needs: list[study.Row] = [
+def tables(rows: Rows) -> dict[str, studies.Table]:
+    by = by_kind(rows)
+    needs = [
         {
-            "weights": NAMES[kind.tied] if kind.depth > 1 else "either",
-            "depth": kind.depth,
-            "parameters": f"{_count(by, kind, 'parameters'):,}",
-            "multiply-adds of an image": f"{_count(by, kind, 'multiply_adds'):,}",
-            "parameters, gradients, moments, KiB": _kib(_count(by, kind, "trained_bytes")),
-            f"kept of {BATCH} images for the backward pass, KiB": _kib(
-                _count(by, kind, "kept_bytes")
-            ),
-            "both, KiB": _kib(_count(by, kind, "bytes")),
-            "training, s": f"{statistics.median(row['train_seconds'] for row in rows):.1f}",
+            "weights": NAMES[tied] if depth > 1 else "either",
+            "depth": depth,
+            "parameters": f"{count(by[tied, depth], 'parameters'):,}",
+            "multiply-adds of an image": f"{count(by[tied, depth], 'multiply_adds'):,}",
+            "parameters, gradients, moments, KiB": f"{kib(by[tied, depth], 'trained_bytes'):,.0f}",
+            f"kept of {BATCH} images for the backward pass, KiB":
+                f"{kib(by[tied, depth], 'kept_bytes'):,.0f}",
+            "both, KiB": f"{kib(by[tied, depth], 'bytes'):,.0f}",
+            "training, s": f"{statistics.median(by[tied, depth].values('train_seconds')):.1f}",
         }
-        for kind, rows in by.items()
-    ]
-    reached: list[study.Row] = []
+        for tied, depth in KINDS
+    ]  # fmt: skip
+    reached = []
     for depth in DEPTHS:
-        tied, untied = kind_of(True, depth), kind_of(False, depth)
-        reached.append(
-            {
-                "depth": depth,
-                "rates": f"{by[tied][0]['lr']:g}; {by[untied][0]['lr']:g}",
-                "tied, %": spread(_percent(by[tied])),
-                "untied, %": spread(_percent(by[untied])),
-                "tied less untied, points": _gain(by, tied, untied),
-                "tied less depth 1": _gain(by, tied, SHALLOW),
-                "untied less depth 1": _gain(by, untied, SHALLOW),
-                "tied, on the training images, %": spread(_percent(by[tied], "train_accuracy")),
-                "untied": spread(_percent(by[untied], "train_accuracy")),
-            }
-        )
+        tied, untied, first = by[True, depth], by[False, depth], by[True, 1]
+        gains = [
+            studies.mean_sd(percent(one) - percent(other), "+") if one != other else "–"
+            for one, other in ((tied, untied), (tied, first), (untied, first))
+        ]
+        reached.append({
+            "depth": depth,
+            "rates": f"{tied.one('lr'):g}; {untied.one('lr'):g}",
+            "tied, %": studies.mean_sd(percent(tied)),
+            "untied, %": studies.mean_sd(percent(untied)),
+            "tied less untied, points": gains[0],
+            "tied less depth 1": gains[1],
+            "untied less depth 1": gains[2],
+            "tied, on the training images, %": studies.mean_sd(percent(tied, "train")),
+            "untied": studies.mean_sd(percent(untied, "train")),
+        })  # fmt: skip
     return {
-        f"What a network of width {first['width']} needs": needs,
-        f"Test accuracy after {first['epochs']} epochs, {len(by[SHALLOW])} seeds; the best of the "
-        f"rates {', '.join(f'{lr:g}' for lr in LRS)} for each (tied; untied)": reached,
+        f"What a network of width {rows.one('width')} needs": needs,
+        f"Test accuracy after {rows.one('epochs')} epochs, {len(by[True, 1])} seeds; the best of "
+        f"the rates {', '.join(f'{lr:g}' for lr in LRS)} for each (tied; untied)": reached,
     }
 
 
-def _picture(by: Rows) -> figures.Figure:
-    first = by[SHALLOW][0]
-    by_depth, memory, by_size = {}, {}, {}
+def picture(rows: Rows) -> figures.Figure:
+    by = by_kind(rows)
+    by_depth, memory = {}, {}
     for tied, name in NAMES.items():
-        kinds = [kind_of(tied, depth) for depth in DEPTHS]
-        by_depth[name] = [figures.point(kind.depth, _percent(by[kind])) for kind in kinds]
-        memory[name] = [_kept(by, kind, "trained_bytes") for kind in kinds]
+        by_depth[name] = [figures.point(depth, percent(by[tied, depth])) for depth in DEPTHS]
+        memory[name] = [(depth, kib(by[tied, depth], "trained_bytes"), 0.0) for depth in DEPTHS]
     memory["either: kept for the backward pass"] = [
-        _kept(by, kind_of(True, depth), "kept_bytes") for depth in DEPTHS
+        (depth, kib(by[True, depth], "kept_bytes"), 0.0) for depth in DEPTHS
     ]
-    for depth in DEPTHS:
-        by_size[f"depth {depth}"] = [
-            figures.point(_count(by, kind, "parameters") / 1000, _percent(by[kind]))
-            for kind in KINDS
-            if kind.depth == depth
+    by_size = {
+        f"depth {depth}": [
+            figures.point(count(by[tied, depth], "parameters") / 1000, percent(by[tied, depth]))
+            for tied in (True, False)
+            if (tied, depth) in KINDS
         ]
+        for depth in DEPTHS
+    }
     accuracy = "test accuracy, %"
     return figures.side_by_side(
         [
@@ -291,44 +242,27 @@ def _picture(by: Rows) -> figures.Figure:
             figures.Panel("From tied, left, to untied", "thousand parameters", accuracy, by_size),
             figures.Panel("Memory of parameters, gradients, moments", "depth", "KiB", memory, "x"),
         ],
-        f"One weight for all layers, {first['dataset']}, width {first['width']}: "
+        f"One weight for all layers, {rows.one('dataset')}, width {rows.one('width')}: "
         "mean ± standard deviation over seeds",
     )
 
 
-def _count(by: Rows, kind: Kind, what: str) -> int:
+def count(rows: Rows, what: str) -> int:
     """The same for every seed. "bytes" are those of both parts of the memory."""
-    if what == "bytes":
-        return _count(by, kind, "trained_bytes") + _count(by, kind, "kept_bytes")
-    (count,) = {row[what] for row in by[kind]}
-    return count
+    parts = ("trained_bytes", "kept_bytes") if what == "bytes" else (what,)
+    return sum(rows.one(part) for part in parts)
 
 
-def _percent(rows: Sequence[study.Row], what: str = "test_accuracy") -> list[float]:
-    return [100 * row[what] for row in rows]
+def kib(rows: Rows, what: str) -> float:
+    return count(rows, what) / 1024
 
 
-def _differences(by: Rows, one: Kind, other: Kind) -> list[float]:
-    """Of the test accuracies of each seed, in percentage points."""
-    return differences(_percent(by[one]), _percent(by[other]))
+def percent(rows: Rows, split: str = "test") -> np.ndarray:
+    """Accuracy of each seed."""
+    return rows.values(f"{split}_accuracy", 100)
 
 
-def _gain(by: Rows, one: Kind, other: Kind) -> str:
-    return spread(_differences(by, one, other), "+") if one != other else "–"
-
-
-def _kib(size: int) -> str:
-    return f"{size / 1024:,.0f}"
-
-
-def _kept(by: Rows, kind: Kind, what: str) -> tuple[float, float, float]:
-    return kind.depth, _count(by, kind, what) / 1024, 0.0
-
-
-@functools.cache
-def _data(options: Options) -> ImageData:
-    return load("digits" if options.smoke else "mnist", options.data_root, say=lambda line: None)
-
+STUDY = studies.Study(Options, collect, claims, tables, picture)
 
 if __name__ == "__main__":
-    sys.exit(study.command(Options, __doc__, conduct))
+    sys.exit(STUDY.main())

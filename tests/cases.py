@@ -76,7 +76,9 @@ def constant(array: Array) -> Array:
 class Case:
     """One call of a torch callable that is a key of `rules.TABLE`.
 
-    `staircase` says that the forward rounds, so that no finite difference is its derivative.
+    `staircase` says that the forward rounds, so that no finite difference is its derivative;
+    `alias`, that another case hands the same arguments to the same rule, so that only the way to
+    the rule is new.
     """
 
     function: Callable
@@ -84,6 +86,7 @@ class Case:
     kwargs: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     staircase: bool = False
+    alias: bool = False
 
     @property
     def rule(self) -> Rule:
@@ -132,11 +135,16 @@ class Case:
 
 
 def each(functions: Iterable[Callable], *args, note: str = "", **kwargs) -> list[Case]:
-    """The same arguments for several aliases."""
-    return [Case(function, args, kwargs, note) for function in functions]
+    """The same arguments for several callables. All but a rule's first are aliases."""
+    cases: list[Case] = []
+    for f in functions:
+        seen = {case.rule.name for case in cases}
+        cases.append(Case(f, args, kwargs, note, alias=rules.TABLE[f].name in seen))
+    return cases
 
 
 T = Tensor
+OLD = torch.__version__.startswith("2.6.")  # refuses a vector as the weight of leading axes
 
 CASES: list[Case] = [
     # linear
@@ -145,7 +153,8 @@ CASES: list[Case] = [
     Case(F.linear, (x(2, 3, 5), x(7, 5), x(7)), note="leading axes"),
     Case(F.linear, (x(5), x(7, 5), x(7)), note="vector"),
     Case(F.linear, (x(3, 5), x(5)), note="one output"),
-    Case(F.linear, (x(2, 3, 5), x(5), x()), note="one output, leading axes, bias"),
+    *([] if OLD else
+      [Case(F.linear, (x(2, 3, 5), x(5), x()), note="one output, leading axes, bias")]),
     Case(F.linear, (x(5), x(5), x()), note="one output, vector"),
     Case(F.linear, (), {"input": x(3, 5), "weight": x(7, 5), "bias": x(7)}, "keywords"),
     # matmul
@@ -175,13 +184,13 @@ CASES: list[Case] = [
     Case(F.conv2d, (x(2, 3, 5, 7), x(3 * 2, 1, 2, 3), x(6), 1, 0, 1, 3), note="depthwise"),
     Case(F.conv2d, (x(2, 3, 5, 7),), {"weight": x(11, 3, 2, 3), "padding": 1}, "keywords"),
     # locally_connected2d
-    Case(local, (x(2, 3, 5, 7), x(4, 5, 11, 3, 2, 3), x(11, 4, 5))),
-    Case(local, (x(2, 3, 5, 7), x(4, 5, 11, 3, 2, 3)), note="no bias"),
+    Case(local, (x(3, 2, 3, 5), x(2, 3, 5, 2, 2, 3), x(5, 2, 3))),
+    Case(local, (x(3, 2, 3, 5), x(2, 3, 5, 2, 2, 3)), note="no bias"),
     Case(local, (x(3, 3, 5), x(2, 3, 2, 3, 2, 3), x(2, 2, 3)), note="no batch"),
-    Case(local, (x(2, 3, 7, 5), x(3, 2, 11, 3, 3, 2), x(11, 3, 2), (3, 4), (1, 1)), note="pairs"),
+    Case(local, (x(5, 3, 7, 5), x(3, 2, 2, 3, 3, 2), x(2, 3, 2), (3, 4), (1, 1)), note="pairs"),
     Case(local, (x(2, 3, 5, 7), x(2, 3, 5, 3, 2, 2), None, 3, 1), note="overreaching border"),
-    Case(local, (x(2, 3, 5, 7), x(5, 7, 2, 3, 2, 3), None, 1, "same"), note="same"),
-    Case(local, (x(2, 3, 5, 7),), {"weight": x(6, 7, 2, 3, 2, 3), "padding": 1}, "keywords"),
+    Case(local, (x(3, 2, 5, 3), x(5, 3, 2, 2, 2, 3), None, 1, "same"), note="same"),
+    Case(local, (x(3, 2, 2, 5),), {"weight": x(3, 5, 2, 2, 2, 3), "padding": 1}, "keywords"),
     # pooling
     *each([F.max_pool2d, torch.max_pool2d], apart(2, 3, 5, 7), 2),
     Case(F.max_pool2d, (apart(3, 5, 7), 2), note="no batch"),
@@ -296,8 +305,9 @@ CASES: list[Case] = [
     *each([torch.add, torch.sub, torch.mul, torch.div], positive(2, 1, 5), positive(3, 1),
           note="broadcast"),
     *each([T.add_, T.sub_, T.mul_, T.div_], positive(3, 5), positive(5), note="broadcast"),
-    *each([torch.add, T.__radd__, torch.sub, T.__rsub__, torch.mul, T.__rmul__, torch.div, T.add_,
-           T.sub_, T.mul_, T.div_], x(3, 5), 2.0, note="number"),
+    *each([torch.add, T.__radd__, torch.sub, torch.mul, T.__rmul__, torch.div, T.add_, T.sub_,
+           T.mul_, T.div_], x(3, 5), 2.0, note="number"),
+    Case(T.__rsub__, (x(3, 5), 2.0), note="number"),
     *each([torch.add, torch.mul], 2.0, x(3, 5), note="number first"),
     *each([torch.add, T.add, T.add_, torch.sub, T.sub, T.sub_], x(3, 5), note="keywords",
           other=x(3, 5), alpha=3),

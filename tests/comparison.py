@@ -4,10 +4,12 @@ Each takes a case and, in place of the rule of its row, another rule if one is g
 required of the rules must be refused to a rule that has been spoilt.
 """
 
+import copy
 import functools
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from cases import LINEAR_IN, Case
 from torch import Tensor
 from torch.testing import assert_close
 
+from nn_backprop import backprop
 from nn_backprop.rules import Rule
 
 # Two ways to the same numbers in float64: relative to an entry, and to the largest entry.
@@ -30,6 +33,28 @@ ROUNDINGS = {"gelu": 16, "softmax": 8, "log_softmax": 8, "tanh": 6}
 ROUNDINGS_OF_OTHERS = 4
 # A wrong rule that every check has to notice.
 SPOILT = 1.001
+
+
+def backwards(t: Tensor) -> Tensor:
+    return t.permute(tuple(reversed(range(t.dim()))))
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "strided": lambda t: torch.stack([t, -t], -1)[..., 0],
+    "transposed": lambda t: backwards(backwards(t).contiguous()),
+    "offset": lambda t: torch.cat([t.new_ones(3), t.flatten()])[3:].view(t.shape),
+    "expanded": lambda t: t.flatten()[:1].sum().expand(t.shape),
+}
+
+
+@contextmanager
+def about(*subject: object) -> Iterator[None]:
+    """An error inside says which case of a loop it is about."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"of {', '.join(map(str, subject))}")
+        raise
 
 
 class Played(NamedTuple):
@@ -239,3 +264,33 @@ def spoilt(rule: Rule, name: str, by: Callable[[Tensor], Tensor] = lambda g: g *
         return tuple(by(g) if n == name and g is not None else g for n, g in grads)
 
     return replace(rule, backward=backward)
+
+
+def backprop_agrees(model, loss_fn, inputs, targets, rtol: float = RTOL) -> None:
+    """Loss, gradients and buffers as autograd has them, from the same seed on a copy.
+
+    The absolute tolerance is relative to the largest entry of all gradients: before a batch norm a
+    bias has gradient 0, of which both sides give only rounding errors.
+    """
+    reference = copy.deepcopy(model)
+    parameters = {name: p for name, p in reference.named_parameters() if p.requires_grad}
+    torch.manual_seed(3)
+    output = reference(*inputs) if isinstance(inputs, tuple) else reference(inputs)
+    expected_loss = loss_fn(output, targets)
+    expected = torch.autograd.grad(expected_loss, list(parameters.values()), allow_unused=True)
+    torch.manual_seed(3)
+    loss, grads = backprop(model, loss_fn, inputs, targets)
+
+    assert loss.shape == () and not loss.requires_grad and not hasattr(loss, "_made_by")
+    assert_close(loss, expected_loss.detach(), rtol=rtol, atol=rtol)
+    assert list(grads) == list(parameters)
+    largest = max((g.abs().max().item() for g in expected if g is not None), default=0.0)
+    for (name, grad), wanted in zip(grads.items(), expected, strict=True):
+        assert (grad is None) == (wanted is None), name
+        if grad is not None:
+            assert_close(grad, wanted, rtol=rtol, atol=rtol * largest)
+    for (name, buffer), wanted in zip(
+        model.named_buffers(), reference.buffers(), strict=True
+    ):  # running statistics, moved once
+        assert torch.equal(buffer, wanted), name
+    assert all(p.grad is None for p in model.parameters())

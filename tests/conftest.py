@@ -21,14 +21,24 @@ settings.register_profile("tests", max_examples=40, deadline=None, derandomize=T
 settings.load_profile("tests")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def strict_diagnosis():
+    """A family of hypotheses that raises is a mistake in it, and fails the test."""
+    from nn_backprop.check.diagnosis import guard
+
+    guard.STRICT = True
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """The whole suite takes up to four processors; a path keeps to one, and so does -n 0."""
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     worker = hasattr(config, "workerinput")
     if whole and not worker and getattr(config.option, "numprocesses", 0) is None:
-        config.option.numprocesses = "auto"
+        config.option.numprocesses = "logical"  # "auto" counts two threads of a core as one
         config.option.maxprocesses = config.option.maxprocesses or 4
+        if config.option.dist == "no":
+            config.option.dist = "worksteal"  # some tests take a hundred times as long as others
 
 
 def _has_mnist(root: str | None) -> bool:

@@ -6,9 +6,27 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from nn_backprop import check_gradients
+from nn_backprop.check import Report
+
 
 def double(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def expect(verdict: str, target, /, *inputs, kind: str = "", says: str = "", **options) -> Report:
+    """The report on a target, which has to have this verdict, this first kind of cause if one is
+    given, and these words."""
+    report = check_gradients(target, *inputs, **options)
+    assert report.verdict == verdict, report
+    assert not kind or report.causes[0].kind == kind, report
+    assert says in " ".join(str(report).split()), report
+    return report
+
+
+def failed(report: Report) -> list[str]:
+    """The probes that failed."""
+    return [probe.name for probe in report.probes if probe.outcome == "fail"]
 
 
 def function(forward: Callable, backward: Callable) -> type[Function]:

@@ -1,10 +1,11 @@
 """The backward passes that reuse their buffers: what `by_hand` gives, at every call anew."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
-from comparison import close
+from comparison import about, close
 from torch import nn
 
 from nn_backprop import models
@@ -40,22 +41,22 @@ def equal_to_by_hand(fast, plain, model: nn.Module, *shape: int) -> None:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
-@pytest.mark.parametrize("sizes", MLP_SIZES, ids=str)
-@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
-@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
-@pytest.mark.parametrize("n", [1, 19])
-def test_the_mlp(sizes, activation, loss, n):
-    model = models.MLP(sizes, activation, loss).double()
-    fast = MLPBackprop(model, torch.empty(n, sizes[0]).double())
-    equal_to_by_hand(fast, by_hand.mlp_backprop, model, n, sizes[0])
+def test_the_mlp():
+    for sizes, *which, n in product(
+        MLP_SIZES, ["relu", "sigmoid", "tanh"], ["cross_entropy", "squared_error"], [1, 19]
+    ):
+        with about(sizes, *which, n):
+            model = models.MLP(sizes, *which).double()
+            fast = MLPBackprop(model, torch.empty(n, sizes[0]).double())
+            equal_to_by_hand(fast, by_hand.mlp_backprop, model, n, sizes[0])
 
 
-@pytest.mark.parametrize("channels, kernel, side", CNN_SIZES)
-@pytest.mark.parametrize("n", [1, 11])
-def test_the_cnn(channels, kernel, side, n):
-    model = models.CNN(channels, kernel, side, classes=3).double()
-    fast = CNNBackprop(model, torch.empty(n, 1, side, side).double())
-    equal_to_by_hand(fast, by_hand.cnn_backprop, model, n, 1, side, side)
+def test_the_cnn():
+    for (channels, kernel, side), n in product(CNN_SIZES, [1, 11]):
+        with about(channels, kernel, side, n):
+            model = models.CNN(channels, kernel, side, classes=3).double()
+            fast = CNNBackprop(model, torch.empty(n, 1, side, side).double())
+            equal_to_by_hand(fast, by_hand.cnn_backprop, model, n, 1, side, side)
 
 
 def test_a_frozen_parameter_gets_no_gradient():
@@ -67,13 +68,11 @@ def test_a_frozen_parameter_gets_no_gradient():
     assert model.layers[0].bias.grad is not None
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
-@pytest.mark.parametrize("target", [3, -1])
-def test_a_class_that_does_not_exist_raises(loss, target):
-    model = models.MLP((7, 3), "sigmoid", loss)
-    fast = MLPBackprop(model, torch.empty(2, 7))
-    with pytest.raises((IndexError, RuntimeError)):
-        fast(torch.randn(2, 7), torch.tensor([0, target]))
+def test_a_class_that_does_not_exist_raises():
+    for loss, target in product(["cross_entropy", "squared_error"], [3, -1]):
+        fast = MLPBackprop(models.MLP((7, 3), "sigmoid", loss), torch.empty(2, 7))
+        with about(loss, target), pytest.raises((IndexError, RuntimeError)):
+            fast(torch.randn(2, 7), torch.tensor([0, target]))
 
 
 def test_fits_notices_another_model_shape_and_type_and_moved_parameters():

@@ -20,11 +20,13 @@ from nn_backprop.rules.export import example
 
 RULES = {rule.name: rule for rule in rules.TABLE.values()}
 FACTORIES = """
+import numpy as np
 import torch
 from torch import nn
 from torch.autograd import Function
 
 print("imported")
+X = torch.arange(15.0).reshape(3, 5)
 
 
 class Square(Function):
@@ -49,61 +51,8 @@ def right():
     return torch.sin, (torch.randn(3, 5),)
 
 
-def wrong():
-    return Square, [torch.randn(3, 5)]
-
-
-def other_than_the_reference():
-    return torch.sin, (torch.randn(3, 5),), torch.cos
-
-
-def refusing():
-    return Refusing, torch.randn(3, 5)
-
-
-def pair():
-    import numpy as np
-    return (np.sin, lambda grad, x: grad * np.cos(x)), (np.ones((3, 5)),)
-
-
-def shapes():
-    return nn.Linear(3, 5), (torch.randn(3, 7),)
-
-
-def nan():
-    return torch.log, (-torch.ones(3),)
-
-
-def integers():
-    return torch.sin, (torch.arange(3),)
-
-
 def raising():
     return nn.Linear(3, 5)(torch.randn(3, 7))
-
-
-def needy(x):
-    return torch.sin, (x,)
-
-
-def seven():
-    return 7
-
-
-def four():
-    return torch.sin, (torch.ones(3),), None, None
-
-
-def no_inputs():
-    return torch.sin, "x"
-
-
-def no_reference():
-    return torch.sin, (torch.randn(3, 5),), 7
-
-
-def no_target():
-    return 7, (torch.randn(3, 5),)
 
 
 class Namespace:
@@ -111,6 +60,19 @@ class Namespace:
 
 
 number = 7
+wrong = lambda: (Square, [torch.randn(3, 5)])
+other_than_the_reference = lambda: (torch.sin, (X,), torch.cos)
+refusing = lambda: (Refusing, X)
+pair = lambda: ((np.sin, lambda grad, x: grad * np.cos(x)), (np.ones((3, 5)),))
+shapes = lambda: (nn.Linear(3, 5), (torch.randn(3, 7),))
+nan = lambda: (torch.log, (-torch.ones(3),))
+integers = lambda: (torch.sin, (torch.arange(3),))
+def needy(x): return torch.sin, (x,)
+seven = lambda: 7
+four = lambda: (torch.sin, (torch.ones(3),), None, None)
+no_inputs = lambda: (torch.sin, "x")
+no_reference = lambda: (torch.sin, (X,), 7)
+no_target = lambda: (7, (X,))
 """
 NUMBERS = itertools.count()
 
@@ -142,42 +104,35 @@ def sentence(capsys, *arguments: object) -> str:
     printed."""
     assert main([str(argument) for argument in arguments]) == 2
     output = capsys.readouterr()
-    *theirs, said = output.err.splitlines()
-    assert output.out == "" and said.startswith("nn_backprop: ")
+    *theirs, last = output.err.splitlines()
+    assert output.out == "" and last.startswith("nn_backprop: ")
     assert set(theirs) <= {"imported", "made"}
-    return said
+    return last
 
 
 # ---- check ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["right", "Namespace.inner", "pair"])
-def test_a_right_gradient(name, mine, capsys):
-    assert printed(capsys, "check", f"{mine}:{name}").startswith("PASS")
-
-
-def test_a_file_will_do(mine, capsys, tmp_path):
+def test_a_right_gradient(mine, capsys, tmp_path):
     Path("folder").mkdir()
     Path("folder/main_part.py").write_text("from beside import also")
     Path("folder/beside.py").write_text(f"from {mine} import right as also")
-    for where in ("folder/main_part.py", tmp_path / "folder" / "main_part.py"):
-        assert printed(capsys, "check", f"{where}:also").startswith("PASS")
+    for where in (
+        *(f"{mine}:{name}" for name in ("right", "Namespace.inner", "pair")),
+        "folder/main_part.py:also",
+        f"{tmp_path / 'folder' / 'main_part.py'}:also",
+    ):
+        assert printed(capsys, "check", where).startswith("PASS")
 
 
-@pytest.mark.parametrize(
-    "name, says",
-    [
+def test_a_wrong_gradient_and_an_inconclusive_one(mine, capsys):
+    for name, says in [
         ("wrong", "cause: sign"),
         ("refusing", "the backward raised RuntimeError: no kernel"),
         ("other_than_the_reference", "the forward itself is not the reference's"),
-    ],
-)
-def test_a_wrong_gradient(name, says, mine, capsys):
-    out = printed(capsys, "check", f"{mine}:{name}", code=1)
-    assert out.startswith("FAIL") and says in out
-
-
-def test_an_inconclusive_one(mine, capsys):
+    ]:
+        out = printed(capsys, "check", f"{mine}:{name}", code=1)
+        assert out.startswith("FAIL") and says in out
     assert "NaN" in printed(capsys, "check", f"{mine}:nan", code=3)
 
 
@@ -204,9 +159,8 @@ def test_second_order(mine, capsys):
     assert "second derivative" in {probe["name"] for probe in probes["probes"]}
 
 
-@pytest.mark.parametrize(
-    "name, says",
-    [
+def test_what_cannot_be_checked(mine, capsys):
+    for name, says in [
         ("shapes", "Linear: the target could not be run: RuntimeError: mat1 and mat2"),
         ("integers", "none of the inputs is a floating-point tensor"),
         ("raising", "raises RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
@@ -221,10 +175,8 @@ def test_second_order(mine, capsys):
         ("missing", "there is no 'missing' in mine"),
         ("Namespace.missing", "there is no 'Namespace.missing' in mine"),
         ("", "is neither package.module:name nor file.py:name"),
-    ],
-)
-def test_what_cannot_be_checked(name, says, mine, capsys):
-    assert says in sentence(capsys, "check", f"{mine}:{name}")
+    ]:
+        assert says in sentence(capsys, "check", f"{mine}:{name}")
 
 
 def test_the_line_of_the_error_is_named(mine, capsys):
@@ -236,11 +188,14 @@ def test_what_cannot_be_imported(mine, capsys):
     Path("broken.py").write_text("import nothing_at_all")
     Path("syntax.py").write_text("def f(:")
     Path("leaving.py").write_text("raise SystemExit(3)")
-    assert "is neither" in sentence(capsys, "check", mine)
-    assert "there is no module 'nowhere' here" in sentence(capsys, "check", "nowhere:f")
-    assert "there is no module 'nowhere' here" in sentence(capsys, "check", "nowhere.part:f")
-    assert f"there is no module '{mine}.part'" in sentence(capsys, "check", f"{mine}.part:f")
-    assert "there is no file nowhere.py" in sentence(capsys, "check", "nowhere.py:f")
+    for where, says in [
+        (mine, "is neither"),
+        ("nowhere:f", "there is no module 'nowhere' here"),
+        ("nowhere.part:f", "there is no module 'nowhere' here"),
+        (f"{mine}.part:f", f"there is no module '{mine}.part'"),
+        ("nowhere.py:f", "there is no file nowhere.py"),
+    ]:
+        assert says in sentence(capsys, "check", where)
     for name, says in (
         ("broken", "ModuleNotFoundError: No module named 'nothing_at_all' (broken.py, line 1)"),
         ("syntax", "SyntaxError: invalid syntax (syntax.py, line 1)"),
@@ -253,10 +208,9 @@ def test_what_cannot_be_imported(mine, capsys):
 
 
 def test_either_a_target_or_the_gallery(capsys):
-    assert "either package.module:name or --gallery" in sentence(capsys, "check")
-    assert "either package.module:name or --gallery" in sentence(
-        capsys, "check", "a:b", "--gallery"
-    )
+    for arguments in ([], ["a:b", "--gallery"]):
+        says = sentence(capsys, "check", *arguments)
+        assert "either package.module:name or --gallery" in says
 
 
 def test_from_a_shell(mine):
@@ -276,14 +230,20 @@ def test_help(capsys):
 # ---- check --gallery ------------------------------------------------------------------------
 
 
-def test_the_gallery_has_every_kind_and_each_is_named():
+@pytest.fixture(scope="session")
+def examples() -> list:
+    return list(gallery())
+
+
+def test_the_gallery_has_every_kind_and_each_is_named(examples):
     assert EXAMPLES.keys() == KINDS.keys() - {"unknown"}
-    for kind, source, report in gallery():
+    for kind, source, report in examples:
         assert report.verdict == "fail" and report.causes[0].kind == kind, report
         assert source.startswith("class ") and len(source.splitlines()) < 25
 
 
-def test_the_gallery_is_a_page(capsys):
+def test_the_gallery_is_a_page(examples, capsys, monkeypatch):
+    monkeypatch.setattr("nn_backprop.check.gallery.gallery", lambda: iter(examples))
     page = printed(capsys, "check", "--gallery")
     heads = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
     assert heads == list(EXAMPLES) and page.count("```") == 4 * len(heads)
@@ -292,49 +252,45 @@ def test_the_gallery_is_a_page(capsys):
     rows = json.loads(printed(capsys, "check", "--gallery", "--json"))
     assert [row["kind"] for row in rows] == heads
     assert all(row["source"] in page and row["report"]["causes"] for row in rows)
-
-
-def test_a_gallery_with_a_wrong_name_is_1(capsys, monkeypatch):
-    monkeypatch.setitem(EXAMPLES, "scale", EXAMPLES["sign"])
+    # One that is named wrongly.
+    (kind, *_), (_, source, report), *rest = examples
+    monkeypatch.setattr(
+        "nn_backprop.check.gallery.gallery", lambda: [(kind, source, report), *rest]
+    )
     printed(capsys, "check", "--gallery", code=1)
 
 
 # ---- export ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_an_example_of_every_rule(name, capsys):
+def test_an_example_of_every_rule(capsys):
     """The gradients in the file are those that autograd has of the forward."""
-    out = printed(capsys, "export", name, "out.npz", "--seed", 3)
-    arrays = load("out.npz")
-    assert all(key in out for key in arrays)
-    assert all(
-        array.dtype == np.float64 for key, array in arrays.items()
-        if not key.startswith(("label/", "option/"))
-    )  # fmt: skip
-    arguments, leaves = {}, {}
-    for key, array in arrays.items():
-        word, _, operand = key.partition("/")
-        if word in ("input", "parameter"):
-            leaves[operand] = arguments[operand] = torch.from_numpy(array).requires_grad_()
-        elif word == "label":
-            arguments[operand] = torch.from_numpy(array)
-        elif word == "option":
-            value = array.tolist()
-            value = getattr(torch, value) if isinstance(value, str) else value
-            arguments[operand] = tuple(value) if isinstance(value, list) else value
-    assert {f"grad/{operand}" for operand in leaves} == {k for k in arrays if k.startswith("grad/")}
-    rule = RULES[name]
-    bound = inspect.signature(rule.forward).bind(**arguments)
-    bound.apply_defaults()
-    torch.manual_seed(3)
-    z, _ = rule.forward(*bound.args)
-    assert np.array_equal(z.detach().double().numpy(), arrays["output/0"])
-    grads = torch.autograd.grad(
-        z, list(leaves.values()), torch.from_numpy(arrays["upstream/0"]).to(z)
-    )
-    report = compare_gradients(dict(zip(leaves, grads, strict=True)), arrays)
-    assert report.ok, report
+    for name, rule in RULES.items():
+        out = printed(capsys, "export", name, "out.npz", "--seed", 3)
+        arrays = load("out.npz")
+        assert all(key in out for key in arrays)
+        arguments, leaves = {}, {}
+        for key, array in arrays.items():
+            word, _, operand = key.partition("/")
+            assert array.dtype == np.float64 or word in ("label", "option")
+            if word in ("input", "parameter"):
+                leaves[operand] = arguments[operand] = torch.from_numpy(array).requires_grad_()
+            elif word == "label":
+                arguments[operand] = torch.from_numpy(array)
+            elif word == "option":
+                value = array.tolist()
+                value = getattr(torch, value) if isinstance(value, str) else value
+                arguments[operand] = tuple(value) if isinstance(value, list) else value
+        assert {f"grad/{leaf}" for leaf in leaves} == {k for k in arrays if k.startswith("grad/")}
+        bound = inspect.signature(rule.forward).bind(**arguments)
+        bound.apply_defaults()
+        torch.manual_seed(3)
+        z, _ = rule.forward(*bound.args)
+        assert np.array_equal(z.detach().double().numpy(), arrays["output/0"])
+        upstream = torch.from_numpy(arrays["upstream/0"]).to(z)
+        grads = torch.autograd.grad(z, list(leaves.values()), upstream)
+        report = compare_gradients(dict(zip(leaves, grads, strict=True)), arrays)
+        assert report.ok, (name, report)
 
 
 def test_an_example_depends_on_the_seed_only():
@@ -349,13 +305,13 @@ def test_an_example_depends_on_the_seed_only():
 
 def test_what_cannot_be_exported(capsys):
     Path("folder.npz").mkdir()
-    assert "there is no rule 'liner'; there are linear, " in sentence(
-        capsys, "export", "liner", "out.npz"
-    )
-    for name in ("out.txt", "out", "out.safetensors"):
-        assert "its name has to end in .npz" in sentence(capsys, "export", "linear", name)
-    assert "there is no folder nowhere" in sentence(capsys, "export", "linear", "nowhere/out.npz")
-    assert "folder.npz is not written: " in sentence(capsys, "export", "linear", "folder.npz")
+    for rule, name, says in [
+        ("liner", "out.npz", "there is no rule 'liner'; there are linear, "),
+        *(("linear", f"out{end}", "end in .npz") for end in (".txt", "", ".safetensors")),
+        ("linear", "nowhere/out.npz", "there is no folder nowhere"),
+        ("linear", "folder.npz", "folder.npz is not written: "),
+    ]:
+        assert says in sentence(capsys, "export", rule, name)
     assert [path.name for path in Path().iterdir()] == ["folder.npz"]
 
 
@@ -367,8 +323,8 @@ def test_an_old_file_survives_a_failure(capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    said = sentence(capsys, "export", "relu", "out.npz")
-    assert "out.npz is not written: No space left on device" in said
+    says = sentence(capsys, "export", "relu", "out.npz")
+    assert "out.npz is not written: No space left on device" in says
     assert Path("out.npz").read_bytes() == before and len(list(Path().iterdir())) == 1
 
 
@@ -451,5 +407,5 @@ def test_what_cannot_be_compared(exported, capsys):
     }.items():
         assert says in sentence(capsys, "compare", name, "theirs.npz")
         assert says in sentence(capsys, "compare", "theirs.npz", name)
-    said = sentence(capsys, "compare", "theirs.npz", "theirs.npz", "--context", "unknown.npz")
-    assert "the context has 'thing'; it may have inputs, " in said
+    says = sentence(capsys, "compare", "theirs.npz", "theirs.npz", "--context", "unknown.npz")
+    assert "the context has 'thing'; it may have inputs, " in says

@@ -7,6 +7,9 @@ from suspects import double, function
 from torch import nn
 
 from nn_backprop import check_gradients, compare_gradients
+from nn_backprop.check.diagnosis import guard
+from nn_backprop.check.diagnosis.diagnose import diagnose
+from nn_backprop.check.diagnosis.mismatch import Mismatch
 
 ANGLE = torch.arange(1.0, 6.0).double()[:, None] * torch.tensor([1.0, 0.1, 0.01]).double()
 COS, SIN = ANGLE.cos(), ANGLE.sin()
@@ -180,12 +183,11 @@ class RootMeanSquare(torch.autograd.Function):
         return inverse[:, None] * (grad_z - y * (grad_z * y).mean(-1, keepdim=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "target", [RootMeanSquare, lambda x: RootMeanSquare.apply(x)[0]], ids=["both", "first"]
-)
-def test_an_output_declared_as_not_differentiable_gets_no_gradient(target, dtype):
-    assert check_gradients(target, double(5, 4).to(dtype)).ok
+def test_an_output_declared_as_not_differentiable_gets_no_gradient():
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for target in (RootMeanSquare, lambda x: RootMeanSquare.apply(x)[0]):
+            report = check_gradients(target, double(5, 4).to(dtype))
+            assert report.ok, (dtype, target, report)
 
 
 class Squares(torch.autograd.Function):
@@ -220,13 +222,10 @@ def test_a_number_without_a_name_does_not_explain_a_single_entry():
     assert "scale" not in [cause.kind for cause in report.causes]
 
 
-@pytest.mark.parametrize(
-    "derivative, words",
-    [(lambda x: -0.7, "−(1 − p) with p = 0.3"), (lambda x: 0.7, "1 − p with p = 0.3")],
-)
-def test_a_multiple_and_its_sign(derivative, words):
-    wrong = function(torch.clone, lambda ctx, grad_z: derivative(0) * grad_z)
-    assert words in check_gradients(wrong, double(5, 3)).causes[0].detail
+def test_a_multiple_and_its_sign():
+    for by, words in ((-0.7, "by −(1 − p) with p = 0.3"), (0.7, "by 1 − p with p = 0.3")):
+        wrong = function(torch.clone, lambda ctx, grad_z, by=by: by * grad_z)
+        assert words in check_gradients(wrong, double(5, 3)).causes[0].detail
 
 
 def test_a_straight_through_estimator_is_called_one():
@@ -240,3 +239,28 @@ def test_the_right_numbers_in_another_shape():
     report = compare_gradients({"w": w.flatten()}, {"w": w})
     assert report.causes[0].kind == "wrong-reduction"
     assert "(35,) instead of (5, 7)" in report.causes[0].detail
+
+
+def test_a_family_that_raises_costs_the_others_nothing_and_is_written_down(monkeypatch):
+    def fails(*_):
+        raise ArithmeticError("not today")
+
+    x, grad_z = double(5, 3), double(5, 3, seed=1)
+    wrong = Mismatch("x", -grad_z, grad_z, 1e-12, {"x": x}, [grad_z], [x], gradient=fails)
+    with pytest.raises(ArithmeticError):
+        diagnose([wrong])
+    monkeypatch.setattr(guard, "STRICT", False)
+    failures = []
+    assert diagnose([wrong], fails, failures)[0].kind == "sign"
+    for family in ("responses", "subsets", "the recorded graph"):
+        assert f"{family}: ArithmeticError: not today" in failures
+    assert diagnose([wrong], fails)[0].kind == "sign"
+
+
+def test_a_computation_too_long_to_be_recorded_is_no_failure():
+    def long(inputs):
+        return [sum([inputs["x"]] * 2000)]
+
+    x, grad_z, failures = double(5, 3), double(5, 3, seed=1), []
+    wrong = Mismatch("x", -2000 * grad_z, 2000 * grad_z, 1e-12, {"x": x}, [grad_z], [2000 * x])
+    assert diagnose([wrong], long, failures)[0].kind == "sign" and not failures

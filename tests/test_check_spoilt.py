@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,10 +14,10 @@ from suspects import Doubled, Square, cancels, double, elementwise, function
 from test_check_probes import RIGHT, WRONG, X, square
 from torch import Tensor, nn
 
-from nn_backprop.check import Report, check_gradients, checker, judge, oracle, probes, rounding
-from nn_backprop.check import target as targets
-from nn_backprop.check.oracle.oracle import Oracle
+from nn_backprop.check import Report, check_gradients, checker, elsewhere, judge, probes, verdict
+from nn_backprop.check.oracle import differences, forward_mode, oracle, rounding
 from nn_backprop.check.report import Probe
+from nn_backprop.check.target import target as targets
 from nn_backprop.check.target.target import Target
 
 pytestmark = pytest.mark.slow
@@ -125,14 +126,14 @@ PROTOCOL = {
 
 
 def surprises(battery: dict[str, Trial]) -> Iterator[str]:
-    for name, (verdict, source, target, inputs, options) in battery.items():
+    for name, (wanted, source, target, inputs, options) in battery.items():
         try:
             report: Report = check_gradients(target, *inputs, **options)
         except Exception as error:
             yield f"{name}: raised {error!r}"
             continue
         sources = {entry.oracle for entry in report.tensors}
-        if report.verdict != verdict:
+        if report.verdict != wanted:
             yield f"{name}: {report.verdict}, {report.reason}"
         elif sources != {source}:
             yield f"{name}: by {sources}"
@@ -157,6 +158,15 @@ def spoilt_dict(by: Callable) -> Callable:
             name: None if value is None else by(value)
             for name, value in method(*args, **kwargs).items()
         }
+    )
+
+
+def spoilt_noise(by: Callable) -> Callable:
+    return lambda method: (
+        lambda *args: replace(
+            found := method(*args),
+            by_name={name: by(value) for name, value in found.by_name.items()},
+        )
     )
 
 
@@ -198,29 +208,29 @@ def on(owner, name: str, by: Callable) -> Callable:
     return lambda monkeypatch: monkeypatch.setattr(owner, name, by(getattr(owner, name)))
 
 
-believing = on(Oracle, "_contradicted", answering(False))
+believing = on(differences.Differences, "contradict", answering(False))
 SPOILT = {
     "plain gradients × 1.01": on(Target, "plain_gradients", spoilt_dict(larger)),
     "plain gradients zero": on(Target, "plain_gradients", spoilt_dict(nothing)),
-    "forward mode × 1.01": on(Oracle, "_product", spoilt_number(larger)),
-    "forward mode zero": on(Oracle, "_product", spoilt_number(nothing)),
-    "differences × 1.01": on(oracle, "extrapolated", spoilt_pair(larger)),
-    "differences zero": on(oracle, "extrapolated", spoilt_pair(nothing)),
+    "forward mode × 1.01": on(forward_mode, "product", spoilt_number(larger)),
+    "forward mode zero": on(forward_mode, "product", spoilt_number(nothing)),
+    "differences × 1.01": on(differences, "extrapolated", spoilt_pair(larger)),
+    "differences zero": on(differences, "extrapolated", spoilt_pair(nothing)),
     "differences sure of themselves": on(
-        oracle, "extrapolated", lambda method: lambda *args: (larger(method(*args)[0]), 0.0)),
+        differences, "extrapolated", lambda method: lambda *args: (larger(method(*args)[0]), 0.0)),
     "differences sure of nothing": on(
-        oracle, "extrapolated", lambda method: lambda *args: (method(*args)[0], 1e9)),
+        differences, "extrapolated", lambda method: lambda *args: (method(*args)[0], 1e9)),
     "every oracle believed": believing,
-    "no oracle believed": on(Oracle, "_contradicted", answering(True)),
+    "no oracle believed": on(differences.Differences, "contradict", answering(True)),
     "plain gradients × 1.01, believed": either(
         believing, on(Target, "plain_gradients", spoilt_dict(larger))),
     "forward mode zero, believed": either(
-        believing, on(Oracle, "_product", spoilt_number(nothing))),
-    "everything accepted": on(checker, "judge", accepting),
+        believing, on(forward_mode, "product", spoilt_number(nothing))),
+    "everything accepted": on(verdict, "judge", accepting),
     "a tolerance of 10¹² times as much": on(judge, "SAFETY", lambda safety: 1e12 * safety),
     "a tolerance of 0": on(judge, "SAFETY", nothing),
-    "endless noise": on(Oracle, "_noise", spoilt_dict(lambda value: float("inf"))),
-    "no noise": on(Oracle, "_noise", spoilt_dict(nothing)),
+    "endless noise": on(oracle, "noise_of", spoilt_noise(lambda value: float("inf"))),
+    "no noise": on(oracle, "noise_of", spoilt_noise(nothing)),
     "rounding that does nothing": on(
         rounding.Rounding, "moved", lambda method: lambda self, value: value),
     "every value a kink": on(judge.kinks, "accepted", answering("a kink")),
@@ -235,11 +245,11 @@ SPOILT_PROTOCOL = {
             self, {n: g if g is None else g + 1e-9 for n, g in actual.items()}, expected, slack))),
     "probes that see no difference": on(probes.Probing, "difference", answering("")),
     "no other precision": on(Target, "cast", lambda method: lambda self, dtype: self),
-    "no float32": on(checker._Check, "_in_float32", answering([])),
-    "no ranges": on(checker._Check, "_in_ranges", answering([])),
+    "no float32": on(elsewhere, "in_float32", answering([])),
+    "no ranges": on(elsewhere, "in_ranges", answering([])),
     "no second derivative": on(
         checker, "second_derivative", answering((Probe("second derivative", "pass"), None))),
-    "no look at the Functions inside": on(checker._Check, "_functions_inside", answering([])),
+    "no look at the Functions inside": on(checker, "check_functions", answering(False)),
     "no other mode": on(Target, "fresh", lambda method: lambda self, mode=None: method(self)),
 }  # fmt: skip
 

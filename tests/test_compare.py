@@ -1,5 +1,6 @@
 """Two sets of gradients from anywhere, one against the other."""
 
+import itertools
 import json
 import math
 
@@ -8,48 +9,43 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from suspects import double
 
 from nn_backprop import compare_gradients
 from nn_backprop.check.arrays import load
 
 DRAWS = np.random.default_rng(0)
-EXPECTED = {"weight": DRAWS.normal(size=(5, 3))}
+RIGHT = DRAWS.normal(size=(5, 3))
 X, WEIGHT, UPSTREAM = (DRAWS.normal(size=size) for size in ((7, 3), (5, 3), (7, 5)))
 LINEAR = {"x": UPSTREAM @ WEIGHT, "weight": UPSTREAM.T @ X, "bias": UPSTREAM.sum(0)}
+ONE = {"g": 1.0}
 
 
-def verdict(actual, expected=EXPECTED["weight"]) -> str:
+def verdict(actual, expected=RIGHT) -> str:
     """Of a single gradient."""
     return compare_gradients({"g": actual}, {"g": expected}).verdict
 
 
-def test_equal_gradients_pass_in_either_precision():
-    assert compare_gradients(EXPECTED, EXPECTED).ok
-    assert compare_gradients({"weight": EXPECTED["weight"].astype(np.float32)}, EXPECTED).ok
+def first(report) -> tuple[str, str]:
+    """The verdict and the kind of the first cause."""
+    return report.verdict, report.causes[0].kind
 
 
-@pytest.mark.parametrize(
-    "actual, kind",
-    [
-        (2 * EXPECTED["weight"], "scale"),
-        (-EXPECTED["weight"], "sign"),
-        (EXPECTED["weight"].T, "transposed"),
-        (EXPECTED["weight"][::-1], "flipped"),
-        (0 * EXPECTED["weight"], "detached"),
-    ],
-)
-def test_a_wrong_one_fails_and_its_cause_is_named(actual, kind):
-    report = compare_gradients({"weight": actual}, EXPECTED)
-    assert report.verdict == "fail"
-    assert kind in [cause.kind for cause in report.causes[:3]], report
+def test_a_wrong_one_fails_and_its_cause_is_named():
+    for actual, kind in [
+        (2 * RIGHT, "scale"), (-RIGHT, "sign"), (RIGHT.T, "transposed"), (RIGHT[::-1], "flipped"),
+        (0 * RIGHT, "detached"),
+    ]:  # fmt: skip
+        report = compare_gradients({"weight": actual}, {"weight": RIGHT})
+        assert report.verdict == "fail"
+        assert kind in [cause.kind for cause in report.causes[:3]], report
 
 
 # ---- what an array may be -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
+def test_any_array_will_do():
+    for i, form in enumerate([
         torch.tensor,
         lambda a: torch.tensor(a, requires_grad=True),
         lambda a: torch.nn.Parameter(torch.tensor(a)),
@@ -60,79 +56,70 @@ def test_a_wrong_one_fails_and_its_cause_is_named(actual, kind):
         lambda a: np.asfortranarray(a),
         lambda a: a.astype(np.longdouble),
         lambda a: np.frombuffer(a.tobytes()).reshape(a.shape),  # read-only
-    ],
-)
-def test_any_array_will_do(form):
-    right = EXPECTED["weight"]
-    assert verdict(form(right)) == verdict(right, form(right)) == "pass"
-    assert verdict(form(right * 1.001)) == verdict(right * 1.001, form(right)) == "fail"
-
-
-def test_numbers_and_whole_numbers():
-    assert verdict(0.5, np.float64(0.5)) == "pass"
-    assert verdict([1, -2, 3], [1.0, -2.0, 3.0]) == "pass"
+    ]):  # fmt: skip
+        assert verdict(form(RIGHT)) == verdict(RIGHT, form(RIGHT)) == "pass", i
+        assert verdict(form(RIGHT * 1.001)) == verdict(RIGHT * 1.001, form(RIGHT)) == "fail", i
+    assert verdict(0.5, np.float64(0.5)) == verdict([1, -2, 3], [1.0, -2.0, 3.0]) == "pass"
     assert verdict([1, -2, 3], np.array([1, -2, 4], dtype=np.int16)) == "fail"
 
 
-@pytest.mark.parametrize(
-    "bad, says",
-    [
+def test_what_is_no_array():
+    for bad, says in [
         ([[1.0], [1.0, 2.0]], "'g' is not an array: its rows differ in length"),
         ("text", "is of type <U4; it has to be an array of real numbers"),
         ({"inner": [1.0]}, "is a dict; it has to be"),
         (np.array([1j]), "is of type complex128; it has to be"),
         (torch.tensor([1j]), "torch.complex64"),
         (torch.eye(3).to_sparse(), "torch.sparse_coo; it has to be dense and real"),
-    ],
-)
-def test_what_is_no_array(bad, says):
-    for mine, theirs in ({"g": bad}, {}), ({}, {"g": bad}):
-        with pytest.raises(ValueError, match="'g' is ") as error:
-            compare_gradients(mine, theirs)
-        assert says in str(error.value)
-    with pytest.raises(ValueError, match="the context's 'input/g' is "):
-        compare_gradients({"g": 1.0}, {"g": 1.0}, {"inputs": {"g": bad}})
-
-
-def test_what_is_no_mapping():
-    with pytest.raises(ValueError, match="actual is a list; it has to be a mapping"):
-        compare_gradients([1.0], {})
-    with pytest.raises(ValueError, match="neither side holds a gradient"):
-        compare_gradients({}, {})
-    with pytest.raises(ValueError, match="the context is a list"):
-        compare_gradients({"g": 1.0}, {"g": 1.0}, [1.0])
-    with pytest.raises(ValueError, match="the context has 'x'; it may have inputs, "):
-        compare_gradients({"g": 1.0}, {"g": 1.0}, {"x": 1.0})
+    ]:
+        for mine, theirs in ({"g": bad}, {}), ({}, {"g": bad}):
+            with pytest.raises(ValueError, match="'g' is ") as error:
+                compare_gradients(mine, theirs)
+            assert says in str(error.value)
+        with pytest.raises(ValueError, match="the context's 'input/g' is "):
+            compare_gradients(ONE, ONE, {"inputs": {"g": bad}})
+    for arguments, says in [
+        (([1.0], {}), "actual is a list; it has to be a mapping"),
+        (({}, {}), "neither side holds a gradient"),
+        ((ONE, ONE, [1.0]), "the context is a list"),
+        ((ONE, ONE, {"x": 1.0}), "the context has 'x'; it may have inputs, "),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            compare_gradients(*arguments)
 
 
 # ---- precision ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("widened", [False, True])
-def test_the_coarser_precision_counts(dtype, widened):
+def test_the_coarser_precision_counts():
     """Whichever side has it, and when it was widened since."""
     right = torch.from_numpy(LINEAR["weight"])
-    rounded = right.to(dtype).double() if widened else right.to(dtype)
-    for pair in ((rounded, right), (right, rounded), (rounded, rounded)):
-        report = compare_gradients({"g": pair[0]}, {"g": pair[1]})
-        assert report.ok, report
-        assert ("values are " in report.tensors[0].note) == widened
-    # What this precision can see, it sees.
-    visible = 1.5 * report.tensors[0].smallest_visible / right.abs().max()
-    assert visible < 0.25
-    assert verdict((right * (1 + visible)).to(dtype), right) == "fail"
-    assert verdict(right * (1 + 1e-9), right) == "fail"
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for rounded in (right.to(dtype), right.to(dtype).double()):
+            for pair in itertools.product((rounded, right), repeat=2):
+                report = compare_gradients({"g": pair[0]}, {"g": pair[1]})
+                assert report.ok, report
+                if rounded is pair[0] or rounded is pair[1]:
+                    widened = rounded.dtype != dtype
+                    assert ("values are " in report.tensors[0].note) == widened
+            # What this precision can see, it sees.
+            (entry,) = compare_gradients({"g": rounded}, {"g": rounded}).tensors
+            visible = 1.5 * entry.smallest_visible / right.abs().max()
+            assert visible < 0.25
+            assert verdict((right * (1 + visible)).to(dtype), right) == "fail"
+            assert verdict(right * (1 + 1e-9), right) == "fail"
 
 
 def test_whole_numbers_are_not_a_low_precision():
-    """As toy data give them; they fit bfloat16, but nothing was rounded."""
+    """As toy data give them; they fit bfloat16, but nothing was rounded. Nor are powers of two."""
     right = np.arange(2.0, 62.0).reshape(5, 12)
     wrong = right.copy()
     wrong[3, 4] += 1
     for unit in (1.0, 0.25, 8.0):
         assert verdict(unit * right, unit * right) == "pass"
         assert verdict(unit * wrong, unit * right) == "fail"
+    powers = 2.0 ** np.arange(-6.0, 6.0)
+    assert verdict(1.1 * powers, powers) == "fail"
 
 
 def test_small_arrays_are_judged_with_the_others():
@@ -141,74 +128,71 @@ def test_small_arrays_are_judged_with_the_others():
     assert compare_gradients(rounded, right).ok
 
 
+def test_what_coarse_numbers_have_in_common_is_no_rounding():
+    w = double(100)
+    coarse = {"w": w.bfloat16().double()}
+    assert compare_gradients({"w": w}, coarse).ok
+    assert first(compare_gradients({"w": 1.1 * w}, coarse)) == ("fail", "scale")
+
+
 def test_the_smallest_visible_error():
     for dtype in (np.float64, np.float32):
-        right = EXPECTED["weight"].astype(dtype)
+        right = RIGHT.astype(dtype)
         (entry,) = compare_gradients({"g": right}, {"g": right}).tensors
         for factor, expected in ((0.9, "pass"), (1.1, "fail")):
             moved = right.copy()
             moved[2, 1] += factor * entry.smallest_visible
             assert verdict(moved, right) == expected
-        assert entry.smallest_visible == pytest.approx(
-            16 * np.finfo(dtype).eps * 100 * np.abs(right).max()
-        )
+        bound = 16 * np.finfo(dtype).eps * 100 * np.abs(right).max()
+        assert entry.smallest_visible == pytest.approx(bound)
 
 
 # ---- verdicts -------------------------------------------------------------------------------
 
 
-def test_a_missing_one_fails():
-    report = compare_gradients({}, EXPECTED)
-    assert (report.verdict, report.causes[0].kind) == ("fail", "detached")
+def test_a_missing_one_or_one_too_many_fails():
+    assert first(compare_gradients({}, {"weight": RIGHT})) == ("fail", "detached")
     report = compare_gradients({"w": LINEAR["weight"], "x": LINEAR["x"]}, LINEAR)
     assert report.reason == "grad_weight, grad_bias are missing; grad_w is given, but not expected"
     assert [cause.kind for cause in report.causes] == ["detached", "unknown"]
     assert "nobody expected there are: w" in report.causes[0].evidence
     assert [entry.verdict for entry in report.tensors] == ["pass", "fail", "fail", "fail"]
-
-
-def test_one_too_many_fails():
     report = compare_gradients(LINEAR, {"x": LINEAR["x"]})
     assert report.verdict == "fail" and "weight" in report.causes[0].detail
     assert compare_gradients(LINEAR, {}).verdict == "fail"
 
 
 def test_none_is_zero():
-    assert compare_gradients({**EXPECTED, "g": None}, {**EXPECTED, "g": np.zeros(3)}).ok
-    assert compare_gradients({**EXPECTED, "g": np.zeros(3)}, {**EXPECTED, "g": None}).ok
-    assert compare_gradients({**EXPECTED, "g": None}, {**EXPECTED, "g": None}).ok
-    assert compare_gradients({**EXPECTED, "g": None}, EXPECTED).ok
-    report = compare_gradients({"weight": None}, EXPECTED)
-    assert (report.verdict, report.causes[0].kind) == ("fail", "detached")
+    one, zero = {"weight": RIGHT}, np.zeros(3)
+    for mine, theirs in [(None, zero), (zero, None), (None, None)]:
+        assert compare_gradients({**one, "g": mine}, {**one, "g": theirs}).ok
+    assert compare_gradients({**one, "g": None}, one).ok
+    assert first(compare_gradients({"weight": None}, one)) == ("fail", "detached")
     assert compare_gradients({"g": None}, {"g": None}).verdict == "inconclusive"
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite(value):
-    spoilt = EXPECTED["weight"].copy()
-    spoilt[1, 2] = value
-    report = compare_gradients({"g": spoilt}, {"g": EXPECTED["weight"]})
-    assert report.verdict == "fail" and report.tensors[0].worst_index == (1, 2)
-    assert "1 of 15 entries, first at (1, 2)" in report.causes[0].evidence
-    assert verdict(EXPECTED["weight"], spoilt) == "inconclusive"
-    assert verdict(spoilt, spoilt) == "inconclusive"
-    json.dumps(report.to_dict(), allow_nan=False)
-    # A wrong one beside it is still a failure.
-    both = {"a": spoilt, "b": EXPECTED["weight"]}
-    report = compare_gradients({**both, "b": 2 * both["b"]}, both)
-    assert (report.verdict, report.causes[0].kind) == ("fail", "scale")
+def test_what_is_not_finite():
+    for value in (math.nan, math.inf, -math.inf):
+        spoilt = RIGHT.copy()
+        spoilt[1, 2] = value
+        report = compare_gradients({"g": spoilt}, {"g": RIGHT})
+        assert report.verdict == "fail" and report.tensors[0].worst_index == (1, 2)
+        assert "1 of 15 entries, first at (1, 2)" in report.causes[0].evidence
+        assert verdict(RIGHT, spoilt) == verdict(spoilt, spoilt) == "inconclusive"
+        json.dumps(report.to_dict(), allow_nan=False)
+        # A wrong one beside it is still a failure.
+        report = compare_gradients({"a": spoilt, "b": 2 * RIGHT}, {"a": spoilt, "b": RIGHT})
+        assert first(report) == ("fail", "scale")
 
 
 def test_zeros():
-    zero = np.zeros((3, 2))
+    zero, empty = np.zeros((3, 2)), np.zeros((0, 3))
     assert "no power" in compare_gradients({"g": zero}, {"g": zero}).reason
-    assert verdict(zero, zero) == "inconclusive"
+    assert verdict(zero, zero) == verdict(empty, empty) == "inconclusive"
     assert verdict(zero + 1e-30, zero) == "fail"
     report = compare_gradients({**LINEAR, "g": zero}, {**LINEAR, "g": zero})
     assert report.ok and "only a zero" in report.tensors[-1].note
     assert compare_gradients({**LINEAR, "g": zero + 1e-5}, {**LINEAR, "g": zero}).verdict == "fail"
-    empty = np.zeros((0, 3))
-    assert verdict(empty, empty) == "inconclusive"
     assert compare_gradients({**LINEAR, "g": empty}, {**LINEAR, "g": empty}).ok
 
 
@@ -238,19 +222,18 @@ def test_nothing_but_rounding():
 
 def test_another_shape():
     report = compare_gradients({**LINEAR, "bias": UPSTREAM}, LINEAR, {"upstream": UPSTREAM})
-    assert (report.verdict, report.causes[0].kind) == ("fail", "wrong-reduction")
+    assert first(report) == ("fail", "wrong-reduction")
     assert report.tensors[-1].note == "the given one has shape (7, 5)"
     json.dumps(report.to_dict(), allow_nan=False)
     assert verdict(np.ones((1,)), np.array(1.0)) == "fail"
 
 
 def test_nothing_is_changed():
-    mine, theirs = {"g": EXPECTED["weight"].copy()}, {"g": torch.from_numpy(LINEAR["weight"])}
+    mine, theirs = {"g": RIGHT.copy()}, {"g": torch.from_numpy(LINEAR["weight"])}
     state = torch.get_rng_state()
-    first = compare_gradients(mine, theirs).to_dict()
-    assert first == compare_gradients(mine, theirs).to_dict()
-    assert np.array_equal(mine["g"], EXPECTED["weight"])
-    assert torch.equal(torch.get_rng_state(), state)
+    report = compare_gradients(mine, theirs).to_dict()
+    assert report == compare_gradients(mine, theirs).to_dict()
+    assert np.array_equal(mine["g"], RIGHT) and torch.equal(torch.get_rng_state(), state)
 
 
 # ---- the context ----------------------------------------------------------------------------
@@ -266,27 +249,27 @@ FLAT = {"input/x": X, "parameter/weight": WEIGHT, "parameter/bias": np.zeros(5),
 
 
 def test_the_context_helps():
-    """The input where the output belongs: which cannot be told from the gradient alone."""
+    """In any of its forms: which input stands where the output belongs cannot be seen from the
+    gradient alone."""
     wrong = {**LINEAR, "weight": UPSTREAM.T @ (2 + np.tanh(X))}
     assert compare_gradients(wrong, LINEAR).causes[0].kind == "unknown"
     wrong = {**LINEAR, "x": UPSTREAM @ WEIGHT * X}
     report = compare_gradients(wrong, LINEAR, CONTEXT)
     assert report.causes[0].kind == "missing-factor" and "x" in report.causes[0].detail
-
-
-def test_all_forms_of_a_context_say_the_same():
-    wrong = {**LINEAR, "x": UPSTREAM @ WEIGHT * X, "bias": UPSTREAM.mean(0)}
-    forms = [
-        (LINEAR, CONTEXT),
-        (LINEAR, {**CONTEXT, "upstream": [UPSTREAM], "outputs": {"z": CONTEXT["outputs"]}}),
-        (LINEAR, {**CONTEXT, "upstream": UPSTREAM.tolist()}),
-        (LINEAR, FLAT),
-        (LINEAR, {**FLAT, "grad/x": LINEAR["x"], "option/stride": np.array("text")}),
-        ({f"grad/{name}": grad for name, grad in LINEAR.items()} | FLAT, None),
+    wrong["bias"] = UPSTREAM.mean(0)
+    reports = [
+        compare_gradients(wrong, expected, context).to_dict()
+        for expected, context in [
+            (LINEAR, CONTEXT),
+            (LINEAR, {**CONTEXT, "upstream": [UPSTREAM], "outputs": {"z": CONTEXT["outputs"]}}),
+            (LINEAR, {**CONTEXT, "upstream": UPSTREAM.tolist()}),
+            (LINEAR, FLAT),
+            (LINEAR, {**FLAT, "grad/x": LINEAR["x"], "option/stride": np.array("text")}),
+            ({f"grad/{name}": grad for name, grad in LINEAR.items()} | FLAT, None),
+        ]
     ]
-    reports = [compare_gradients(wrong, expected, context) for expected, context in forms]
-    assert all(report.to_dict() == reports[0].to_dict() for report in reports)
-    assert {cause.kind for cause in reports[0].causes} >= {"missing-factor"}
+    assert all(report == reports[0] for report in reports)
+    assert "missing-factor" in {cause["kind"] for cause in reports[0]["causes"]}
 
 
 def test_numbered_upstreams_are_in_their_order():
@@ -298,15 +281,17 @@ def test_numbered_upstreams_are_in_their_order():
     assert report.causes[0].kind == "extra-term" and "upstream 10" in report.causes[0].detail
 
 
-@pytest.mark.parametrize("word", ["labels", "inputs"])
-def test_labels_are_told_by_their_type(word):
+def test_labels_are_told_by_their_type():
     logits, y = torch.randn(7, 5, dtype=torch.float64), torch.tensor([0, 3, 2, 4, 4, 1, 0])
     shares = logits.softmax(1)
-    right = (shares - F.one_hot(y, 5)) / 7
-    context = {"inputs": {"logits": logits}, "upstream": torch.ones(())}
-    context[word] = {**context.get(word, {}), "y": y}
-    report = compare_gradients({"logits": shares / 7}, {"logits": right}, context)
-    assert report.causes[0].kind == "missing-term" and "y" in report.causes[0].detail, report
+    right = {"logits": (shares - F.one_hot(y, 5)) / 7}
+    for context in (
+        {"inputs": {"logits": logits}, "labels": {"y": y}},
+        {"inputs": {"logits": logits, "y": y}},
+    ):
+        context["upstream"] = torch.ones(())
+        (cause, *_) = compare_gradients({"logits": shares / 7}, right, context).causes
+        assert cause.kind == "missing-term" and "y" in cause.detail, cause
 
 
 # ---- files ----------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Autograd, the tape and the chain rule by hand: the same gradients, and how a difference shows."""
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
+from comparison import about
 from torch import Tensor, nn
 
 from nn_backprop import engines
@@ -27,47 +29,52 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.fixture(params=MODELS)
-def name(request) -> str:
-    return request.param
+def engines_of(name: str) -> list[str]:
+    written_out = isinstance(MODELS[name](), (MLP, CNN))
+    return [engine for engine in ENGINES if engine != "by-hand" or written_out]
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request, name) -> str:
-    if request.param == "by-hand" and not isinstance(MODELS[name](), (MLP, CNN)):
-        pytest.skip("nobody has written it out")
-    return request.param
+def all_in_one_type(name: str) -> bool:
+    """Batch norm and k winners stay in float32, and count."""
+    return not any(isinstance(m, (nn.BatchNorm2d, KWinners)) for m in MODELS[name]().modules())
 
 
-def test_an_engine_gives_the_loss_and_the_gradients(name, engine):
-    model, inputs, targets = made(name)
-    copied, state = copy.deepcopy(model), copy.deepcopy(model.state_dict())
-    expected_loss = copied.loss(copied(inputs), targets)
-    expected = torch.autograd.grad(expected_loss, list(copied.parameters()))
-
-    inputs_before = inputs.clone()
-    for _ in range(2):  # the second call starts anew, it does not add to .grad
-        model.load_state_dict(state)  # what it counts in a buffer decides what it does next
-        loss = ENGINES[engine](model, inputs, targets)
-        assert loss.shape == () and not loss.requires_grad and loss.grad_fn is None
-        torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-12, atol=0)
-        for grad, want in zip(gradients(model).values(), expected, strict=True):
-            largest = want.abs().max().item()
+def close_to(model: nn.Module, expected: list[Tensor]) -> None:
+    """The gradients, relative to the largest entry of each."""
+    for (key, grad), want in zip(gradients(model).items(), expected, strict=True):
+        largest = want.abs().max().item()
+        with about(key):
             torch.testing.assert_close(grad, want, rtol=1e-10, atol=1e-10 * largest)
-    assert torch.equal(inputs, inputs_before)
 
 
-def test_what_an_engine_returned_stays_as_it_is(name, engine):
-    """`fit` reads the losses of many steps at once, later: an engine must not reuse them."""
-    model, inputs, targets = made(name)
-    loss = ENGINES[engine](model, inputs, targets)
-    kept, value = gradients(model), loss.item()
-    values = {key: grad.clone() for key, grad in kept.items()}
-    for parameter in model.parameters():
-        parameter.grad = None
-    ENGINES[engine](model, 2 * inputs, targets.flip(0))
-    assert loss.item() == value
-    assert all(torch.equal(kept[key], values[key]) for key in kept)
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+@each_model
+def test_an_engine_gives_the_loss_and_the_gradients(name):
+    for engine in engines_of(name):
+        model, inputs, targets = made(name)
+        copied, state = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+        expected_loss = copied.loss(copied(inputs), targets)
+        expected = torch.autograd.grad(expected_loss, list(copied.parameters()))
+        inputs_before = inputs.clone()
+        for _ in range(2):  # the second call starts anew, it does not add to .grad
+            model.load_state_dict(state)  # what it counts in a buffer decides what it does next
+            with about(engine):
+                loss = ENGINES[engine](model, inputs, targets)
+                assert loss.shape == () and not loss.requires_grad and loss.grad_fn is None
+                torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-12, atol=0)
+                close_to(model, expected)
+        assert torch.equal(inputs, inputs_before)
+
+        # `fit` reads the losses of many steps at once, later: an engine must not reuse them.
+        kept, value = gradients(model), loss.item()
+        values = {key: grad.clone() for key, grad in kept.items()}
+        for parameter in model.parameters():
+            parameter.grad = None
+        ENGINES[engine](model, 2 * inputs, targets.flip(0))
+        assert loss.item() == value, engine
+        assert all(torch.equal(kept[key], values[key]) for key in kept), engine
 
 
 def test_by_hand_refuses_a_network_that_nobody_has_written_out():
@@ -82,10 +89,15 @@ def test_by_hand_refuses_a_network_that_nobody_has_written_out():
         assert model[0].weight.grad.any()
 
 
-def test_in_precision_keeps_the_parameters_and_computes_as_a_low_copy_does(name, engine):
+def test_in_precision_keeps_the_parameters_and_computes_as_a_low_copy_does():
+    for name in filter(all_in_one_type, MODELS):
+        for engine in engines_of(name):
+            with about(name, engine):
+                computes_as_a_low_copy(name, engine)
+
+
+def computes_as_a_low_copy(name: str, engine: str) -> None:
     model, inputs, targets = made(name, torch.float32)
-    if any(isinstance(module, (nn.BatchNorm2d, KWinners)) for module in model.modules()):
-        pytest.skip("a part of it stays in float32, and counts")
     compute = in_precision(ENGINES[engine], torch.bfloat16)
     for step in range(3):  # the parameters change in between
         low = copy.deepcopy(model).bfloat16()
@@ -115,14 +127,14 @@ def test_updates_too_small_for_bfloat16_add_up():
     assert (weight.bfloat16() != start.bfloat16()).float().mean() < 0.1
 
 
+@each_model
 def test_the_engines_agree_and_nothing_is_touched(name):
     model, inputs, targets = made(name, torch.float32)
     ENGINES["autograd"](model, inputs, targets)
     state = copy.deepcopy(model.state_dict())
     grads = {key: grad.clone() for key, grad in gradients(model).items()}
     found = disagreements(model, inputs, targets)
-    written_out = isinstance(model, (MLP, CNN))
-    assert found.keys() == ({"tape", "by-hand"} if written_out else {"tape"})
+    assert [*found] == engines_of(name)[1:]
     for distances in found.values():
         assert distances.keys() == grads.keys()
         assert max(distances.values()) < 1e-12  # in float64, though the model is in float32
@@ -143,34 +155,26 @@ def spoilt(parameter: str, change):
     return engine
 
 
-def test_a_gradient_wrong_by_a_thousandth_shows(monkeypatch, name):
-    model, inputs, targets = made(name)
-    for wrong in dict(model.named_parameters()):
-        monkeypatch.setitem(ENGINES, "tape", spoilt(wrong, lambda grad: 1.001 * grad))
-        distances = disagreements(model, inputs, targets)["tape"]
-        assert distances.pop(wrong) == pytest.approx(1e-3, rel=1e-6)
-        assert max(distances.values()) < 1e-12
+def test_a_gradient_wrong_by_a_thousandth_shows(monkeypatch):
+    for name in ("mlp", "cnn", "fast-cnn"):
+        model, inputs, targets = made(name)
+        for wrong in dict(model.named_parameters()):
+            monkeypatch.setitem(ENGINES, "tape", spoilt(wrong, lambda grad: 1.001 * grad))
+            distances = disagreements(model, inputs, targets)["tape"]
+            assert distances.pop(wrong) == pytest.approx(1e-3, rel=1e-6), (name, wrong)
+            assert max(distances.values()) < 1e-12, (name, wrong)
 
 
 def test_one_wrong_entry_shows(monkeypatch):
-    def change(grad: Tensor) -> Tensor:
-        grad[3, 5] += 0.25 * grad.abs().max()
-        return grad
+    for value, expected in ((None, 0.25), (math.nan, math.inf), (math.inf, math.inf)):
 
-    monkeypatch.setitem(ENGINES, "tape", spoilt("layers.1.weight", change))
-    distances = disagreements(*made("mlp"))["tape"]
-    assert distances["layers.1.weight"] == pytest.approx(0.25, rel=1e-6)
+        def change(grad: Tensor, value=value) -> Tensor:
+            grad[3, 5] = grad[3, 5] + 0.25 * grad.abs().max() if value is None else value
+            return grad
 
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_is_infinitely_far(monkeypatch, value):
-    def change(grad: Tensor) -> Tensor:
-        grad[0] = value
-        return grad
-
-    monkeypatch.setitem(ENGINES, "tape", spoilt("layers.0.bias", change))
-    distances = disagreements(*made("mlp"))["tape"]
-    assert distances["layers.0.bias"] == math.inf
+        monkeypatch.setitem(ENGINES, "tape", spoilt("layers.1.weight", change))
+        distances = disagreements(*made("mlp"))["tape"]
+        assert distances["layers.1.weight"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_where_autograd_says_zero(monkeypatch):
@@ -183,9 +187,14 @@ def test_where_autograd_says_zero(monkeypatch):
     assert disagreements(model, inputs, targets)["tape"]["layers.0.bias"] == math.inf
 
 
-@pytest.mark.parametrize("engine", ["autograd", "tape"])
-def test_in_precision_leaves_batch_norm_to_the_model_itself(engine):
+def test_in_precision_leaves_batch_norm_to_the_model_itself():
     """In float32, and with its running statistics where an evaluation will look for them."""
+    for engine in ("autograd", "tape"):
+        with about(engine):
+            leaves_batch_norm_to_the_model(engine)
+
+
+def leaves_batch_norm_to_the_model(engine: str) -> None:
     model, inputs, targets = made("fast-cnn", torch.float32)
     twin = copy.deepcopy(model)
     ENGINES[engine](twin, inputs, targets)
@@ -207,29 +216,31 @@ def test_in_precision_leaves_batch_norm_to_the_model_itself(engine):
     assert all(torch.equal(mean, was) for mean, was in zip(means, before, strict=True))
 
 
-def test_for_training_gives_what_the_engine_gives_whatever_changes_in_between(name, engine):
+@each_model
+def test_for_training_gives_what_the_engine_gives_whatever_changes_in_between(name):
     """Another batch size, the last smaller batch, new values, another place, another model."""
-    model, inputs, targets = made(name)
-    other = copy.deepcopy(model)
-    compute = for_training(engine)
-    for change in range(6):
-        if change == 2:
-            inputs, targets = inputs[:3], targets[:3]
-        if change == 3:
-            inputs = inputs * 2
-        if change == 4:
-            for parameter in model.parameters():  # as model.to(...) does
-                parameter.data = parameter.data.clone() * 1.5
-        if change == 5:
-            model = other
-        expected_loss = ENGINES[engine](copied := copy.deepcopy(model), inputs, targets)
-        loss = compute(model, inputs, targets)
-        torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
-        for grad, want in zip(gradients(model).values(), gradients(copied).values(), strict=True):
-            largest = want.abs().max().item()
-            torch.testing.assert_close(grad, want, rtol=1e-10, atol=1e-10 * largest)
-        for (key, value), expected in zip(model.named_buffers(), copied.buffers(), strict=True):
-            torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12, msg=key)
+    for engine in engines_of(name):
+        model, inputs, targets = made(name)
+        other = copy.deepcopy(model)
+        compute = for_training(engine)
+        for change in range(6):
+            if change == 2:
+                inputs, targets = inputs[:3], targets[:3]
+            if change == 3:
+                inputs = inputs * 2
+            if change == 4:
+                for parameter in model.parameters():  # as model.to(...) does
+                    parameter.data = parameter.data.clone() * 1.5
+            if change == 5:
+                model = other
+            expected_loss = ENGINES[engine](copied := copy.deepcopy(model), inputs, targets)
+            with about(engine, change):
+                loss = compute(model, inputs, targets)
+                torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
+                close_to(model, list(gradients(copied).values()))
+                buffers = zip(model.buffers(), copied.buffers(), strict=True)
+                for value, expected in buffers:
+                    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_for_training_by_hand_writes_into_one_flat_parameter():
@@ -259,10 +270,14 @@ def test_has_bfloat16_says_what_torch_says_of_the_processor(monkeypatch):
     assert not has_bfloat16(torch.device("mps"))
 
 
-@pytest.mark.parametrize("engine", ["autograd", "tape", "by-hand"])
-@pytest.mark.parametrize("low", [False, True])
-def test_one_engine_serves_one_model_after_another(engine, low):
+def test_one_engine_serves_one_model_after_another():
     """Also where a later one is given the place in memory of one that is gone."""
+    for engine, low in itertools.product(ENGINES, [False, True]):
+        with about(engine, low):
+            serves_one_model_after_another(engine, low)
+
+
+def serves_one_model_after_another(engine: str, low: bool) -> None:
     compute = for_training(engine)
     if low:
         compute = in_precision(compute, torch.bfloat16)

@@ -1,6 +1,5 @@
 """`experiments/first_layer.py`: run with --smoke; Moran's I by hand; claims, of made-up rows."""
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -8,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from pytest import approx
-from test_studies import smoke
+from test_studies import smoke_rows
 
 from nn_backprop.data import load
 from nn_backprop.models import CNN, happy
+from nn_backprop.studies import Rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import first_layer as study
@@ -22,15 +22,13 @@ PASSES = 4
 
 @pytest.mark.slow
 def test_the_study(tmp_path):
-    results = smoke("first_layer", tmp_path)
-    rows = {(row["kind"], row["seed"]): row for row in results["rows"]}
-    assert set(rows) == {(kind, seed) for kind in study.KINDS for seed in (0, 1)}
-    assert len(rows) == len(results["rows"])
-    for (kind, _), row in rows.items():
+    found, claims = smoke_rows("first_layer", tmp_path)
+    by = found.by("kind", "seed")
+    assert set(by) == {(kind, seed) for kind in study.KINDS for seed in (0, 1)}
+    for (kind, _), (row,) in by.items():
         assert row["dataset"] == "digits"
         assert row["examples"] == (399 if kind in (FEW, RANDOM) else 1197)
-        for accuracy in (row["train_accuracy"], row["test_accuracy"]):
-            assert 0 <= accuracy <= 1
+        assert 0 <= row["train_accuracy"] <= 1 and 0 <= row["test_accuracy"] <= 1
         if kind in (SOURCE, FILTERS):
             assert row["test_accuracy"] > 0.6  # chance is 0.1
         assert len(row["morans_i"]) == 1 + PASSES and max(map(abs, row["morans_i"])) < 1.1
@@ -42,18 +40,16 @@ def test_the_study(tmp_path):
         for energy in ("energy", "energy_in_area"):
             if kind != FILTERS:
                 assert len(row[energy]) == 1 + PASSES and 0.8 < row[energy][0] < 1.2
-    claims = {claim["claim"]: claim for claim in results["claims"]}
-    assert len(claims) == 13 and all("not MNIST" in claim for claim in claims)
-    (last,) = (claim for name, claim in claims.items() if name.startswith("few images"))
-    by_hand = [rows[FEW, seed]["morans_i"][-1] - rows[RANDOM, seed]["morans_i"][-1]
-               for seed in (0, 1)]  # fmt: skip
-    assert last["measured"] == approx(sum(by_hand) / 2)
-    # What the docstring says of pixels that are black in all training images.
+    assert len(claims) == 13
+    (last,) = (claim for words, claim in claims.items() if words.startswith("few images"))
+    few, random = ([by[kind, seed].one("morans_i")[-1] for seed in (0, 1)]
+                   for kind in (FEW, RANDOM))  # fmt: skip
+    assert last["measured"] == approx((sum(few) - sum(random)) / 2)
+    # What the page says of pixels that are black in all training images.
     data = load("digits", say=lambda line: None)
     black = (data.images[data.train, 0] == 0).all(0).numpy()
     assert black.sum() > 5
-    (folder,) = tmp_path.glob("runs/first_layer/*-smoke")
-    source, ours = (np.load(folder / f"weights-{number}.npy") for number in (0, 1))
+    source, ours = (np.load(found.folder / f"weights-{number}.npy") for number in (0, 1))
     assert source.shape == ours.shape == (1 + PASSES, 16, 28, 28)
     assert (source[0] == source[-1])[:, black].all() and np.abs(source[-1] - source[0]).max() > 0.1
     moved = (ours[-1] - ours[0])[:, black]
@@ -111,28 +107,13 @@ def test_morans_i_by_hand():
 def test_morans_i_as_the_formula_says_pair_by_pair():
     images = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
     area = torch.rand(5, 7, generator=torch.Generator().manual_seed(1)) > 0.3
-    places = [tuple(place) for place in area.nonzero().tolist()]
-    expected = []
-    for image in images.tolist():
-        x = {(h, w): image[h][w] for h, w in places}
-        mean = sum(x.values()) / len(x)
-        total = weights = 0.0
-        for (h, w), (p, q) in itertools.product(places, places):
-            if abs(h - p) + abs(w - q) == 1:
-                weights += 1
-                total += (x[h, w] - mean) * (x[p, q] - mean)
-        squares = sum((value - mean) ** 2 for value in x.values())
-        expected.append(len(x) / weights * total / squares)
-    assert study.morans_i(images, area).tolist() == approx(expected)
-    assert study.morans_i(5 - 3 * images, area).tolist() == approx(expected)
-
-
-def test_over_all_orders_the_mean_is_minus_one_over_all_others():
-    area = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
-    orders = torch.tensor(list(itertools.permutations([3.0, -1.0, 4.0, 1.5, 9.0])))
-    images = torch.zeros(len(orders), 2, 3)
-    images[:, area] = orders
-    assert study.morans_i(images, area).mean().item() == approx(-1 / 4)
+    places = area.nonzero()
+    w = ((places[:, None] - places).abs().sum(2) == 1).double()
+    x = images[:, area].double()
+    x -= x.mean(1, keepdim=True)
+    expected = len(places) / w.sum() * (x @ w * x).sum(1) / x.square().sum(1)
+    assert study.morans_i(images, area).numpy() == approx(expected.numpy())
+    assert study.morans_i(5 - 3 * images, area).numpy() == approx(expected.numpy())
 
 
 def test_a_shuffle_keeps_what_is_inside_and_leaves_the_rest():
@@ -157,16 +138,14 @@ def test_the_area_and_its_middle():
 
 
 def test_the_energy_of_the_middle_by_hand():
-    weight = torch.ones(3, 28, 28)
+    weight, inside = torch.ones(3, 28, 28), torch.ones(28, 28).bool()
     weight[:, 7:21, 7:21] = 3  # 9 against 1
-    inside = torch.ones(28, 28).bool()
     middle = study.middle_of(inside)
     assert study.energy_ratio(weight, middle, inside) == approx(9)
     weight[:, :7] = 50
     inside[:7] = False
     assert study.energy_ratio(weight, middle, inside) == approx(9)
     weight[0] *= -2  # 4 of it: the mean of 36, 9, 9 against that of 4, 1, 1
-    assert study.energy_ratio(weight, middle, inside) == approx(9)
     weight[:, 7:21, 7:21] *= 2
     assert study.energy_ratio(weight, middle, inside) == approx(36)
 
@@ -176,29 +155,26 @@ def test_the_energy_of_the_middle_by_hand():
 
 def made(**changed):
     """Three seeds of each kind; `end`, `start`, `shuffled`, `middle` and `inside` by kind."""
-    values = {
-        "end": {SOURCE: 0.3, ALL: 0.3, FEW: 0.6, RANDOM: 0.4, FILTERS: 0.2},
-        "start": dict.fromkeys(study.KINDS, 0.0),
-        "shuffled": dict.fromkeys(study.KINDS, 0.0),
-        "middle": dict.fromkeys(study.KINDS, 2.0),
-        "inside": dict.fromkeys(study.KINDS, 2.0),
-    }
+    values = {name: dict.fromkeys(study.KINDS, 0.0) for name in ("start", "shuffled")}
+    values |= {name: dict.fromkeys(study.KINDS, 2.0) for name in ("middle", "inside")}
+    values["end"] = {SOURCE: 0.3, ALL: 0.3, FEW: 0.6, RANDOM: 0.4, FILTERS: 0.2}
     for name, by_kind in changed.items():
         values[name] |= by_kind
 
     def row(kind, seed):
+        of = {name: by_kind[kind] for name, by_kind in values.items()}
         # The seeds differ by 0.1, whatever is subtracted differs with them.
         wobble = 0.1 * seed + 0.001 * (seed == 1)
-        energy = {"energy": [1.0, values["middle"][kind] + 0.001 * seed],
-                  "energy_in_area": [1.0, values["inside"][kind] + 0.001 * seed]}  # fmt: skip
+        energy = {"energy": [1.0, of["middle"] + 0.001 * seed],
+                  "energy_in_area": [1.0, of["inside"] + 0.001 * seed]}  # fmt: skip
         return {
             "kind": kind, "seed": seed, "digits_i": 0.8 + 8 / 3 * wobble,
-            "morans_i": [values["start"][kind] + 0.1 * seed, 9.0, values["end"][kind] + wobble],
-            "morans_i_shuffled": values["shuffled"][kind] + 0.1 * seed,
+            "morans_i": [of["start"] + 0.1 * seed, 9.0, of["end"] + wobble],
+            "morans_i_shuffled": of["shuffled"] + 0.1 * seed,
             **({} if kind == FILTERS else energy),
         }  # fmt: skip
 
-    return {kind: [row(kind, seed) for seed in range(3)] for kind in study.KINDS}
+    return Rows(row(kind, seed) for seed in range(3) for kind in study.KINDS)
 
 
 @pytest.mark.parametrize(
@@ -216,12 +192,12 @@ def made(**changed):
 )
 def test_each_claim_can_fail(changed, expected):
     short = {"reproduced": "R", "not reproduced": "N", "undecided": "U"}
-    claims = study._claims(made(**changed))
+    claims = study.claims(made(**changed))
     assert "".join(short[claim.verdict] for claim in claims) == expected.replace(" ", "")
 
 
 def test_what_the_claims_measure():
-    claims = study._claims(made())
+    claims = study.claims(made())
     start, shuffled, likeness, energy, inside = claims[:5]
     assert all(claim.claim.startswith("as in the source") for claim in claims[:5])
     assert start.measured == approx(0.3 + 0.001 / 3) == shuffled.measured

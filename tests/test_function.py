@@ -21,14 +21,15 @@ def in_place(case: Case) -> bool:
 
 
 # `.apply` takes positional arguments.
-POSITIONAL = [case for case in CASES if not case.kwargs and not in_place(case)]
+POSITIONAL = [case for case in CASES if not case.alias and not case.kwargs and not in_place(case)]
+every_rule = pytest.mark.parametrize("name", sorted({case.rule.name for case in POSITIONAL}))
 # gradcheck's own tolerances (1e-3) would let a rule pass that is wrong by a thousandth. Its step of
 # 1e-6 leaves 1e-16/1e-6 of rounding in numbers of order 1 to 100, so 1e-7 is what it can do.
 TOLERANCES = {"eps": 1e-6, "rtol": 1e-6, "atol": 1e-7}
 
 
-def over(cases: list[Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", cases, ids=[case.id for case in cases])
+def of(name: str) -> list[Case]:
+    return [case for case in POSITIONAL if case.rule.name == name]
 
 
 def seeded(case: Case, rule: Rule | None = None):
@@ -60,33 +61,41 @@ def derivatives(function, case: Case) -> list[Tensor]:
     return [tensor.detach() for tensor in (z, *first, *second)]
 
 
-@over(POSITIONAL)
-def test_first_and_second_derivatives_are_torchs(case):
-    actual = derivatives(as_function(case.rule).apply, case)
-    for a, expected in zip(actual, derivatives(case.function, case), strict=True):
-        check.close(a, expected)
+def test_every_rule_has_a_case():
+    assert {case.rule.name for case in POSITIONAL} == {rule.name for rule in rules.TABLE.values()}
 
 
-@over([case for case in POSITIONAL if not case.staircase])
-def test_gradcheck(case):
-    args, _ = case.draw()
-    assert gradcheck(seeded(case), args, **TOLERANCES, fast_mode=True)
-    assert gradgradcheck(seeded(case), args, **TOLERANCES, fast_mode=True)
+@every_rule
+def test_first_and_second_derivatives_are_torchs(name):
+    for case in of(name):
+        actual = derivatives(as_function(case.rule).apply, case)
+        for i, expected in enumerate(derivatives(case.function, case)):
+            with check.about(case.id, i):
+                check.close(actual[i], expected)
 
 
-@pytest.mark.parametrize("name", sorted({rule.name for rule in rules.TABLE.values()}))
-def test_gradcheck_refuses_a_rule_wrong_by_a_thousandth(name):
-    """On the rule's smallest case: fast mode lets it pass in a weight of some thousand entries."""
-    cases = [c for c in POSITIONAL if c.rule.name == name and not c.staircase]
+@every_rule
+def test_gradcheck(name):
+    """On the rule's smallest case: in fast mode, a weight of some thousand entries would hide an
+    error of a thousandth."""
+    cases = [case for case in of(name) if not case.staircase]
     case = min(cases, key=lambda c: (-len(c.names), sum(t.numel() for t in leaves(c.draw()[0]))))
+    assert gradcheck(seeded(case), case.draw()[0], **TOLERANCES, fast_mode=True)
+    assert gradgradcheck(seeded(case), case.draw()[0], **TOLERANCES, fast_mode=True)
     for operand in case.names:
-        wrong = check.spoilt(case.rule, operand)
-        assert not gradcheck(seeded(case, wrong), case.draw()[0], **TOLERANCES,
-                             fast_mode=True, raise_exception=False)  # fmt: skip
+        wrong = seeded(case, check.spoilt(case.rule, operand))
+        assert not gradcheck(wrong, case.draw()[0], **TOLERANCES,
+                             fast_mode=True, raise_exception=False), operand  # fmt: skip
 
 
-@over([case for case in POSITIONAL if len(case.names) > 1])
-def test_only_what_is_wanted_is_computed(case):
+@every_rule
+def test_only_what_is_wanted_is_computed(name):
+    for case in of(name):
+        with check.about(case.id):
+            computes_what_is_wanted(case)
+
+
+def computes_what_is_wanted(case: Case) -> None:
     args, _ = case.draw()
     asked = []
 
@@ -159,28 +168,25 @@ def test_buffers_that_have_moved_since_the_forward():
 # --- errors ---
 
 
-@over([case for case in CASES if not case.kwargs and in_place(case)])
-def test_in_place_is_refused(case):
-    args, _ = case.draw()
-    with pytest.raises(NotImplementedError, match="in place"):
-        as_function(case.rule).apply(*args)
+def test_in_place_is_refused():
+    for case in CASES:
+        if not case.kwargs and in_place(case):
+            args, _ = case.draw()
+            with check.about(case.id), pytest.raises(NotImplementedError, match="in place"):
+                as_function(case.rule).apply(*args)
 
 
-@pytest.mark.parametrize(
-    ("function", "args", "place"),
-    [
+def test_what_has_no_derivative_is_refused():
+    """torch refuses these too; a None would be a gradient dropped in silence."""
+    for function, args, place in [
         (F.nll_loss, (x(3, 5), labels(3, classes=5), positive(5)), 2),
         (F.cross_entropy, (x(3, 5), labels(3, classes=5), positive(5)), 2),
         (F.batch_norm, (x(7, 3), x(3), constant(positive(3))), 1),
-    ],
-)
-def test_what_has_no_derivative_is_refused(function, args, place):
-    """torch refuses these too; a None would be a gradient dropped in silence."""
-    case = Case(function, args)
-    drawn, _ = case.draw()
-    z = as_function(case.rule).apply(*drawn)
-    with pytest.raises(NotImplementedError, match=f"argument {place}"):
-        z.sum().backward()
+    ]:
+        case = Case(function, args)
+        z = as_function(case.rule).apply(*case.draw()[0])
+        with check.about(case.id), pytest.raises(NotImplementedError, match=f"argument {place}"):
+            z.sum().backward()
 
 
 def test_a_tensor_that_the_rule_does_not_read_is_refused():

@@ -22,7 +22,7 @@ from torch.testing import assert_close
 
 from nn_backprop import backprop
 from nn_backprop.layers import LowRankLinear
-from nn_backprop.layers.low_rank import break_even
+from nn_backprop.layers.low_rank import break_even, cut_to_rank
 from nn_backprop.models import counting
 
 M, N_OUT, RANK = 11, 7, 3  # in, out
@@ -281,3 +281,14 @@ def test_training_a_cut_layer_brings_it_nearer_to_what_is_wanted():
             for name, parameter in layer.named_parameters():
                 parameter -= 0.1 * grads[name]
     assert F.mse_loss(layer(x), wanted).item() < 0.9 * first
+
+
+def test_layers_of_a_model_are_cut_by_their_names():
+    model = nn.Sequential(nn.Linear(M, M), nn.ReLU(), nn.Linear(M, N_OUT))
+    first, wanted = model[0], LowRankLinear.from_linear(model[2], 2)
+    cut_to_rank(model, {"2": 2})
+    assert model[0] is first and model[2].rank == 2
+    assert torch.equal(model[2].up, wanted.up) and torch.equal(model[2].down, wanted.down)
+    for name, error in (("1", "1 must be an nn.Linear, not ReLU"), ("0", "rank must be at most")):
+        with pytest.raises(ValueError, match=error):
+            cut_to_rank(model, {name: M + 1})

@@ -118,3 +118,16 @@ def test_a_norm_cnn_smooths_the_labels_in_training_alone():
     torch.testing.assert_close(model.loss(output, targets), -(shares * log_p).sum(1).mean())
     model.eval()
     torch.testing.assert_close(model.loss(output, targets), F.nll_loss(log_p, targets))
+
+
+def test_the_gelu_mlp_starts_and_computes_as_published():
+    model = models.GeluMLP()
+    assert count(model) == 335_114
+    a = (x := torch.randn(3, 1, 28, 28)).flatten(1)
+    for layer, square in zip(model.layers, (1.425, 0.85, 0.85, 1.425), strict=True):
+        lengths = layer.weight.norm(dim=1)
+        assert_close(lengths, torch.full_like(lengths, square**-0.5))
+        assert not layer.bias.any()
+        z = a @ layer.weight.T
+        a = 0.5 * z * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)))
+    assert_close(model(x), z, atol=1e-4, rtol=0)

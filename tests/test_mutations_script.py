@@ -1,54 +1,44 @@
-"""experiments/mutations.py, run as a user would run it."""
+"""experiments/mutations.py, run as a user would run it; and what its rows come to."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "experiments" / "mutations.py"
+from nn_backprop.studies import Rows
 
-
-def run(folder: Path, *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-W", "error", str(SCRIPT), *options],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import mutations
 
 
 @pytest.mark.slow
-def test_smoke_run_writes_tables_picture_and_results(tmp_path):
-    done = run(tmp_path, "--smoke")
+def test_a_smoke_run_leaves_rows_a_page_and_a_picture(tmp_path):
+    command = [sys.executable, "-W", "error", mutations.__file__, "--smoke"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "runs" / "mutations").iterdir()
-    results = json.loads((folder / "results.json").read_text())
-    assert results["experiment"] == "mutations"
-    assert results["claims"] == []  # they speak of the whole catalogue
-    tables = {row["table"] for row in results["rows"]}
-    assert tables == {
+    (folder,) = (tmp_path / "runs/mutations").iterdir()
+    rows = Rows.read(folder)
+    of = {kind: len(part) for kind, part in rows.by("of").items()}
+    assert of["mistake"] == 22 and of["equivalent"] == 3  # every tenth
+    assert rows.where(configurations="all").one("number") == 40
+    tables = mutations.tables(rows)
+    assert list(tables) == [
         "Caught and named", "By family", "Right gradients", "Every mistake", "Every equivalent"
-    }  # fmt: skip
-    (everything,) = (row for row in results["rows"] if row.get("configurations") == "all")
-    assert everything["number"] == 40
-    written = (folder / "results.md").read_text()
-    assert all(f"**{title}**" in written for title in tables)
-    assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+    ]  # fmt: skip
+    page = (folder / "README.md").read_text()
+    assert all(f"**{title}**" in page for title in tables) and page in done.stdout
+    assert all(" (smoke: not MNIST)" in line for line in page.splitlines() if "promise)" in line)
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_configuration_is_drawn_from_its_number_alone(tmp_path):
+def test_a_configuration_is_drawn_from_its_number_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     described = []
-    for options in (["--first", "3", "--configurations", "4"], ["--first", "5", "--workers", "2"]):
-        folder = tmp_path / options[1]
-        folder.mkdir()
-        few = [] if "--configurations" in options else ["--configurations", "2"]
-        done = run(folder, "--no-catalogue", *options, *few)
-        assert done.returncode == 0, done.stderr
-        (written,) = folder.glob("runs/mutations/*/configurations.jsonl")
+    for options in ("--first 3 --configurations 4", "--first 5 --configurations 2 --workers 2"):
+        assert mutations.STUDY.main(["--no-catalogue", *options.split()]) == 0
+        written = max(tmp_path.glob("runs/mutations/*/configurations.jsonl"))
         rows = [json.loads(line) for line in written.read_text().splitlines()]
         described.append({row["number"]: row["description"] for row in rows})
     first, second = described
@@ -56,7 +46,45 @@ def test_a_configuration_is_drawn_from_its_number_alone(tmp_path):
     assert second.items() <= first.items()
 
 
-def test_refuses_impossible_options_in_a_sentence(tmp_path):
-    done = run(tmp_path, "--workers", "0")
-    assert done.returncode == 2
-    assert "--workers must be 1 or more" in done.stderr
+@pytest.mark.parametrize("option", ["--workers 0", "--configurations -1"])
+def test_refuses_impossible_options_in_a_sentence(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert mutations.STUDY.main(option.split()) == 2
+    name, _ = option.split()
+    assert f"mutations.py: {name} must be" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def mistake(verdict="fail", causes=("sign",), place=1, part="unseen"):
+    return {"of": "mistake", "name": "linear/…", "part": part, "verdict": verdict,
+            "causes": list(causes), "place": place}  # fmt: skip
+
+
+def test_how_mistakes_are_named():
+    rows = [
+        mistake(),
+        mistake(causes=["scale", "sign"], place=2),
+        mistake(causes=["unknown"], place=None),
+        mistake(causes=[], place=None),
+        mistake(causes=["scale"], place=None),
+        mistake("pass", [], None),
+    ]
+    assert [mutations.naming(row) for row in rows] == [
+        "first cause right", "second or third right", "unknown", "unknown", "wrong", "not caught"
+    ]  # fmt: skip
+    assert list(mutations.name_counts(Rows(rows)).values()) == [1, 2, 2, 2]
+
+
+def test_what_is_claimed():
+    right = {"of": "right gradients", "configurations": "all", "number": 99, "fail": 1}
+    equivalent = {"of": "equivalent", "verdict": "pass"}
+    rows = Rows([mistake()] * 20 + [mistake(place=None)] * 5 + [mistake("pass", [], None, "fit")])
+    caught, named, among_three, left = mutations.claims(Rows([*rows, equivalent, right]))
+    assert (caught.measured, caught.verdict) == (25 / 26, "not reproduced")
+    assert (named.measured, named.verdict) == (20 / 25, "undecided")
+    assert (among_three.measured, among_three.verdict) == (20 / 25, "not reproduced")
+    assert (left.measured, left.verdict) == (99 / 100, "not reproduced")
+    # Of no failure in n, Clopper and Pearson's lower bound is 0.025^(1/n).
+    (caught, *_) = mutations.claims(Rows([mistake()] * 20))
+    assert caught.interval == pytest.approx((0.025 ** (1 / 20), 1))
+    assert caught.verdict == "undecided"  # no number of mistakes shows that all are caught

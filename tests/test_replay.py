@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from comparison import about
 from torch import Tensor, nn
 
 from nn_backprop import MissingRuleError, backprop
@@ -106,10 +107,10 @@ class Deciding(nn.Linear):
         return z.relu_()
 
 
-@pytest.mark.parametrize("how", ["if", "item", "list", "in place"])
-def test_refuses_what_depends_on_the_data_and_what_overwrites(how):
-    with pytest.raises(NotReplayableError):
-        Replay(Deciding(how), F.cross_entropy, *batch(2, 7, 5, classes=5))
+def test_refuses_what_depends_on_the_data_and_what_overwrites():
+    for how in ("if", "item", "list", "in place"):
+        with about(how), pytest.raises(NotReplayableError):
+            Replay(Deciding(how), F.cross_entropy, *batch(2, 7, 5, classes=5))
 
 
 def test_fits_only_the_same_model_shapes_types_and_mode():

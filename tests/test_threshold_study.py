@@ -9,16 +9,20 @@ import torch
 from pytest import approx
 from scipy.special import expit, logit
 from scipy.stats import beta, t
-from test_studies import smoke
+from test_studies import smoke_rows
 
 from nn_backprop.data import load
 from nn_backprop.layers import SoftGate
 from nn_backprop.models import MLP
+from nn_backprop.studies import Rows
+from nn_backprop.studies.answers import Answers, answers_of, cost, quality, selector
 from nn_backprop.studies.rejection import (
     at_threshold,
     auroc,
     best_threshold,
+    calibration,
     confidence,
+    lowest_threshold,
     promised_threshold,
 )
 
@@ -41,8 +45,7 @@ def by_price(costs):
 
 @pytest.mark.slow
 def test_the_study(tmp_path):
-    results = smoke("threshold", tmp_path)
-    rows = results["rows"]
+    rows, claims = smoke_rows("threshold", tmp_path)
     assert [(row["network"], row["seed"]) for row in rows] == [
         (name, seed) for name in ("CNN", "MLP", "happy") for seed in (0, 1)
     ]
@@ -61,20 +64,19 @@ def test_the_study(tmp_path):
         for plain, calibrated, swept, learnt in by_price(row["costs"]):
             assert plain["threshold"] == approx(1 - plain["price"])
             assert calibrated["threshold"] != plain["threshold"]
-            for cost in (plain, calibrated, swept, learnt):
-                assert swept["validation"] <= cost["validation"]
-                assert 0 < cost["least"] <= cost["test"] and 0 <= cost["rejected"] <= 1
+            for one in (plain, calibrated, swept, learnt):
+                assert swept["validation"] <= one["validation"]
+                assert 0 < one["least"] <= one["test"] + 1e-12 and 0 <= one["rejected"] <= 1
         naive, bounded = row["promises"]
         assert [p["delta"] for p in row["promises"]] == [None, 0.05]
         assert naive["risk"] == {"happy": 0.02, "MLP": 0.01, "CNN": 0.005}[row["network"]]
         for what in ("rejected", "rejected_in_draws"):
             assert 0 <= naive[what] <= bounded[what] <= 1
         assert bounded["broken"] <= naive["broken"] <= naive["draws"] == 20
-    claims = results["claims"]
-    assert len(claims) == 3 * 7 + 3 and all("not MNIST" in claim["claim"] for claim in claims)
-    (claim,) = (c for c in claims if c["claim"].startswith("MLP: AUROC"))
-    by_hand = [100 * row["auroc"] for row in rows if row["network"] == "MLP"]
-    assert claim["measured"] == approx(sum(by_hand) / 2) and claim["published"] == 97.83
+    assert len(claims) == 3 * 7 + 3
+    (claim,) = (of for words, of in claims.items() if words.startswith("MLP: AUROC"))
+    by_hand = rows.where(network="MLP").values("auroc", 100)
+    assert claim["measured"] == approx(by_hand.mean()) and claim["published"] == 97.83
 
 
 # --- what chooses, and what is told ---
@@ -82,16 +84,19 @@ def test_the_study(tmp_path):
 
 def test_no_split_has_an_image_of_another(monkeypatch):
     """What trains is data.train; what answers, in this order, validation and test."""
-    trained, asked = [], []
-    monkeypatch.setattr(study, "fit", lambda *args, **_: trained.append(args[4]))
-    answers = study.answers
+    trained, asked, chosen = [], [], []
+    train = study.studies.train_network
+
+    def watched_training(model, data, **how):
+        trained.append(data)
+        return train(model, data, **how | {"epochs": 1})
 
     def watched(model, data, indices):
         asked.append(indices)
-        return answers(model, data, indices)
+        return answers_of(model, data, indices)
 
-    chosen = []
-    monkeypatch.setattr(study, "answers", watched)
+    monkeypatch.setattr(study.studies, "train_network", watched_training)
+    monkeypatch.setattr(study, "answers_of", watched)
     for name in ("quality", "costs", "promises"):
         monkeypatch.setattr(study, name, lambda v, t, *_: chosen.append((v, t)) or {})
     study.train(study.Job("happy", 0, study.Options(smoke=True)))
@@ -108,7 +113,7 @@ def some_answers(seed, n=2_000, factor=1):
     rng = np.random.default_rng(seed)
     s = rng.uniform(0.5, 1, n)
     errors = (rng.random(n) < factor * (1 - s)).astype(int)
-    return study.Answers(logit(s), errors, np.sort(rng.normal(size=(n, 3)), axis=1))
+    return Answers(logit(s), errors, np.sort(rng.normal(size=(n, 3)), axis=1))
 
 
 def test_the_test_answers_choose_nothing():
@@ -126,9 +131,9 @@ def test_the_test_answers_choose_nothing():
     for c in swept:
         scores, errors, _ = validation
         assert c["threshold"] == approx(expit(best_threshold(scores, errors, c["price"])[0]))
-    found = study.quality(validation, test)
+    found = quality(validation, test, study.REJECTED, study.RECALLS)
     assert found["rejected"] == approx(
-        (test.scores <= study.lowest(validation.scores, validation.errors, 0.01)).mean()
+        (test.scores <= lowest_threshold(validation.scores, validation.errors, 0.01)).mean()
     )
 
 
@@ -149,7 +154,7 @@ def test_calibration_undoes_a_stretch_and_a_shift(monkeypatch):
     monkeypatch.setattr(study, "learn_gate", lambda *_: SoftGate(0, 1))  # slow, of so many
     some = some_answers(0, 20_000)
     bent = some._replace(scores=2 * some.scores + 1)
-    a, b = study.calibration(bent)
+    a, b = calibration(bent.scores, bent.errors)
     assert (a, b) == approx((0.5, -0.5), abs=0.1)
     surplus = 1 - bent.errors - expit(a * bent.scores + b)
     assert [surplus.mean(), (surplus * bent.scores).mean()] == approx([0, 0], abs=1e-4)
@@ -171,14 +176,14 @@ def test_the_selector_learns_from_the_validation_answers_alone():
         errors = rng.integers(0, 2, 500)
         outputs = rng.normal(size=(500, 3))
         outputs[:, 1] += 5 * errors
-        return study.Answers(rng.normal(size=500), errors, outputs)
+        return Answers(rng.normal(size=500), errors, outputs)
 
     validation, test = known(), known()
-    scores = study.selector(validation, test)
+    scores = selector(validation, test)
     assert auroc(test.scores, test.errors) < 0.6 < 0.98 < auroc(scores, test.errors)
-    assert np.array_equal(scores, study.selector(validation, test._replace(errors=None)))
+    assert np.array_equal(scores, selector(validation, test._replace(errors=None)))
     wrong = validation._replace(errors=1 - validation.errors)
-    assert auroc(study.selector(wrong, test), test.errors) < 0.02
+    assert auroc(selector(wrong, test), test.errors) < 0.02
 
 
 # --- what is counted ---
@@ -191,7 +196,7 @@ def test_the_answers_of_either_kind_of_network():
     for loss in ("cross_entropy", "squared_error"):
         torch.manual_seed(0)
         model = MLP((784, 5, 10), "sigmoid", loss)
-        found = study.answers(model, data, some)
+        found = answers_of(model, data, some)
         outputs = model(inputs).detach().numpy()
         sure = confidence(outputs) if loss == "cross_entropy" else outputs.max(axis=1)
         assert expit(found.scores) == approx(sure, rel=1e-12)
@@ -205,7 +210,7 @@ def test_sure_answers_have_finite_scores():
     data, model = load("digits"), MLP((784, 10))
     with torch.no_grad():
         model.layers[0].weight.mul_(1_000)
-    scores = study.answers(model, data, data.test).scores
+    scores = answers_of(model, data, data.test).scores
     assert np.isfinite(scores).all() and scores.max() > 100  # there 1 − p is below 1e−43
 
 
@@ -216,28 +221,28 @@ def test_sigmoids_at_their_ends_have_finite_scores():
         model.layers[0].weight.mul_(10_000)
     sigmoids = model.double()(data.batch(data.test, torch.float64)[0])
     assert sigmoids.min() == 0 and sigmoids.max() == 1
-    found = study.answers(model, data, data.test)
+    found = answers_of(model, data, data.test)
     assert np.isfinite(found.scores).all() and np.isfinite(found.outputs).all()
     assert found.outputs.max() == -found.outputs.min() == logit(1 - 2**-53)
 
 
 def test_the_lowest_threshold_and_the_cost_by_hand():
     scores, errors = np.array([0.1, 0.4, 0.6, 0.9]), np.array([1, 0, 1, 0])
-    assert study.lowest(scores, errors, 0.5) == -np.inf
-    assert study.lowest(scores, errors, 0.4) == 0.1  # one of three
-    assert study.lowest(scores, errors, 0.3) == 0.6
-    assert study.lowest(scores, 1 - errors, 0.3) == np.inf  # the best is wrong
-    some = study.Answers(scores, errors, scores[:, None])
-    assert study.cost(some, 0.4, 0.3) == approx((2 * 0.3 + 1) / 4)
-    assert study.cost(some, np.inf, 0.3) == approx(0.3)
+    assert lowest_threshold(scores, errors, 0.5) == -np.inf
+    assert lowest_threshold(scores, errors, 0.4) == 0.1  # one of three
+    assert lowest_threshold(scores, errors, 0.3) == 0.6
+    assert lowest_threshold(scores, 1 - errors, 0.3) == np.inf  # the best is wrong
+    some = Answers(scores, errors, scores[:, None])
+    assert cost(some, 0.4, 0.3) == approx((2 * 0.3 + 1) / 4)
+    assert cost(some, np.inf, 0.3) == approx(0.3)
 
 
 def test_what_is_told_of_the_confidence_by_hand():
     scores = np.arange(200.0)
     errors = np.zeros(200, int)
     errors[[0, 1, 2, 40]] = 1  # of the least sure, three of the first three
-    some = study.Answers(scores, errors, np.column_stack([scores, scores]))
-    found = study.quality(some, some)
+    some = Answers(scores, errors, np.column_stack([scores, scores]))
+    found = quality(some, some, study.REJECTED, study.RECALLS)
     assert found["error"] == 0.02 and found["auroc"] == approx(1 - 37 / (4 * 196))
     assert found["rejected"] == found["rejected_in_hindsight"] == approx(3 / 200)
     assert found["rest"] == 1 / 197 < 0.01 < 2 / 198
@@ -250,7 +255,7 @@ def test_no_threshold_for_1_percent_leaves_no_rest():
     some = some_answers(0, 50)
     sure = some.scores.argmax()
     wrong = some._replace(errors=np.where(np.arange(50) == sure, 1, some.errors))
-    found = study.quality(wrong, some)
+    found = quality(wrong, some, study.REJECTED, study.RECALLS)
     assert found["rejected"] == 1 and found["rest"] is None
     assert found["validation_error"] == wrong.errors.mean() != some.errors.mean() == found["error"]
 
@@ -266,7 +271,7 @@ def test_broken_promises_are_counted():
 
         def choose(s, e, delta=delta):
             if delta is None:
-                return study.lowest(s, e, risk)
+                return lowest_threshold(s, e, risk)
             return promised_threshold(s, e, risk, delta)
 
         rng = np.random.default_rng(7)
@@ -312,17 +317,16 @@ def made(learnt=(1, 1), plain=(1, 1), calibrated=(1, 1), broken=(500, 0), name="
         told = {"rejected": 0.05, "rest": 0.01, "rejected_in_hindsight": 0.04, "auroc": 0.98,
                 "average_precision": 0.5, "aurc": 0.001, "selector_aurc": 0.001}  # fmt: skip
         rows[-1] |= told | {what: both[seed] for what, both in values.items()}
-    return rows
+    return Rows(rows)
 
 
 def claimed(rows, beginning):
-    name, _, _ = beginning.partition(":")
-    (claim,) = (c for c in study._claims({name: rows}) if c.claim.startswith(beginning))
+    (claim,) = (c for c in study.claims(rows) if c.claim.startswith(beginning))
     return claim
 
 
 def test_the_claims_and_what_is_published():
-    claims = study._claims({name: made(name=name) for name in ("happy", "MLP", "CNN")})
+    claims = study.claims(Rows(row for name in ("happy", "MLP", "CNN") for row in made(name=name)))
     of = {
         name: [claim for claim in claims if claim.claim.startswith(f"{name}: ")]
         for name in ("happy", "MLP", "CNN")
@@ -379,12 +383,12 @@ def test_learnt_against_chows(way, told, ratios, verdict):
 def test_the_excess_is_the_mean_over_prices():
     rows = made()
     for row in rows:
-        for cost in row["costs"]:
-            if cost["way"] == "learnt":
-                cost["test"] *= 1 + cost["price"]
-    assert study._excess(rows, "learnt", "swept") == approx(2 * [100 * sum(PRICES) / 4])
-    assert study._excess(rows, "learnt", "swept", prices=[0.3]) == approx([30, 30])
-    assert study._excess(rows, "learnt", "swept", "validation") == approx([0, 0])
+        for one in row["costs"]:
+            if one["way"] == "learnt":
+                one["test"] *= 1 + one["price"]
+    assert study.excess(rows, "learnt") == approx(2 * [100 * sum(PRICES) / 4])
+    assert study.excess(rows, "learnt", prices=[0.3]) == approx([30, 30])
+    assert study.excess(rows, "learnt", "validation") == approx([0, 0])
 
 
 @pytest.mark.parametrize(
@@ -435,92 +439,3 @@ def test_the_other_bars(beginning, good, bad):
     assert claimed(made(name=name, **bad), beginning).verdict == "not reproduced"
     if "aurc" in good:  # paired: the seeds differ by five times as much as the scores
         assert claimed(made(**good), beginning).measured == approx(0.195)
-
-
-# --- the tables and the picture ---
-
-
-def whole(name):
-    """Rows with all that the tables need, no two numbers alike."""
-    rows = made(name=name, learnt=(1.5, 1.5), plain=(3, 3), calibrated=(2, 2), broken=(400, 20))
-    for seed, row in enumerate(rows):
-        row |= {"parameters": 1234, "dataset": "mnist", "train_seconds": 9 + 2 * seed,
-                "error": 0.07, "validation_error": 0.08, "auroc": 0.9, "aurc": 0.002,
-                "selector_aurc": 0.003, "average_precision": 0.6, "rejected": 0.05,
-                "rest": (0.01, None)[seed], "rejected_in_hindsight": 0.04,
-                "risk_curve": [0.07] * 10, "precision_curve": [0.5] * 11}  # fmt: skip
-        for cost in row["costs"]:
-            number = WAYS.index(cost["way"])
-            cost |= {"least": 0.001, "threshold": 0.9 + number / 100, "rejected": number / 10,
-                     "test": cost["test"] / 1000}  # fmt: skip
-        for promise in row["promises"]:
-            bounded = promise["delta"] is not None
-            promise["broken"] += 100 * seed
-            promise |= {"risk": 0.01, "rejected_in_draws": 0.1 + bounded / 5,
-                        "rejected": 0.2 + bounded / 5,
-                        "rest": None if bounded and seed else 0.012 - seed / 200}  # fmt: skip
-    return rows
-
-
-def test_every_number_stands_in_its_column():
-    telling, prices, promised = study._tables({n: whole(n) for n in ("happy", "MLP")}).values()
-    assert telling[1] == {
-        "network": "MLP",
-        "parameters": "1,234",
-        "error, validation, %": "8.00 ± 0.00",
-        "error, test, %": "7.00 ± 0.00",
-        "AUROC, %": "90.00 ± 0.00",
-        "AURC, ‰": "2.00 ± 0.00",
-        "selector: AURC, ‰": "3.00 ± 0.00",
-        "average precision for errors, %": "60.00 ± 0.00",
-        "rejected for 1 % error, %": "5.00 ± 0.00",
-        "error of the rest, %": "1.00",  # of the seed that has one
-        "rejected in hindsight, %": "4.00 ± 0.00",
-        "training, s": "10.0",
-    }
-    assert [row["λ"] for row in prices] == 2 * ["0.01", "0.03", "0.1", "0.3"]
-    assert prices[2] == {  # the swept τ costs 10 and 11
-        "network": "happy",
-        "λ": "0.1",
-        "accept all": "70.00 ± 0.00",
-        "reject all": "100",
-        "1 − λ": "31.50 ± 2.12",
-        "1 − λ, calibrated": "21.00 ± 1.41",
-        "swept": "10.50 ± 0.71",
-        "learnt": "15.75 ± 1.06",
-        "least, in hindsight": "1.00 ± 0.00",
-        "1 − λ: τ / rejected": "0.9000 / 0.0 %",
-        "1 − λ, calibrated: τ / rejected": "0.9100 / 10.0 %",
-        "swept: τ / rejected": "0.9200 / 20.0 %",
-        "learnt: τ / rejected": "0.9300 / 30.0 %",
-    }
-    naive, bounded = promised[:2]
-    assert naive["δ, %"] == "no bound" and naive["broken, worst seed, %"] == "50.00"
-    assert naive["validation τ in test: error of the rest, %"] == "0.95"  # 1.2 and 0.7
-    assert bounded.pop("broken, % of the draws").startswith("7.00 (5.9")
-    assert bounded == {
-        "network": "happy",
-        "risk, %": "1",
-        "δ, %": "5",
-        "broken, worst seed, %": "12.00",
-        "rejected, %": "30.00",
-        "validation τ in test: rejected, %": "40.00",
-        "validation τ in test: error of the rest, %": "1.20",
-        "validation τ in test: seeds above the risk": 1,
-    }
-
-
-def test_the_picture_shows_what_each_way_costs_above_the_swept_one(monkeypatch):
-    shown = []
-    monkeypatch.setattr(study.figures, "panels", lambda parts, title: shown.append((parts, title)))
-    study._picture({name: whole(name) for name in ("happy", "MLP", "CNN")})
-    ((parts, title),) = shown
-    assert "MNIST, 2 seeds" in title and len(parts) == 6
-    for part in parts[:3]:
-        for way, above in (("1 − λ", 200), ("1 − λ, calibrated", 100), ("learnt", 50)):
-            assert [x for x, *_ in part.lines[way]] == ["0.01", "0.03", "0.1", "0.3"]
-            for _, mean, reach in part.lines[way]:
-                assert (mean, *reach) == approx((above, 0, 0), abs=1e-9)
-        assert set(part.lines) == set(WAYS) - {"swept"} and part.levels == {"swept": 0}
-    assert [y for _, y, _ in parts[5].lines["no bound"]] == approx(3 * [45])
-    assert [y for _, y, _ in parts[5].lines["with the bound"]] == approx(3 * [7])

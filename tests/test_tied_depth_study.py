@@ -1,4 +1,4 @@
-"""`experiments/tied_depth.py`: run with --smoke; its claims, of made-up rows; its counts."""
+"""`experiments/tied_depth.py`: a smoke run; its counts; its claims, of made-up rows."""
 
 import sys
 from pathlib import Path
@@ -7,17 +7,18 @@ import pytest
 import torch
 from pytest import approx
 from scipy.stats import t
-from test_studies import smoke
+from test_studies import smoke_rows
 
-from nn_backprop.engines import ENGINES
+from nn_backprop.engines import autograd
 from nn_backprop.models import tied_network, untied_network
+from nn_backprop.studies import Rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import tied_depth as study
 
-DEPTHS = (1, 2, 4, 8, 16)
-KINDS = [(True, 1), *((tied, depth) for depth in DEPTHS[1:] for tied in (True, False))]
+KINDS = [(True, 1), *((tied, depth) for depth in (2, 4, 8, 16) for tied in (True, False))]
 SCALARS = 8  # bytes: what torch may keep beside tensors, such as the sum of the examples' weights
+WORDS = {"R": "reproduced", "N": "not reproduced", "U": "undecided"}
 
 
 def kept(N, in_features, width, depth, classes):
@@ -27,9 +28,8 @@ def kept(N, in_features, width, depth, classes):
 
 @pytest.mark.slow
 def test_the_study(tmp_path):
-    results = smoke("tied_depth", tmp_path)
-    rows = results["rows"]
-    assert [(row["tied"], row["depth"], row["lr"], row["seed"]) for row in rows] == [
+    rows, claims = smoke_rows("tied_depth", tmp_path)
+    assert list(rows.by("tied", "depth", "lr", "seed")) == [
         (*kind, lr, seed) for seed in (0, 1) for kind in KINDS for lr in (0.0025, 0.005, 0.01)
     ]
     W = 16
@@ -43,67 +43,59 @@ def test_the_study(tmp_path):
         for part in ("train", "validation", "test"):
             assert 0.6 < row[f"{part}_accuracy"] <= 1  # chance is 0.1
         assert row["train_seconds"] > 0
-    counts, found = results["claims"][:6], results["claims"][6:]
-    assert [claim["measured"] for claim in counts[:3]] == [0, 0, 0]
-    tied, untied = 12_986, 12_986 + 15 * 256
-    memory = kept(128, 784, W, 16, 10)
-    saved = 1 - (16 * tied + memory) / (16 * untied + memory)
-    assert [claim["measured"] for claim in counts[3:]] == approx(
-        [100 * (1 - tied / untied), 100 * saved, 0], rel=1e-4
-    )
-    verdicts = [claim["verdict"] for claim in counts]
-    assert verdicts == 5 * ["reproduced"] + ["not reproduced"]
-    assert counts[5]["published"] == "computational efficiency"
-    assert len(found) == 6 and all("not MNIST" in claim["claim"] for claim in found)
+    found = [claim["verdict"] for claim in claims.values()]
+    assert found[:6] == [*5 * ["reproduced"], "not reproduced"] and len(found) == 12
     by_hand = []
-    for kind in ((True, 16), (False, 16)):
-        of_kind = [row for row in rows if (row["tied"], row["depth"]) == kind]
-        by_rate = [[row for row in of_kind if row["lr"] == lr] for lr in study.LRS]
-        best = max(by_rate, key=lambda rows: sum(row["validation_accuracy"] for row in rows))
-        by_hand.append(100 * sum(row["test_accuracy"] for row in best) / 2)
-    assert "tied depth 16 less that of untied" in found[5]["claim"]
-    assert found[5]["measured"] == approx(by_hand[0] - by_hand[1])
+    for tied in (True, False):
+        by_rate = [rows.where(tied=tied, depth=16, lr=lr) for lr in study.LRS]
+        best = max(by_rate, key=lambda of: sum(of.values("validation_accuracy")))
+        by_hand.append(best.values("test_accuracy", 100).mean())
+    (last,) = (c for words, c in claims.items() if "tied depth 16 less that of untied" in words)
+    assert last["measured"] == approx(by_hand[0] - by_hand[1])
 
 
-@pytest.mark.parametrize("make", [tied_network, untied_network])
-def test_what_is_kept_for_the_backward_pass(make):
+@pytest.mark.parametrize("make, squares", [(tied_network, 1), (untied_network, 5)])
+def test_what_is_counted_of_memory(make, squares):
     N, in_features, width, depth, classes = 11, 13, 7, 5, 3
     model = make(width, depth, in_features, classes)
     inputs, targets = torch.randn(N, in_features), torch.randint(classes, (N,))
     by_hand = kept(N, in_features, width, depth, classes)
-    assert study._kept_bytes(model, inputs, targets) == approx(by_hand, abs=SCALARS)
-
-
-@pytest.mark.parametrize("make, squares", [(tied_network, 1), (untied_network, 5)])
-def test_parameters_gradients_and_moments(make, squares):
-    model = make(7, 5, 13, 3)
+    assert study.kept_bytes(model, inputs, targets) == approx(by_hand, abs=SCALARS)
     optimizer = torch.optim.AdamW(model.parameters())
-    ENGINES["autograd"](model, torch.randn(11, 13), torch.randint(3, (11,)))
+    autograd(model, inputs, targets)
     optimizer.step()
     numbers = 13 * 7 + 7 + squares * 7 * 7 + 7 * 3 + 3
-    assert study._trained_bytes(model, optimizer) == 4 * 4 * numbers
+    assert study.trained_bytes(model, optimizer) == 4 * 4 * numbers
 
 
 # --- the claims, on rows made up for them ---
 
 
-def counted(wrong=None):
-    """Two rows of each kind: 300 parameters and 100 more for a layer beyond the first, untied."""
-    by = {}
+def rows_of(wrong=None, **percent):
+    """300 parameters, and 100 more for a further layer, untied; accuracies as T4=[…], else 1 %.
+
+    Of another rate, which validation likes less, stands nonsense.
+    """
+    rows = Rows()
     for tied, depth in KINDS:
-        row = {
+        counts = {
             "parameters": 300 if tied else 200 + 100 * depth,
             "multiply_adds": 200 + 100 * depth,
             "trained_bytes": 4800 if tied else 3200 + 1600 * depth,
             "kept_bytes": 6400 + 1000 * depth,
         }
-        row |= (wrong or {}).get((tied, depth), {})
-        by[study.Kind(tied, depth)] = [row, dict(row)]
-    return by
+        for seed, share in enumerate(percent.get(f"{'T' if tied else 'U'}{depth}", [1, 1, 1])):
+            about = {"tied": tied, "depth": depth, "seed": seed, **counts}
+            about |= (wrong or {}).get((tied, depth), {})
+            rows.append({**about, "lr": 1, "test_accuracy": 50 * seed, "validation_accuracy": 0.1})
+            rows.append(
+                {**about, "lr": 2, "test_accuracy": share / 100, "validation_accuracy": 0.2}
+            )
+    return rows
 
 
 # Of 1800 parameters 1500; of 28,800 + 22,400 bytes 24,000; of 1800 multiply-adds none.
-RIGHT = [0, 0, 0, 100 * 1500 / 1800, 100 * 24_000 / 51_200, 0]
+RIGHT = dict(enumerate([0, 0, 0, 100 * 1500 / 1800, 100 * 24_000 / 51_200, 0]))
 
 
 @pytest.mark.parametrize(
@@ -123,43 +115,30 @@ RIGHT = [0, 0, 0, 100 * 1500 / 1800, 100 * 24_000 / 51_200, 0]
     ],
 )
 def test_what_is_counted(wrong, measured, verdicts):
-    claims = study._counts(counted(wrong))
-    expected = [measured.get(number, value) for number, value in enumerate(RIGHT)]
-    assert [claim.measured for claim in claims] == approx(expected)
-    words = {"R": "reproduced", "N": "not reproduced"}
-    assert [claim.verdict for claim in claims] == [words[letter] for letter in verdicts]
+    claims = study.claims(rows_of(wrong))[:6]
+    assert [claim.measured for claim in claims] == approx(list((RIGHT | measured).values()))
+    assert [claim.verdict for claim in claims] == [WORDS[letter] for letter in verdicts]
     assert all(claim.interval == (claim.measured, claim.measured) for claim in claims)
     assert [claim.published for claim in claims] == 5 * [None] + ["computational efficiency"]
 
 
-def trained(**percent):
-    """Three seeds of each kind, by name, T4 is tied depth 4; who is not named gets 1 %."""
-    by = {}
-    for tied, depth in KINDS:
-        shares = percent.get(f"{'T' if tied else 'U'}{depth}", [1, 1, 1])
-        by[study.Kind(tied, depth)] = [{"test_accuracy": share / 100} for share in shares]
-    return by
+# Seeds differ by 2 points, contestants by their own: paired, hardly any spread is left.
+UP = {"T1": [90, 92, 94.03], "T4": [91, 93, 95], "U4": [93, 95, 97.03], "T16": [95, 97.03, 99],
+      "U16": [94, 96, 98]}  # fmt: skip
 
 
-def test_the_differences_of_accuracy_have_the_right_sign():
-    # Seeds differ by 2 points, contestants by their own: paired, hardly any spread is left.
-    by = trained(T1=[90, 92, 94.03], T4=[91, 93, 95], U4=[93, 95, 97.03], T16=[95, 97.03, 99],
-                 U16=[94, 96, 98])  # fmt: skip
-    claims = study._found(by)
+@pytest.mark.parametrize(
+    "percent, sign, verdicts",
+    [(UP, 1, "RRRRNR"), ({k: [100 - x for x in of] for k, of in UP.items()}, -1, "NNNNRN")],
+)
+def test_the_differences_of_accuracy_have_the_right_sign(percent, sign, verdicts):
+    claims = study.claims(rows_of(**percent))[6:]
     assert [claim.claim.partition(" is")[0] for claim in claims[:4]] == [
         "untied depth 4", "untied depth 16", "tied depth 4", "tied depth 16"
     ]  # fmt: skip
-    assert [claim.measured for claim in claims] == approx([3, 3.99, 0.99, 5, -2.01, 1.01])
-    assert [claim.verdict for claim in claims] == [
-        *4 * ["reproduced"], "not reproduced", "reproduced"
-    ]  # fmt: skip
-    worse = {kind: [{"test_accuracy": 1 - row["test_accuracy"]} for row in rows]
-             for kind, rows in by.items()}  # fmt: skip
-    claims = study._found(worse)
-    assert [claim.measured for claim in claims] == approx([-3, -3.99, -0.99, -5, 2.01, -1.01])
-    assert [claim.verdict for claim in claims] == [
-        *4 * ["not reproduced"], "reproduced", "not reproduced"
-    ]  # fmt: skip
+    measured = [sign * points for points in (3, 3.99, 0.99, 5, -2.01, 1.01)]
+    assert [claim.measured for claim in claims] == approx(measured)
+    assert [claim.verdict for claim in claims] == [WORDS[letter] for letter in verdicts]
 
 
 @pytest.mark.parametrize(
@@ -172,11 +151,10 @@ def test_the_differences_of_accuracy_have_the_right_sign():
     ],
 )
 def test_the_price_of_one_weight_against_our_bar(tied, measured, deviation, verdict):
-    claims = study._found(trained(U16=[97, 98, 99], T16=tied))
-    claim = claims[-1]
+    *_, other, claim = study.claims(rows_of(U16=[97, 98, 99], T16=tied))
     assert "tied depth 16 less that of untied depth 16" in claim.claim and "our bar" in claim.claim
     assert claim.published is None and claim.verdict == verdict
     width = t.ppf(0.975, 2) * deviation / 3**0.5
     assert claim.measured == approx(measured)
     assert claim.interval == approx((measured - width, measured + width), rel=1e-4)
-    assert "depth 4 less" in claims[-2].claim and claims[-2].measured == 0  # the other depth's own
+    assert "depth 4 less" in other.claim and other.measured == 0  # the other depth's own

@@ -272,7 +272,7 @@ def test_damage_to_a_checkpoint_is_noticed(tmp_path):
     good = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         parts = [(entry.header_offset, archive.read(entry)) for entry in archive.infolist()]
-    assert len(parts) > 10
+    assert len(parts) >= 9  # what torch 2.6 writes; later ones add records of their own
     for offset, content in parts:
         middle = good.index(content, offset) + len(content) // 2
         path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])

@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from nn_backprop.check.report import said
+from nn_backprop.check.report import in_one_line
 
 WANTED = "it has to return (target, inputs) or (target, inputs, reference)"
 OURS = {__file__, str(Path(__file__).parents[1] / "__main__.py")}
@@ -82,4 +82,4 @@ def described(error: BaseException) -> str:
         and not any(part in frame.filename for part in ("importlib", "site-packages"))
     ]  # fmt: skip
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return said(error) + place
+    return in_one_line(error) + place

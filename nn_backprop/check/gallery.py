@@ -1,4 +1,4 @@
-"""The gallery of mistakes: for every kind of cause a small and typical one, and what is said of it.
+"""The gallery of mistakes: for every kind of cause a small and typical one, and its report.
 
 Each Function or module below is right but for one mistake in its backward. Nobody imports them:
 they are there to be read, and to be checked.
@@ -156,8 +156,7 @@ class Softmax(Function):
 
     @staticmethod
     def backward(ctx, grad_y):
-        (y,) = ctx.saved_tensors
-        return y * grad_y
+        return ctx.saved_tensors[0] * grad_y
 
 
 class Scale(Function):
@@ -185,8 +184,7 @@ class Sigmoid(Function):
 
     @staticmethod
     def backward(ctx, grad_y):
-        (y,) = ctx.saved_tensors
-        return grad_y * (1 - y)
+        return grad_y * (1 - ctx.saved_tensors[0])
 
 
 class Tanh(Function):
@@ -199,8 +197,7 @@ class Tanh(Function):
 
     @staticmethod
     def backward(ctx, grad_y):
-        (x,) = ctx.saved_tensors
-        return grad_y * (1 - x**2)
+        return grad_y * (1 - ctx.saved_tensors[0] ** 2)
 
 
 class Shift(Function):
@@ -225,8 +222,7 @@ class Energy(Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        (x,) = ctx.saved_tensors
-        return x
+        return ctx.saved_tensors[0]
 
 
 class Affine(Function):
@@ -268,8 +264,7 @@ class ReLU(Function):
 
     @staticmethod
     def backward(ctx, grad_z):
-        (x,) = ctx.saved_tensors
-        return grad_z.mul_(x > 0)
+        return grad_z.mul_(ctx.saved_tensors[0] > 0)
 
 
 class Sine(Function):
@@ -340,8 +335,7 @@ class Exponential(Function):
 
     @staticmethod
     def backward(ctx, grad_y):
-        (y,) = ctx.saved_tensors
-        return grad_y.clamp(-1, 1) * y
+        return grad_y.clamp(-1, 1) * ctx.saved_tensors[0]
 
 
 class ReLU6(Function):
@@ -354,13 +348,11 @@ class ReLU6(Function):
 
     @staticmethod
     def backward(ctx, grad_z):
-        (x,) = ctx.saved_tensors
-        return grad_z * (x > 0)
+        return grad_z * (ctx.saved_tensors[0] > 0)
 
 
 def _draw(*shape: int, seed: int = 0) -> Tensor:
-    seeded = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=torch.float64, generator=seeded)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 EXAMPLES: dict[str, tuple[Any, tuple[Tensor, ...]]] = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from nn_backprop.check.oracle import kinks
 from nn_backprop.check.oracle.oracle import ELEMENTWISE, Expected, Oracle
 from nn_backprop.check.oracle.rounding import SAFETY
-from nn_backprop.check.report import Entry
+from nn_backprop.check.report import Entry, dtype_name
 
 # Where rounding may account for more than this share of the largest entry, nothing can be said.
 POWER = 0.5
@@ -49,17 +49,12 @@ def judge(
     if not right.isfinite().all():
         entry.verdict, entry.note = "inconclusive", "the expected gradient is not finite here"
         return entry
+    precision = dtype_name(oracle.dtype)
     size = right.abs().max().item()
     if size > torch.finfo(oracle.dtype).max:
-        entry.verdict, entry.note = "inconclusive", f"beyond the largest number of {_word(oracle)}"
+        entry.verdict, entry.note = "inconclusive", f"beyond the largest number of {precision}"
         return entry
-    error = (actual - right).abs().nan_to_num(nan=math.inf)
-    i = int(error.argmax())
-    entry.worst_index = tuple(int(j) for j in np.unravel_index(i, right.shape))
-    entry.actual, entry.expected = actual.flatten()[i].item(), right.flatten()[i].item()
-    entry.error = error.flatten()[i].item()
-    entry.relative_error = _ratio(entry.error, size)
-    entry.units = _ratio(entry.error, expected.uncertainty)
+    find_worst(entry, actual, right, expected.uncertainty)
     tolerance = SAFETY * expected.uncertainty
     if not entry.error <= tolerance:
         entry.verdict = "fail"
@@ -70,7 +65,7 @@ def judge(
         elif branch is not None and not (actual - branch).abs().max() > 2 * tolerance:
             entry.verdict = "pass" if name in oracle.plain else "inconclusive"
             entry.note = (
-                f"at a kink to rounding in {_word(oracle)}, where autograd through the plain "
+                f"at a kink to rounding in {precision}, where autograd through the plain "
                 "forward takes the same branch"
             )
         elif entry.oracle == "differences" and kinks.unseen(
@@ -88,10 +83,21 @@ def judge(
         else:
             entry.verdict = "inconclusive"
             entry.note = (
-                f"ill-conditioned: rounding in {_word(oracle)} "
+                f"ill-conditioned: rounding in {precision} "
                 f"may account for {100 * tolerance / size:.0f} % of its largest entry"
             )
     return entry
+
+
+def find_worst(entry: Entry, actual: Tensor, expected: Tensor, uncertainty: float) -> None:
+    """Fills in where two finite gradients differ most, and by how much."""
+    error = (actual - expected).abs().nan_to_num(nan=math.inf)
+    i = int(error.argmax())
+    entry.worst_index = tuple(int(j) for j in np.unravel_index(i, error.shape))
+    entry.actual, entry.expected = actual.flatten()[i].item(), expected.flatten()[i].item()
+    entry.error = error.flatten()[i].item()
+    entry.relative_error = _ratio(entry.error, expected.abs().max().item())
+    entry.units = _ratio(entry.error, uncertainty)
 
 
 def _judge_products(name: str, actual: Tensor, expected: Expected) -> Entry:
@@ -131,10 +137,6 @@ def _resolve(oracle: Oracle, name: str, expected: Expected, upstream: list[Tenso
     expected.value, expected.oracle = full.value, full.oracle
     expected.uncertainty = full.uncertainty
     return True
-
-
-def _word(oracle: Oracle) -> str:
-    return str(oracle.dtype).removeprefix("torch.")
 
 
 def _ratio(error: float, of: float) -> float:

@@ -16,16 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nn_backprop.check.report import Cause, Probe, said
-from nn_backprop.check.target.calls import returned_gradients
+from nn_backprop.check.report import Cause, Probe, in_one_line
+from nn_backprop.check.target.custom_functions import returned_gradients
+from nn_backprop.check.target.random_state import seeded
 from nn_backprop.check.target.target import (
     ForwardRaised,
     Gradients,
+    Layout,
     Target,
     Upstream,
     backward,
-    seeded,
 )
+
+Found = tuple[str, str] | None  # the kind of cause, and the reason
 
 
 class Skipped(Exception):
@@ -66,6 +69,17 @@ class Probing:
                 )
         return ""
 
+    def mistake(
+        self, kind: str, words: str, actual: Gradients, expected: Gradients, slack: float = 1.0
+    ) -> Found:
+        """That kind of cause, with the words and the first difference, if there is one."""
+        difference = self.difference(actual, expected, slack)
+        return (kind, words + difference) if difference else None
+
+    def other_upstream(self) -> list[Tensor]:
+        """Other numbers, at other places."""
+        return [_flipped(u) * 0.5 - 0.25 for u in self.upstream]
+
 
 def run(probing: Probing) -> Iterator[tuple[Probe, Cause | None]]:
     """Every probe, each with the cause that its failure means."""
@@ -80,20 +94,14 @@ def run(probing: Probing) -> Iterator[tuple[Probe, Cause | None]]:
             yield Probe(name, "skipped", reason), None
             continue
         except Exception as error:
-            found = KIND_IF_RAISED.get(name, "unknown"), f"the target raised {said(error)}"
+            found = KIND_IF_RAISED.get(name, "unknown"), f"the target raised {in_one_line(error)}"
         if found is None:
             yield Probe(name, "pass"), None
         else:
             steady = steady and probe is not _twice
             kind, reason = found
-            yield Probe(name, "fail", reason), Cause(kind, _sentence(name, kind), reason)
-
-
-Found = tuple[str, str] | None
-
-
-def _sentence(name: str, kind: str) -> str:
-    return f"{SENTENCES[kind]} (probe: {name})"
+            sentence = f"{SENTENCES[kind]} (probe: {name})"
+            yield Probe(name, "fail", reason), Cause(kind, sentence, reason)
 
 
 SENTENCES = {
@@ -112,35 +120,17 @@ SENTENCES = {
 }
 
 
-def _strided_upstream(p: Probing) -> Found:
-    return _same(p, [_strided(u) for u in p.upstream], "assumes-contiguous")
-
-
-def _transposed_upstream(p: Probing) -> Found:
-    if all(u.dim() < 2 for u in p.upstream):
+def _laid_out(p: Probing, layout: Layout) -> Found:
+    """With an upstream gradient of the same numbers, elsewhere in memory."""
+    if layout is _transposed and all(u.dim() < 2 for u in p.upstream):
         raise Skipped("no output has two axes")
-    return _same(p, [_transposed(u) for u in p.upstream], "assumes-contiguous")
+    return p.mistake("assumes-contiguous", "", p.gradients(list(map(layout, p.upstream))), p.base)
 
 
 def _expanded_upstream(p: Probing) -> Found:
     expanded = [u.flatten()[:1].reshape([1] * u.dim()).expand(u.shape) for u in p.upstream]
     plain = p.gradients([u.contiguous() for u in expanded])
-    difference = p.difference(p.gradients(expanded), plain)
-    return ("assumes-contiguous", difference) if difference else None
-
-
-def _offset_upstream(p: Probing) -> Found:
-    shifted = []
-    for u in p.upstream:
-        storage = torch.full((u.numel() + 3,), 7.0, dtype=u.dtype, device=u.device)
-        storage[3:] = u.flatten()
-        shifted.append(storage[3:].view(u.shape))
-    return _same(p, shifted, "assumes-contiguous")
-
-
-def _same(p: Probing, upstream: list[Tensor], kind: str) -> Found:
-    difference = p.difference(p.gradients(upstream), p.base)
-    return (kind, difference) if difference else None
+    return p.mistake("assumes-contiguous", "", p.gradients(expanded), plain)
 
 
 def _strided_inputs(p: Probing) -> Found:
@@ -148,27 +138,27 @@ def _strided_inputs(p: Probing) -> Found:
         raise Skipped("no floating input")
     if p.target.draws():
         raise Skipped("the target draws random numbers, in the order of memory")
+    words = "with inputs that are not contiguous, "
     for layout in (_strided, _transposed):
-        difference = p.difference(p.gradients(layout=layout), p.base)
-        if difference:
-            return "assumes-contiguous", f"with inputs that are not contiguous, {difference}"
+        grads = p.gradients(layout=layout)
+        if found := p.mistake("assumes-contiguous", words, grads, p.base):
+            return found
     return None
 
 
 def _unchanged(p: Probing) -> Found:
     leaves, handed = p.target.leaves_of()
     upstream = [u.clone() for u in p.upstream]
-    before = {n: t.detach().clone() for n, t in handed.items()}
-    versions = {n: t._version for n, t in handed.items()}
+    before = {n: (t.detach().clone(), t._version) for n, t in handed.items()}
     with seeded(p.target.seed):
         outputs = p.target.forward(handed, fresh=True)
-        after_forward = {n: t._version for n, t in handed.items()}
-        seen = {n: t.detach().clone() for n, t in handed.items()}
+        between = {n: (t.detach().clone(), t._version) for n, t in handed.items()}
         backward(outputs, leaves, list(upstream))
     for name, tensor in handed.items():
-        in_place_forward = after_forward[name] != versions[name]  # which torch knows of
-        if not in_place_forward and not _equal(tensor.detach(), before[name]):
-            who = "forward" if not _equal(seen[name], before[name]) else "backward"
+        (original, version), (seen, later) = before[name], between[name]
+        in_place_forward = later != version  # which torch knows of
+        if not in_place_forward and not _equal(tensor.detach(), original):
+            who = "forward" if not _equal(seen, original) else "backward"
             return "mutates-input", f"the {who} has changed {name}"
     for u, original in zip(upstream, p.upstream, strict=True):
         if not _equal(u, original):
@@ -178,7 +168,7 @@ def _unchanged(p: Probing) -> Found:
 
 def _two_consumers(p: Probing) -> Found:
     leaves, handed = p.target.leaves_of()
-    other = [u.flip(tuple(range(u.dim()))) for u in p.upstream]
+    other = [_flipped(u) for u in p.upstream]
     with seeded(p.target.seed):
         outputs = p.target.forward(handed, fresh=True)
         kept = [(z, u, v) for z, u, v in zip(outputs, p.upstream, other, strict=True)
@@ -188,8 +178,8 @@ def _two_consumers(p: Probing) -> Found:
         loss = torch.stack([(z * u).sum() + (z * v).sum() for z, u, v in kept]).sum()
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     together = p.gradients([u + v for u, v in zip(p.upstream, other, strict=True)])
-    difference = p.difference(dict(zip(leaves, grads, strict=True)), together, slack=4)
-    return ("mutates-input", f"used twice, {difference}") if difference else None
+    apart = dict(zip(leaves, grads, strict=True))
+    return p.mistake("mutates-input", "used twice, ", apart, together, slack=4)
 
 
 def _two_calls(p: Probing) -> Found:
@@ -197,13 +187,12 @@ def _two_calls(p: Probing) -> Found:
         raise Skipped("no floating input that could differ between the calls")
     # Other numbers, at other places: a mask or a maximum would survive being scaled.
     elsewhere = p.target.with_values(
-        {n: v.flip(tuple(range(v.dim()))) * 0.875 if n in p.target.inputs else v
-         for n, v in p.target.values.items()}
-    )  # fmt: skip
+        {n: _flipped(v) * 0.875 if n in p.target.inputs else v for n, v in p.target.values.items()}
+    )
     try:
         alone = (p.target.fresh().gradients(p.copies()), elsewhere.fresh().gradients(p.copies()))
     except Exception as error:
-        raise Skipped(f"other inputs raise {said(error)}") from error
+        raise Skipped(f"other inputs raise {in_one_line(error)}") from error
     for order in ((0, 1), (1, 0)):
         calls = []
         first = p.target.fresh()
@@ -216,10 +205,10 @@ def _two_calls(p: Probing) -> Found:
             outputs, leaves = calls[i]
             if any(z.shape != u.shape for z, u in zip(outputs, p.upstream, strict=True)):
                 raise Skipped("other inputs give outputs of another shape")
-            difference = p.difference(backward(outputs, leaves, p.copies()), alone[i], slack=4)
-            if difference:
-                which = "first" if i == 0 else "second"
-                return "stale-state", f"two calls, then the {which} one's backward: {difference}"
+            words = f"two calls, then the {('first', 'second')[i]} one's backward: "
+            grads = backward(outputs, leaves, p.copies())
+            if found := p.mistake("stale-state", words, grads, alone[i], slack=4):
+                return found
     return None
 
 
@@ -230,10 +219,9 @@ def _needs(p: Probing, left_out: bool) -> Found:
     for name in names:
         wanted = tuple(n for n in names if n != name) if left_out else (name,)
         grads = p.gradients(wanted=wanted)
-        difference = p.difference({n: grads[n] for n in wanted}, p.base)
-        if difference:
-            who = f"if {name} needs none" if left_out else f"if only {name} needs one"
-            return "needs-input-grad", f"{who}, {difference}"
+        who = f"if {name} needs none, " if left_out else f"if only {name} needs one, "
+        if found := p.mistake("needs-input-grad", who, {n: grads[n] for n in wanted}, p.base):
+            return found
     return None
 
 
@@ -245,27 +233,27 @@ def _each_output(p: Probing) -> Found:
         alone: list[Tensor | None] = [u if i == k else None for i, u in enumerate(p.upstream)]
         zeros = [u if i == k else torch.zeros_like(u) for i, u in enumerate(p.upstream)]
         grads = p.gradients(alone)
-        difference = p.difference(grads, p.gradients(zeros))
-        if difference:
-            name = p.target.output_names[k]
-            return "detached", f"with no upstream gradient but that of {name}, {difference}"
+        words = f"with no upstream gradient but that of {p.target.output_names[k]}, "
+        if found := p.mistake("detached", words, grads, p.gradients(zeros)):
+            return found
         for name, grad in grads.items():
             value = p.target.values[name]
             total[name] = _zero_if_none(total[name], value) + _zero_if_none(grad, value)
-    difference = p.difference(total, p.base, slack=len(p.upstream))
-    return ("subset", f"summed over the outputs one by one, {difference}") if difference else None
+    words = "summed over the outputs one by one, "
+    return p.mistake("subset", words, total, p.base, slack=len(p.upstream))
 
 
 def _zero_upstream(p: Probing) -> Found:
     grads = p.gradients([torch.zeros_like(u) for u in p.upstream])
-    difference = p.difference(grads, dict.fromkeys(grads))
-    if difference and not p.difference(grads, p.base):
+    words = "for an upstream gradient of 0, "
+    found = p.mistake("extra-term", words, grads, dict.fromkeys(grads))
+    if found and not p.difference(grads, p.base):
         return "ignores-upstream", "an upstream gradient of 0 gives the same gradient as any other"
-    return ("extra-term", f"for an upstream gradient of 0, {difference}") if difference else None
+    return found
 
 
 def _linear(p: Probing) -> Found:
-    other = [u.flip(tuple(range(u.dim()))) * 0.5 - 0.25 for u in p.upstream]
+    other = p.other_upstream()
     theirs = p.gradients([v.clone() for v in other])
     large = 2.0 ** (4 if any(torch.finfo(u.dtype).bits < 32 for u in p.upstream) else 12)
     mixed = p.gradients([2 * v - u for u, v in zip(p.upstream, other, strict=True)])
@@ -295,10 +283,9 @@ def _twice(p: Probing) -> Found:
     calls = [p.base, p.gradients(), p.gradients(), p.gradients()]
     difference = p.difference(calls[1], p.base)
     if not difference:
-        p.gradients([u.flip(tuple(range(u.dim()))) * 0.5 - 0.25 for u in p.upstream])
-        if difference := p.difference(p.gradients(), p.base):
-            return "stale-state", f"after a call with another upstream gradient, {difference}"
-        return None
+        p.gradients(p.other_upstream())
+        words = "after a call with another upstream gradient, "
+        return p.mistake("stale-state", words, p.gradients(), p.base)
     steps = [
         {n: _zero_if_none(after[n], v) - _zero_if_none(before[n], v)
          for n, v in p.target.values.items()}
@@ -318,7 +305,7 @@ def _backward_twice(p: Probing) -> Found:
         try:
             second = backward(outputs, leaves, p.copies(), retain_graph=True)
         except Exception as error:
-            raise Skipped(f"a second backward raises {said(error)}") from error
+            raise Skipped(f"a second backward raises {in_one_line(error)}") from error
         difference = p.difference(second, first)
         if not difference:
             return None
@@ -335,18 +322,17 @@ def _backward_twice(p: Probing) -> Found:
 def _raw(p: Probing) -> Found:
     if p.target.function is None or p.target.loss is not None:
         raise Skipped("the target is not a Function")
-    with returned_gradients(p.target.function) as returned:
+    returned: list[tuple] = []
+    with returned_gradients(p.target.function, returned):
         p.gradients()
     if len(returned) != 1:
         raise Skipped("the output is not the Function's own")
-    raw = returned[0]
-    for leaf, grad in zip(p.target.leaves, raw, strict=False):
-        name = getattr(leaf, "name", None)
-        value = p.target.values.get(name or "")
-        if value is not None and grad is not None and grad.shape != value.shape:
+    for name, grad in p.target.arguments.by_name(returned[0]).items():
+        shape = p.target.values[name].shape
+        if grad is not None and grad.shape != shape:
             return "wrong-reduction", (
                 f"backward returns grad_{name} of shape {tuple(grad.shape)} for {name} of shape "
-                f"{tuple(value.shape)}; autograd's engine sums it in silence, other callers do not"
+                f"{tuple(shape)}; autograd's engine sums it in silence, other callers do not"
             )
     return None
 
@@ -357,10 +343,10 @@ PROBES: dict[str, Callable[[Probing], Found]] = {
     "inputs and upstream unchanged": _unchanged,
     "linear in the upstream": _linear,
     "zero upstream": _zero_upstream,
-    "strided upstream": _strided_upstream,
-    "transposed upstream": _transposed_upstream,
+    "strided upstream": lambda p: _laid_out(p, _strided),
+    "transposed upstream": lambda p: _laid_out(p, _transposed),
     "expanded upstream": _expanded_upstream,
-    "upstream with an offset": _offset_upstream,
+    "upstream with an offset": lambda p: _laid_out(p, _offset),
     "inputs not contiguous": _strided_inputs,
     "two consumers": _two_consumers,
     "two calls, then two backwards": _two_calls,
@@ -370,16 +356,19 @@ PROBES: dict[str, Callable[[Probing], Found]] = {
     "shapes of the raw backward": _raw,
 }
 KIND_IF_RAISED = {
-    "strided upstream": "assumes-contiguous",
-    "transposed upstream": "assumes-contiguous",
-    "expanded upstream": "assumes-contiguous",
-    "upstream with an offset": "assumes-contiguous",
-    "inputs not contiguous": "assumes-contiguous",
+    **dict.fromkeys(
+        ["strided upstream", "transposed upstream", "expanded upstream", "upstream with an offset",
+         "inputs not contiguous"], "assumes-contiguous"),
     "each input alone needs a gradient": "needs-input-grad",
     "each input needs none": "needs-input-grad",
     "two calls, then two backwards": "stale-state",
     "each output alone": "detached",
-}
+}  # fmt: skip
+
+
+def _flipped(t: Tensor) -> Tensor:
+    """The same numbers, the other way round on every axis."""
+    return t.flip(tuple(range(t.dim())))
 
 
 def _strided(t: Tensor) -> Tensor:
@@ -389,8 +378,14 @@ def _strided(t: Tensor) -> Tensor:
 
 def _transposed(t: Tensor) -> Tensor:
     """The same numbers with the last two axes the other way round in memory."""
-    return t.transpose(-1, -2).clone(memory_format=torch.contiguous_format).transpose(
-        -1, -2) if t.dim() > 1 else t.clone()  # fmt: skip
+    return t.mT.clone(memory_format=torch.contiguous_format).mT if t.dim() > 1 else t.clone()
+
+
+def _offset(t: Tensor) -> Tensor:
+    """The same numbers, three places after the start of their storage."""
+    storage = torch.full((t.numel() + 3,), 7.0, dtype=t.dtype, device=t.device)
+    storage[3:] = t.flatten()
+    return storage[3:].view(t.shape)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

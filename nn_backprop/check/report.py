@@ -107,6 +107,9 @@ class Report:
     """In a network, the submodule or Function whose own backward is wrong."""
     error: BaseException | None = None
     """What the target raised, if it could not be run."""
+    failed_hypotheses: int = 0
+    """How many families of hypotheses raised an error: a mistake of the checker's own, for which a
+    cause may be missing."""
 
     @property
     def ok(self) -> bool:
@@ -118,7 +121,7 @@ class Report:
         result["ok"] = self.ok
         for key in ("tensors", "probes", "causes"):
             result[key] = [asdict(item) for item in result[key]]
-        result["error"] = None if self.error is None else said(self.error)
+        result["error"] = None if self.error is None else in_one_line(self.error)
         return _plain(result)
 
     def __str__(self) -> str:
@@ -128,6 +131,9 @@ class Report:
             lines += _wrapped(f"{label}: {cause.kind}", cause.detail)
             lines += textwrap.wrap(cause.evidence, WIDTH, initial_indent="    ",
                                    subsequent_indent="    ")  # fmt: skip
+        if self.failed_hypotheses:
+            raised = f"{self.failed_hypotheses} families of hypotheses raised an error"
+            lines.append(f"{raised}: a cause may be missing")
         if self.tensors:
             lines += ["", *_table(self.tensors)]
         if self.probes:
@@ -157,22 +163,12 @@ def _wrapped(head: str, text: str) -> list[str]:
 def _table(entries: list[Entry]) -> list[str]:
     head = ("gradient", "shape", "verdict", "rel. error", "units", "worst at", "actual",
             "expected", "could see", "oracle")  # fmt: skip
-    rows = [head]
-    for e in entries:
-        rows.append(
-            (
-                e.name,
-                "×".join(map(str, e.shape)) or "scalar",
-                e.verdict,
-                _number(e.relative_error, 2),
-                _number(e.units, 2),
-                "" if e.worst_index is None else ",".join(map(str, e.worst_index)),
-                _number(e.actual, 5),
-                _number(e.expected, 5),
-                _number(e.smallest_visible, 2),
-                e.oracle,
-            )
-        )
+    rows = [head] + [
+        (e.name, "×".join(map(str, e.shape)) or "scalar", e.verdict, _number(e.relative_error, 2),
+         _number(e.units, 2), "" if e.worst_index is None else ",".join(map(str, e.worst_index)),
+         _number(e.actual, 5), _number(e.expected, 5), _number(e.smallest_visible, 2), e.oracle)
+        for e in entries
+    ]  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
              for row in rows]  # fmt: skip
@@ -187,7 +183,13 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}g}"
 
 
-def said(error: BaseException) -> str:
+def dtype_name(dtype: object) -> str:
+    """Such as float32, of torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def in_one_line(error: BaseException) -> str:
+    """Its type and the first line of its message."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 

@@ -18,6 +18,7 @@ from nn_backprop.data.variants import (
     gaussian_images,
     on_clutter,
     on_noise,
+    quarter_shifted,
     random_labels,
     random_pixels,
     resize,
@@ -26,6 +27,8 @@ from nn_backprop.data.variants import (
     shuffled_pixels,
     subset,
     suited,
+    training_only,
+    varied,
 )
 
 __all__ = [
@@ -43,6 +46,7 @@ __all__ = [
     "on_clutter",
     "on_noise",
     "prepare",
+    "quarter_shifted",
     "random_labels",
     "random_pixels",
     "read_digit",
@@ -52,7 +56,9 @@ __all__ = [
     "shuffled_pixels",
     "subset",
     "suited",
+    "training_only",
     "uniform_noise",
     "unknown_sets",
+    "varied",
     "verify",
 ]

@@ -4,6 +4,7 @@ Each takes uint8 images (N, 1, H, W), or the `ImageData` that holds them, and re
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -157,6 +158,28 @@ def normal_pixels(images: Tensor, seed: int, of: Tensor | None = None) -> Tensor
     return (drawn @ root.T.float() + mean.float()).view_as(images)
 
 
+def varied(data: ImageData, make: Callable[[Tensor, int], Tensor], seed: int) -> ImageData:
+    """Every split in a variant, such as `rotated`, normalised by its own training images.
+
+    Each split is made apart, from a seed of its own: no piece of a test image comes to lie beside a
+    training image.
+    """
+    images = data.images.clone()
+    for number, split in enumerate((data.train, data.validation, data.test)):
+        images[split] = make(images[split], 3 * seed + number)
+    mean, std = mean_and_std(images[data.train])
+    return replace(data, images=images, mean=mean, std=std)
+
+
+def quarter_shifted(data: ImageData, pixels: int) -> ImageData:
+    """Every fourth test image, data.test[::4], moved: one up, the next down, left, and right."""
+    images = data.images.clone()
+    for number, way in enumerate([(-pixels, 0), (pixels, 0), (0, -pixels), (0, pixels)]):
+        part = data.test[4 * number :: 16]
+        images[part] = shift(images[part], *way)
+    return replace(data, images=images)
+
+
 def random_labels(data: ImageData, share: float, seed: int) -> ImageData:
     """The data with a share of the training labels drawn anew, evenly from all K classes.
 
@@ -173,6 +196,18 @@ def random_labels(data: ImageData, share: float, seed: int) -> ImageData:
     labels = data.labels.clone()
     labels[data.train[chosen.to(labels.device)]] = drawn.to(labels.device)
     return replace(data, labels=labels)
+
+
+def training_only(data: ImageData, n: int) -> ImageData:
+    """The first n training examples, and no others at all: validation and test are empty.
+
+    Mean and deviation of the pixels are those of the n.
+    """
+    used = data.train[:n]
+    images, none = data.images[used], used[:0]
+    mean, std = mean_and_std(images)
+    return replace(data, images=images, labels=data.labels[used], train=torch.arange(len(used)),
+                   validation=none, test=none, mean=mean, std=std)  # fmt: skip
 
 
 def subset(data: ImageData, n: int, seed: int) -> ImageData:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -39,7 +39,7 @@ class Panel:
     image: Any = None
 
 
-def point(x: float | str, values: Sequence[float]) -> tuple[float | str, float, float]:
+def point(x: float | str, values: Collection[float]) -> tuple[float | str, float, float]:
     """A point of a Panel: mean and standard deviation of two or more values."""
     return x, statistics.fmean(values), statistics.stdev(values)
 

@@ -1,6 +1,7 @@
 """An affine layer whose weight is a product of two thin matrices."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -118,3 +119,15 @@ class LowRankLinear(nn.Module):
 def break_even(in_features: int, out_features: int) -> float:
     """The rank at which a product costs as much as the whole matrix: m n / (m + n)."""
     return in_features * out_features / (in_features + out_features)
+
+
+def cut_to_rank(model: nn.Module, ranks: Mapping[str, int]) -> None:
+    """Puts `LowRankLinear.from_linear` in the place of affine layers: `ranks` by a layer's name.
+
+    Raises ValueError as that does, and for another kind of layer.
+    """
+    for name, rank in ranks.items():
+        layer = model.get_submodule(name)
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(f"{name} must be an nn.Linear, not {type(layer).__name__}")
+        model.set_submodule(name, LowRankLinear.from_linear(layer, rank))

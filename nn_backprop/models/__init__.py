@@ -15,7 +15,7 @@ from nn_backprop.models.kernel import KernelNetwork
 from nn_backprop.models.lecun1989 import NETS, LeCun1989
 from nn_backprop.models.lenet import LeNet5, lenet_300_100
 from nn_backprop.models.memoriser import Memoriser, memorise
-from nn_backprop.models.mlp import MLP, happy
+from nn_backprop.models.mlp import MLP, GeluMLP, happy
 from nn_backprop.models.norm_cnn import NormCNN, accurate_cnn, fast_cnn
 from nn_backprop.models.octave_cnn import OctaveCNN
 from nn_backprop.models.sparse import (
@@ -34,6 +34,7 @@ __all__ = [
     "NETS",
     "ActivityPenalty",
     "FieldNetwork",
+    "GeluMLP",
     "KernelNetwork",
     "LayerNetwork",
     "LeCun1989",

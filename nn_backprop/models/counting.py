@@ -39,6 +39,29 @@ def multiply_adds(model: nn.Module, *inputs: Any) -> int:
 
 
 @torch.no_grad()
+def multiply_adds_left(model: nn.Module, example: Any) -> int:
+    """Those without a weight that is zero, for a batch of one; a pruned layer's mask counts.
+
+    A matrix's zero saves one product, a kernel's one at every place of its maps. Weights that are
+    neither are taken to have no zeros.
+    """
+    saved = []
+
+    def count(layer: nn.Module, inputs: object, output: Tensor) -> None:
+        assert isinstance(layer.weight, Tensor)
+        zeros = layer.weight.numel() - int(layer.weight.count_nonzero())
+        saved.append(zeros * output[0, 0].numel())
+
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        return multiply_adds(model, example) - sum(saved)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
 def links(model: nn.Module, example: Any) -> int:
     """Links of the network that sees `example`, a batch of one; shared weights have many each.
 

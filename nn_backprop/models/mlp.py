@@ -76,3 +76,26 @@ def happy() -> MLP:
     model = MLP((784, 16, 16, 10), activation="sigmoid", loss="squared_error")
     assert sum(p.numel() for p in model.parameters()) == 13_002
     return model
+
+
+class GeluMLP(MLP):
+    """784-256-256-256-10 with the tanh form of GELU: the network of Hendrycks & Gimpel 2017.
+
+    The weights of a unit start as a random direction, of a length that keeps the variance.
+
+    Source: A baseline for detecting misclassified and out-of-distribution examples, its code.
+    """
+
+    def __init__(self) -> None:
+        super().__init__((784, 256, 256, 256, 10))
+        with torch.no_grad():
+            for layer, square in zip(self.layers, (1.425, 0.85, 0.85, 1.425), strict=True):
+                weight, bias = layer.parameters()
+                weight.copy_(F.normalize(torch.randn_like(weight)) / square**0.5)
+                bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = x.flatten(1)
+        for layer in self.layers[:-1]:
+            a = F.gelu(layer(a), approximate="tanh")
+        return self.layers[-1](a)

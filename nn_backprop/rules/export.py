@@ -111,7 +111,7 @@ def example(rule: Rule, seed: int = 0) -> dict[str, np.ndarray]:
     return {key: _numpy(value) for key, value in arrays.items()}
 
 
-def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write(path: Path, arrays: dict[str, Any]) -> None:
     """Writes an .npz file, whole or not at all. Raises ValueError, in one sentence."""
     if path.suffix != ".npz":
         raise ValueError(f"{path} is not written: its name has to end in .npz")
@@ -120,7 +120,7 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)
         os.replace(temporary, path)
     except OSError as error:
         raise ValueError(f"{path} is not written: {error.strerror}") from None

@@ -160,7 +160,8 @@ def nll_loss_backward(grad_loss: Tensor, saved: tuple, needs: tuple[bool, ...]) 
     (shape, dtype), y, weight, ignore_index, reduction = saved
     if not needs[0]:
         return None, None, None
-    hit, weights = _one_hot(y, shape, ignore_index), _along_classes(weight, shape)
+    hit = _one_hot(y, shape, ignore_index)
+    weights = _along_classes(None if weight is None else wide(weight), shape)
     grad_each = _grad_each(grad_loss, reduction, (weights * hit).sum(), _class_axis(shape))
     return torch.where(hit, -grad_each * weights, 0.0).to(dtype), None, None
 

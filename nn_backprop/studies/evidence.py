@@ -1,12 +1,9 @@
-"""What an experiment found: rows, claims with verdicts and intervals, in one results.json."""
+"""What a study found: claims with verdicts and intervals, and the cells of its tables."""
 
-import json
 import math
-import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
@@ -24,7 +21,7 @@ class Claim:
     verdict: Verdict
 
 
-def at_least(claim: str, published: float, values: Sequence[float]) -> Claim:
+def at_least(claim: str, published: float, values: Collection[float]) -> Claim:
     """The claim that the mean of what `values` were drawn from is `published` or more."""
     return between(claim, published, values, low=published)
 
@@ -32,7 +29,7 @@ def at_least(claim: str, published: float, values: Sequence[float]) -> Claim:
 def between(
     claim: str,
     published: float | str | None,
-    values: Sequence[float],
+    values: Collection[float],
     low: float = -math.inf,
     high: float = math.inf,
 ) -> Claim:
@@ -44,6 +41,29 @@ def between(
     return judged(claim, published, statistics.fmean(values), interval(values), low, high)
 
 
+def median_between(
+    claim: str,
+    published: float | str | None,
+    values: Collection[float],
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Claim:
+    """The same of the median, for ratios of times; of at least six values."""
+    middle = statistics.median(values)
+    return judged(claim, published, middle, median_interval(values), low, high)
+
+
+def counted(
+    claim: str,
+    published: float | str | None,
+    value: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Claim:
+    """The same of a count, which has no spread: its interval is one number."""
+    return judged(claim, published, value, (value, value), low, high)
+
+
 def judged(
     claim: str,
     published: float | str | None,
@@ -52,11 +72,7 @@ def judged(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> Claim:
-    """The claim that what was measured, with its interval, lies from `low` to `high`.
-
-    For what is no mean over seeds: a median with an interval of its own, or a count, whose interval
-    is one number. The verdict follows as at `between`.
-    """
+    """The same of anything that comes with an interval of its own."""
     least, most = interval
     verdict: Verdict = "undecided"
     if low <= least and most <= high:
@@ -66,7 +82,7 @@ def judged(
     return Claim(claim, published, measured, interval, verdict)
 
 
-def one_of(claim: str, published: float, values: Sequence[float]) -> Claim:
+def one_of(claim: str, published: float, values: Collection[float]) -> Claim:
     """The claim that `published`, found once, could be one more of what `values` were drawn from.
 
     For a figure that is not a mean. The interval is the 95 % prediction interval of one more value,
@@ -79,23 +95,24 @@ def one_of(claim: str, published: float, values: Sequence[float]) -> Claim:
     return Claim(claim, published, mean, (mean - half, mean + half), verdict)
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean of two or more normally distributed values.
+def interval(values: Collection[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of two or more normally distributed values.
 
     mean ± t s/√n, with the standard deviation s (of n − 1) and the quantile t of n − 1 degrees.
     Raises ValueError for fewer than two values.
     """
     from scipy.stats import t
 
-    if len(values) < 2:
-        raise ValueError(f"an interval needs two values or more, not {len(values)}")
-    mean = statistics.fmean(values)
-    quantile = float(t.ppf((1 + confidence) / 2, len(values) - 1))
-    half = quantile * statistics.stdev(values) / len(values) ** 0.5
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"an interval needs two values or more, not {n}")
+    # As t.interval, which rounds in another order: committed claims are equal to the last digit.
+    mean, quantile = statistics.fmean(values), float(t.ppf(0.975, n - 1))
+    half = quantile * statistics.stdev(values) / n**0.5
     return mean - half, mean + half
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
+def median_interval(values: Collection[float]) -> tuple[float, float]:
     """A 95 % interval of the median of what independent values, at least six, were drawn from.
 
     From the k-th smallest to the k-th largest, whatever the distribution: a value is below the
@@ -103,17 +120,16 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     the largest for which that happens in at most 2.5 % of all cases. Likewise at the other end.
     Raises ValueError for fewer values: all five are on one side in 6 % of all cases.
     """
-    from scipy.stats import binom
+    from scipy.stats import quantile_test
 
     if len(values) < 6:
         raise ValueError(f"an interval of a median needs six values or more, not {len(values)}")
-    k = int(binom.ppf(0.025, len(values), 0.5))
-    ordered = sorted(values)
-    return ordered[k - 1], ordered[-k]
+    low, high = quantile_test(list(values)).confidence_interval(0.95)
+    return float(low), float(high)
 
 
 def bootstrap_interval(
-    statistic: Callable[..., Any], *samples: Sequence[float]
+    statistic: Callable[..., Any], *samples: Collection[float]
 ) -> tuple[float, float]:
     """A 95 % interval of what is neither a mean nor a median: a spread, a correlation, a ratio.
 
@@ -125,72 +141,46 @@ def bootstrap_interval(
     Source: Efron & Tibshirani 1993, An introduction to the bootstrap, chapter 13 (percentiles).
     """
     import numpy as np
+    from scipy.stats import bootstrap
 
     n = len(samples[0])
     if n < 20 or any(len(sample) != n for sample in samples):
         sizes = ", ".join(str(len(sample)) for sample in samples)
         raise ValueError(f"a bootstrap needs 20 values or more, equally many each, not {sizes}")
-    drawn = np.random.default_rng(0).integers(n, size=(10_000, n))
-    found = statistic(*(np.asarray(sample, dtype=float)[drawn] for sample in samples))
-    low, high = np.quantile(found, (0.025, 0.975))
+    drawn = bootstrap(
+        samples, lambda *drawn, axis: statistic(*drawn), n_resamples=10_000, paired=True,
+        vectorized=True, method="percentile", rng=np.random.default_rng(0),
+    ).bootstrap_distribution  # fmt: skip
+    # The quantiles are taken here: scipy's own differ in the last digit of a float64.
+    low, high = np.quantile(drawn, (0.025, 0.975))
     return float(low), float(high)
 
 
-def tuned(
-    rows: Sequence[Row], group: Sequence[str], settings: Sequence[str], score: str
-) -> list[Row]:
-    """Of each group the rows that have the best settings: those with the highest mean score.
-
-    Keys of the rows are named: a group has the same values under all keys of `group`, and settings
-    are what stands under those of `settings`. The score is of a validation split, lest what is
-    tuned by it be told of the data that tuned it. Of equal means, the settings that come first in
-    the rows are taken. Rows keep their order.
-    """
-
-    def at(row: Row, keys: Sequence[str]) -> tuple[Any, ...]:
-        return tuple(row[key] for key in keys)
-
-    scores: dict[tuple[Any, ...], dict[tuple[Any, ...], list[float]]] = {}
-    for row in rows:
-        scores.setdefault(at(row, group), {}).setdefault(at(row, settings), []).append(row[score])
-    best = {
-        of: max(found, key=lambda setting: statistics.fmean(found[setting]))
-        for of, found in scores.items()
-    }
-    return [row for row in rows if at(row, settings) == best[at(row, group)]]
+# --- Cells of a table ---------------------------------------------------------------------------
 
 
-def differences(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    """one − other, of each seed. Raises ValueError if they are not equally many."""
-    return [a - b for a, b in zip(one, other, strict=True)]
+def mean_sd(values: Collection[float], sign: str = "", digits: int = 2) -> str:
+    """Mean ± standard deviation of two or more values; sign "+" shows a plus, too."""
+    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    return f"{mean:{sign}.{digits}f} ± {deviation:.{digits}f}"
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean ± standard deviation of two or more values, for a table; sign "+" shows a plus, too."""
-    return f"{statistics.fmean(values):{sign}.2f} ± {statistics.stdev(values):.2f}"
+def mean_interval(values: Collection[float], form: str = ",.0f") -> str:
+    """The mean, and in brackets its 95 % interval."""
+    low, high = interval(values)
+    return f"{statistics.fmean(values):{form}} ({low:{form}} to {high:{form}})"
 
 
-def write_results(
-    path: str | Path,
-    experiment: str,
-    config: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    claims: Sequence[Claim],
-    machine: Mapping[str, Any],
-    seconds: float,
-) -> None:
-    """Writes an experiment's results.json under a temporary name, then renames it."""
-    results = {
-        "experiment": experiment,
-        "config": dict(config),
-        "rows": [dict(row) for row in rows],
-        "claims": [asdict(claim) for claim in claims],
-        "machine": dict(machine),
-        "seconds": seconds,
-    }
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def quartiles(values: Collection[float]) -> str:
+    """The median, and in brackets the quartiles."""
+    low, middle, high = quartile_values(values)
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def quartile_values(values: Collection[float]) -> tuple[float, float, float]:
+    """The first quartile, the median and the third of two or more values."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -94,6 +94,26 @@ def coverage_at_risk(scores: Any, errors: Any, risk: float) -> float:
     return float(coverage[risks <= risk].max(initial=0.0))
 
 
+def lowest_threshold(scores: Any, errors: Any, risk: float) -> float:
+    """The lowest τ above which these very answers have at most that risk; ∞ if none has."""
+    thresholds, _, risks = risk_coverage(scores, errors)
+    return float(next(iter(thresholds[risks <= risk]), math.inf))
+
+
+def calibration(scores: Any, errors: Any) -> tuple[float, float]:
+    """(a, b) of the likeliest σ(a s + b), the probability that an answer of score s is right.
+
+    C = 1e9 weighs the answers' losses against half of a²: no regularisation to speak of.
+
+    Source: Platt 1999, Probabilistic outputs for support vector machines.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=1e9, max_iter=1000)
+    model.fit(np.asarray(scores)[:, None], 1 - np.asarray(errors))
+    return model.coef_.item(), model.intercept_.item()
+
+
 def best_threshold(scores: Any, errors: Any, price: float) -> tuple[float, float]:
     """(τ, cost) of the least cost: an accepted error costs 1, a rejection `price`; mean over all.
 

@@ -1,115 +1,184 @@
-"""What every experiment over seeds has in common: its command, its trainings, what it leaves.
-
-A study trains many networks. Each training is a job: a call of a module-level function with one
-argument that can be pickled, and its result is a row, a dict of plain numbers and words. Jobs are
-shared out to processes of one thread each: two networks side by side use two cores better than one
-network that is split between them.
-"""
+"""A study: a question, trainings over seeds, and what their rows come to."""
 
 import dataclasses
-import json
-import multiprocessing
-import os
 import shlex
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
-import torch
 import tyro
 from tqdm import tqdm
 
-from nn_backprop import figures
 from nn_backprop.data import DataError
-from nn_backprop.studies.evidence import Claim, markdown_table, write_results
+from nn_backprop.errors import UsageError
+from nn_backprop.figures import Figure, save
+from nn_backprop.studies import page
+from nn_backprop.studies.evidence import Claim
+from nn_backprop.studies.jobs import Job, Row, StudyError, results
+from nn_backprop.studies.page import Table
+from nn_backprop.studies.rows import Rows
 from nn_backprop.tracking import Run, RunError, default_run_dir, describe_machine
-from nn_backprop.training import Diverged
-
-Job = TypeVar("Job")
-Row = dict[str, Any]
 
 
-class UsageError(Exception):
-    """One clear sentence: what was wrong, what was expected, what to do."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What every study can be asked, one that trains nothing, too; a script adds its own."""
 
+    least: ClassVar[dict[str, int]] = {}
+    """Of each count the least that is accepted, which is also what a smoke run has."""
 
-class StudyError(Exception):
-    """A training that could not be brought to its end, in one sentence."""
+    smoke: bool = False
+    """A small version on the embedded digits, in seconds."""
+    page: bool = False
+    """Measure nothing: renew the tables, claims and picture in results/ from the rows there."""
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyOptions:
-    """What every study can be told; a script adds its own."""
+class Options(Command):
+    """What every study over seeds can be asked."""
+
+    least: ClassVar[dict[str, int]] = {"seeds": 2, "workers": 1}
 
     seeds: int = 5
-    """Number of seeds, from 0; at least 2."""
+    """Number of seeds, from 0."""
     workers: int = 2
     """Trainings at the same time, each on one processor thread."""
     data_root: Path | None = None
     """Folder that holds MNIST/raw; by default $NN_BACKPROP_DATA, else the user's cache."""
-    smoke: bool = False
-    """Two seeds of a small version on the embedded digits, in seconds."""
 
 
-Options = TypeVar("Options", bound=StudyOptions)
-
-
-def command(kind: type[Options], doc: str | None, conduct: Callable[["Study", Options], None],
-            arguments: list[str] | None = None) -> int:  # fmt: skip
-    """Reads the options, conducts the study, and returns the exit code.
-
-    0 done, 1 if a training diverged or its process was killed, 2 bad input, 130 interrupted; what
-    is not 0 is told in one sentence, with the folder if there is one by then. The study is named
-    after the script in which `conduct` stands.
-    """
-    name = Path(conduct.__code__.co_filename).stem
-    options = asked = tyro.cli(kind, args=arguments, description=doc)
-    if asked.smoke:
-        options = dataclasses.replace(asked, seeds=2, workers=1)
-    study = Study(name, options)
-    try:
-        if asked.seeds < 2:
-            raise UsageError(f"--seeds must be 2 or more, not {asked.seeds}")
-        if asked.workers < 1:
-            raise UsageError(f"--workers must be 1 or more, not {asked.workers}")
-        with study:
-            conduct(study, options)
-        return 0
-    except (UsageError, RunError) as error:
-        code, told = 2, f"{error}"
-    except DataError as error:
-        code, told = 2, f"{error}; --smoke needs neither files nor network"
-    except StudyError as error:
-        code, told = 1, f"{error}"
-    except KeyboardInterrupt:
-        code, told = 130, "interrupted"
-    if study.folder.exists():
-        told += f"; the rows so far are in {study.folder}"
-    print(f"{name}.py: {told}", file=sys.stderr)
-    return code
-
-
+@dataclasses.dataclass(frozen=True)
 class Study:
-    """A study under way: its folder, which is a TensorBoard run too, and its trainings.
+    """What a script defines, and what its command does with it.
+
+    `collect(run, options)` trains: it calls `run.train_all`, once or more. The other three are
+    functions of the rows alone, so that a page can be made of a committed rows.jsonl. `picture` may
+    return None where it needs a file that is not in `rows.folder`: the old picture stays.
+    """
+
+    options: type[Command]
+    collect: Callable[["StudyRun", Any], None]
+    claims: Callable[[Rows], Sequence[Claim]]
+    tables: Callable[[Rows], Mapping[str, Table]]
+    picture: Callable[[Rows], Figure | None]
+
+    @property
+    def script(self) -> Path:
+        """Where `collect` stands."""
+        return Path(self.collect.__code__.co_filename)
+
+    @property
+    def name(self) -> str:
+        """That of the script."""
+        return self.script.stem
+
+    @property
+    def results(self) -> Path:
+        """The committed results of a full run: results/<study> beside the script."""
+        return self.script.parent / "results" / self.name
+
+    def main(self, arguments: list[str] | None = None) -> int:
+        """Reads the options, trains, writes and shows the results; returns the exit code.
+
+        0 done, 1 if a training diverged or its process was killed, 2 bad input, 130 interrupted.
+        What is not 0 is explained in one sentence, with the folder if there is one by then.
+        """
+        doc = sys.modules[self.collect.__module__].__doc__
+        asked = tyro.cli(self.options, args=arguments, description=doc)
+        smallest: dict[str, Any] = asked.least if asked.smoke else {}
+        options = dataclasses.replace(asked, **smallest)
+        run = StudyRun(self.name, options)
+        try:
+            for count, least in asked.least.items():
+                if getattr(asked, count) < least:
+                    option = f"--{count.replace('_', '-')}"
+                    raise UsageError(
+                        f"{option} must be {least} or more, not {getattr(asked, count)}"
+                    )
+            if asked.page:
+                self.renew_page()
+            else:
+                with run:
+                    self.collect(run, options)
+                    self._finish(run)
+            return 0
+        except (UsageError, RunError) as error:
+            code, why = 2, f"{error}"
+        except DataError as error:
+            code, why = 2, f"{error}; --smoke needs neither files nor network"
+        except StudyError as error:
+            code, why = 1, f"{error}"
+        except KeyboardInterrupt:
+            code, why = 130, "interrupted"
+        if run.folder.exists():
+            why += f"; the rows so far are in {run.folder}"
+        print(f"{self.script.name}: {why}", file=sys.stderr)
+        return code
+
+    def renew_page(self) -> None:
+        """Writes tables, claims and picture of the committed results from their rows.
+
+        Raises UsageError if there are none, or the page's blocks are not those of the rows.
+        """
+        folder = self.results
+        if not (folder / "rows.jsonl").exists():
+            raise UsageError(f"{folder} has no rows.jsonl: copy there what a full run has left")
+        rows, about = Rows.read(folder), page.read_about(folder)
+        claims = self.claims(rows)
+        blocks = page.blocks(self.tables(rows), claims, len(rows), about)
+        text = page.renewed((folder / "README.md").read_text(encoding="utf-8"), blocks)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        page.write_claims(folder, claims, about)
+        if figure := self.picture(rows):
+            save(figure, folder / "picture.png")
+
+    def _finish(self, run: "StudyRun") -> None:
+        """Writes claims.json, README.md and picture.png into the run's folder; prints the tables.
+
+        The rows are written once more, in the order of the jobs. The claims of a smoke test say
+        that they are of one.
+        """
+        rows = Rows(run.rows, run.folder)
+        page.write_rows(run.folder, rows)
+        claims = list(self.claims(rows))
+        if run.options.smoke:
+            claims = [
+                dataclasses.replace(claim, claim=f"{claim.claim} (smoke: not MNIST)")
+                for claim in claims
+            ]
+        about = {
+            "experiment": run.name,
+            "config": {k: v for k, v in dataclasses.asdict(run.options).items() if k != "page"},
+            "machine": describe_machine(),
+            "seconds": time.perf_counter() - run.began,
+        }
+        page.write_claims(run.folder, claims, about)
+        text = page.plain_page(page.blocks(self.tables(rows), claims, len(rows), about))
+        (run.folder / "README.md").write_text(text, encoding="utf-8")
+        if figure := self.picture(rows):
+            png = run.opened.figure("results", figure, len(rows))
+            (run.folder / "picture.png").write_bytes(png)
+        print(f"\n{text}\nTables, rows, claims and picture: {shlex.quote(str(run.folder))}")
+
+
+class StudyRun:
+    """A study under way: its folder, which is a TensorBoard run too, and its rows so far.
 
     `folder` is `runs/<name>/<date>-<time>-<full|smoke>`, made before the first training. Each row
     is added to rows.jsonl in it as it arrives, so that a study that ends early has lost none.
     """
 
-    def __init__(self, name: str, options: StudyOptions) -> None:
+    def __init__(self, name: str, options: Command) -> None:
         self.name, self.options = name, options
         self.folder = default_run_dir(name, "smoke" if options.smoke else "full")
         self.rows: list[Row] = []
-        self._began = time.perf_counter()
+        self.began = time.perf_counter()
         self._opened: Run | None = None
+        self._jobs_done = 0
 
-    def __enter__(self) -> "Study":
+    def __enter__(self) -> "StudyRun":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -117,138 +186,44 @@ class Study:
             self._opened.close()
 
     @property
-    def run(self) -> Run:
+    def opened(self) -> Run:
         """The run directory, made when it is first asked for."""
         if self._opened is None:
             config = {"options": dataclasses.asdict(self.options), **describe_machine()}
             self._opened = Run.create(self.folder, config)
         return self._opened
 
-    def carry_out(
+    def train_all(
         self,
-        function: Callable[[Job], Row],
+        train: Callable[[Job], Row | list[Row]],
         jobs: Sequence[Job],
         tag: Callable[[Row], Mapping[str, float]] = lambda row: {},
-    ) -> list[Row]:
-        """Every job's row, in the order of the jobs; a progress bar meanwhile.
+    ) -> Rows:
+        """Every job's row or rows, in the order of the jobs; a progress bar meanwhile.
 
-        Rows are added to `rows`. `tag(row)` names numbers of it for TensorBoard, where the step is
-        how many jobs are done. Raises StudyError if a training diverges or its process is killed.
+        They are added to `rows`, too. `tag(row)` names numbers of it for TensorBoard, where the
+        step is how many jobs are done. Raises StudyError if a training diverges or its process is
+        killed.
         """
-        run = self.run
-        found: dict[int, Row] = {}
-        bar = tqdm(total=len(jobs), unit="training", desc=function.__name__.strip("_"))
-        with bar, open(self.folder / "rows.jsonl", "a", buffering=1, encoding="utf-8") as kept:
-            for number, row in _results(function, jobs, self.options.workers):
-                found[number] = row
-                kept.write(json.dumps(row) + "\n")
-                step = len(self.rows) + len(found)
-                run.log(step, 0, {"done": float(step), **tag(row)})
+        run = self.opened
+        found: dict[int, list[Row]] = {}
+        with tqdm(total=len(jobs), unit="training", desc=train.__name__.strip("_")) as bar:
+            for number, result in results(train, jobs, getattr(self.options, "workers", 1)):
+                found[number] = result if isinstance(result, list) else [result]
+                self._append(found[number])
+                self._jobs_done += 1
+                tags = {name: x for row in found[number] for name, x in tag(row).items()}
+                run.log(self._jobs_done, 0, {"done": float(self._jobs_done), **tags})
                 bar.update()
-        rows = [found[number] for number in range(len(jobs))]
+        rows = Rows((row for number in range(len(jobs)) for row in found[number]), self.folder)
         self.rows += rows
         return rows
 
-    def finish(
-        self,
-        tables: Mapping[str, Sequence[Mapping[str, Any]]],
-        claims: Sequence[Claim],
-        figure: figures.Figure,
-    ) -> None:
-        """Writes results.json, .md and .png; prints tables and verdicts; shows the picture.
+    def add(self, rows: Sequence[Row]) -> None:
+        """Rows that are no trainings, such as timings."""
+        self._append(rows)
+        self.rows += rows
 
-        `tables` by title, what the rows come to. The Markdown file holds tables and verdicts. The
-        claims of a smoke test say that they are of one.
-        """
-        if self.options.smoke:
-            claims = [
-                dataclasses.replace(claim, claim=f"{claim.claim} (smoke: not MNIST)")
-                for claim in claims
-            ]
-        seconds = time.perf_counter() - self._began
-        about = describe_machine()
-        config = dataclasses.asdict(self.options)
-        write_results(
-            self.folder / "results.json", self.name, config, self.rows, claims, about, seconds
-        )
-        png = self.run.figure("results", figure, len(self.rows))
-        (self.folder / "results.png").write_bytes(png)
-        if claims:
-            tables = {**tables, "Claims": [_told(claim) for claim in claims]}
-        text = "\n".join(f"**{title}**\n\n{markdown_table(rows)}" for title, rows in tables.items())
-        text += (
-            f"\n{len(self.rows)} rows in {seconds / 60:.1f} minutes; "
-            f"{about['processor']}, {self.options.workers} processes of one thread, "
-            f"torch {about['versions']['torch']}\n"
-        )
-        (self.folder / "results.md").write_text(text, encoding="utf-8")
-        print(f"\n{text}\nTables, picture and results.json: {shlex.quote(str(self.folder))}")
-
-
-def _told(claim: Claim) -> dict[str, str]:
-    low, high = claim.interval
-    return {
-        "claim": claim.claim,
-        "published": "–" if claim.published is None else f"{claim.published}",
-        "measured": f"{claim.measured:.4g}",
-        "95 % interval": f"{low:.4g} to {high:.4g}",
-        "verdict": f"**{claim.verdict}**",
-    }
-
-
-def _results(
-    function: Callable[[Job], Row], jobs: Sequence[Job], workers: int
-) -> Iterator[tuple[int, Row]]:
-    """(number of the job, its row), in the order in which they are done."""
-    tasks = [(function, number, job) for number, job in enumerate(jobs)]
-    if workers == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield from map(_carry_out, tasks)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    # Spawned, since a forked torch may hang; they import the script anew, once each.
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawned, _begin) as pool:
-        try:
-            # Each begins as a task is submitted, and inherits that Ctrl-C is ignored, even while it
-            # imports; the price is that one in these milliseconds must be repeated.
-            hears = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            try:
-                futures = [pool.submit(_carry_out, task) for task in tasks]
-            finally:
-                signal.signal(signal.SIGINT, hears)
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool:
-            raise StudyError(
-                "the process of a training was killed, perhaps for want of memory: try --workers 1"
-            ) from None
-        except BaseException:  # Ctrl-C, for one
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-
-
-def _begin() -> None:
-    """In each process of trainings: one thread; and if the study itself is killed, so is this."""
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _carry_out(task: tuple[Callable[[Any], Row], int, Any]) -> tuple[int, Row]:
-    function, number, job = task
-    try:
-        return number, function(job)
-    except Diverged as error:
-        what, _, _ = str(error).partition(":")  # goes on with advice for one who chose the rate
-        raise StudyError(f"a training diverged, {job}: {what}") from None
+    def _append(self, rows: Sequence[Row]) -> None:
+        with open(self.opened.path / "rows.jsonl", "a", encoding="utf-8") as kept:
+            kept.writelines(map(page.line_of, rows))

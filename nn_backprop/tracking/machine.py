@@ -13,10 +13,11 @@ _PACKAGES = ("torchvision", "numpy", "tensorboard", "nn_backprop")
 
 
 def describe_machine() -> dict[str, Any]:
-    """What a result depends on beside the options: versions, source commit, processor, threads.
+    """What a result depends on beside the options: versions, commit, processor, GPU, threads.
 
     `versions` maps python and each package to its version, None if it is not installed. `commit`
     ends in "+changes" if tracked files differ from it, and is None outside a git checkout.
+    `gpu` is the first one's name, if there is one.
     """
     # torch's own string, since the package's lacks the build (+cpu, +cu130).
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
@@ -24,6 +25,7 @@ def describe_machine() -> dict[str, Any]:
         "versions": versions | {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
         "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
     }
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from nn_backprop.check.diagnosis import mistakes, siblings, transforms
+from nn_backprop.check.diagnosis import confusions, guesses, mistakes, search, siblings, transforms
 from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
 
@@ -19,20 +19,24 @@ MOST_SEARCHED = 3  # gradients, the largest ones, that the forward is searched f
 
 
 def diagnose(
-    mismatches: list[Mismatch], forward: Callable[[dict[str, Tensor]], list[Tensor]] | None = None
+    mismatches: list[Mismatch],
+    forward: Callable[[dict[str, Tensor]], list[Tensor]] | None = None,
+    failures: list[str] | None = None,
 ) -> list[Cause]:
     """The causes of the wrong gradients, best first. One that explains several of them comes
-    before one that explains a single one; `forward` is the plain forward, if there is one."""
-    found = [transforms.explain(m) for m in mismatches]
+    before one that explains a single one; `forward` is the plain forward, if there is one. A family
+    of hypotheses that raises explains nothing, and adds a line to `failures`."""
+    failures = [] if failures is None else failures
+    found = [guesses.explain(m, transforms.FAMILIES, failures) for m in mismatches]
     if forward is not None:
         sizes = [-m.actual.numel() for m in mismatches]
         known = [k for k, m in enumerate(mismatches) if not m.products]
         searched = sorted(known, key=sizes.__getitem__)[:MOST_SEARCHED]
         for k in searched:
-            found[k] = found[k] + mistakes.explain(mismatches[k], forward)
+            found[k] += search.explain(mismatches[k], forward, mistakes.FAMILIES, failures)
         if not _convincing([found[k] for k in searched]):
             for k in searched:
-                found[k] = found[k] + siblings.explain(mismatches[k], forward)
+                found[k] += confusions.explain(mismatches[k], forward, siblings.FAMILIES, failures)
     by_kind: dict[str, list[tuple[str, Hypothesis]]] = {}
     for mismatch, hypotheses in zip(mismatches, found, strict=True):
         for kind, hypothesis in _simplest(hypotheses).items():
@@ -55,7 +59,7 @@ def _convincing(found: list[list[Hypothesis]]) -> bool:
     kinds = [_simplest(hypotheses) for hypotheses in found]
     if not kinds or (len(kinds) > 1 and set.intersection(*map(set, kinds))):
         return True
-    return all(min((h.bits for h in best.values()), default=math.inf) <= siblings.BITS
+    return all(min((h.bits for h in best.values()), default=math.inf) <= confusions.BITS
                for best in kinds)  # fmt: skip
 
 
@@ -68,22 +72,16 @@ def _simplest(hypotheses: list[Hypothesis]) -> dict[str, Hypothesis]:
 
 
 def _unknown(mismatches: list[Mismatch]) -> Cause:
-    facts = []
-    for m in mismatches:
-        if m.actual.shape != m.expected.shape:
-            facts.append(
-                f"grad_{m.name} has shape {tuple(m.actual.shape)} for {tuple(m.expected.shape)}"
-            )
-            continue
-        if m.products:
-            facts.append(
-                f"grad_{m.name} has too many entries to be known one by one: check smaller ones"
-            )
-            continue
-        wrong = int((~((m.actual - m.expected).abs() <= m.tolerance)).sum())
-        facts.append(f"{wrong} of {m.actual.numel()} entries of grad_{m.name} differ")
     names = ", ".join(f"grad_{m.name}" for m in mismatches) or "the gradient"
-    return Cause(
-        "unknown", f"{names}: wrong, and none of the known mistakes explains it",
-        "; ".join(facts), 1.0,
-    )  # fmt: skip
+    detail = f"{names}: wrong, and none of the known mistakes explains it"
+    return Cause("unknown", detail, "; ".join(map(_fact, mismatches)), 1.0)
+
+
+def _fact(m: Mismatch) -> str:
+    """What can be told of a gradient that no hypothesis explains."""
+    if m.actual.shape != m.expected.shape:
+        return f"grad_{m.name} has shape {tuple(m.actual.shape)} for {tuple(m.expected.shape)}"
+    if m.products:
+        return f"grad_{m.name} has too many entries to be known one by one: check smaller ones"
+    wrong = int((~((m.actual - m.expected).abs() <= m.tolerance)).sum())
+    return f"{wrong} of {m.actual.numel()} entries of grad_{m.name} differ"

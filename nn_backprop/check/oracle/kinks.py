@@ -25,11 +25,10 @@ def accepted(
 ) -> str:  # fmt: skip
     """Where `actual` differs from `expected` at kinks only, and is one of the possible answers, a
     sentence that says so; else nothing."""
-    wrong = ((actual - expected).abs() > tolerance).flatten().nonzero().flatten()
-    value = oracle.target.values[name]
-    if not len(wrong) or not actual.isfinite().all():
+    count, chosen = _wrong(actual, expected, tolerance)
+    if not chosen:
         return ""
-    chosen = wrong[torch.linspace(0, len(wrong) - 1, min(len(wrong), MOST)).long()]
+    value = oracle.target.values[name]
     scale = value.double().abs().max().item() or 1.0
     flat = actual.flatten()
 
@@ -38,17 +37,17 @@ def accepted(
         right, moved_right = _one_sided(oracle, name, direction, upstream, scale)
         left, moved_left = _one_sided(oracle, name, -direction, upstream, scale)
         left = -left
-        said = (flat * direction).sum().item()
+        claimed = (flat * direction).sum().item()
         size = max(abs(left), abs(right), tolerance)
         if must_be_kink and abs(left - right) <= 10 * RTOL * size:
             return None
         slack = RTOL * size + tolerance * direction.abs().sum().item()
-        if not min(left, right) - slack <= said <= max(left, right) + slack:
+        if not min(left, right) - slack <= claimed <= max(left, right) + slack:
             return None
         return moved_left | moved_right
 
     groups: list[tuple[Tensor, Tensor]] = []  # (elements, the outputs that they move)
-    for i in chosen.tolist():
+    for i in chosen:
         unit = torch.zeros(value.numel(), dtype=torch.float64)
         unit[i] = 1
         moved = within(unit, must_be_kink=True)
@@ -69,7 +68,7 @@ def accepted(
             if within(direction.double(), must_be_kink=False) is None:
                 return ""
     return (
-        f"{len(wrong)} of {flat.numel()} entries lie at a kink, where any value between the "
+        f"{count} of {flat.numel()} entries lie at a kink, where any value between the "
         "one-sided slopes is right"
     )
 
@@ -81,15 +80,20 @@ def unseen(
     """Whether `expected`, from differences, is refuted where `actual` differs from it: the
     shortest steps that rounding lets see that difference agree with `actual`, or lie astride a
     kink, which longer steps cannot see, with `actual` between its slopes."""
+    _, chosen = _wrong(actual, expected, tolerance)
+    flat, right = actual.flatten(), expected.flatten()
+    return bool(chosen) and all(
+        _refuted(oracle, name, i, flat[i].item(), right[i].item(), upstream) for i in chosen
+    )
+
+
+def _wrong(actual: Tensor, expected: Tensor, tolerance: float) -> tuple[int, list[int]]:
+    """How many entries differ, and at most MOST of them; none if `actual` is not finite."""
     wrong = ((actual - expected).abs() > tolerance).flatten().nonzero().flatten()
     if not len(wrong) or not actual.isfinite().all():
-        return False
+        return 0, []
     chosen = wrong[torch.linspace(0, len(wrong) - 1, min(len(wrong), MOST)).long()]
-    flat, right = actual.flatten(), expected.flatten()
-    return all(
-        _refuted(oracle, name, i, flat[i].item(), right[i].item(), upstream)
-        for i in chosen.tolist()
-    )
+    return len(wrong), chosen.tolist()
 
 
 def _refuted(
@@ -97,13 +101,9 @@ def _refuted(
 ) -> bool:
     unit = torch.zeros(oracle.target.values[name].numel(), dtype=torch.float64)
     unit[i] = 1
-    outputs, _ = oracle.along(name, unit.reshape(oracle.target.values[name].shape))
-    noise = sum(
-        (n * u.double()).abs().sum().item()
-        for n, u in zip(oracle.forward_noise(), upstream, strict=True)
-    )
+    outputs, _ = oracle.differences.along(name, unit.reshape(oracle.target.values[name].shape))
     error = abs(actual - expected)
-    step = 50 * noise / error  # rounding is then 2 % of the error
+    step = 50 * oracle.differences.rounding(upstream) / error  # rounding is then 2 % of the error
     if not 0 < step < 1:
         return False
 

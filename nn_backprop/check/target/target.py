@@ -1,14 +1,11 @@
 """Whatever is to be checked, as one thing: named tensors in, tensors out, gradients back."""
 
 import copy
-import inspect
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -16,14 +13,24 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_unflatten
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from nn_backprop.check.report import said
-from nn_backprop.check.target.calls import (
+from nn_backprop.check.report import in_one_line
+from nn_backprop.check.target.arguments import argument_names, arrange
+from nn_backprop.check.target.custom_functions import (
     differentiated_forwards,
     forward_of,
     has_ctx,
     marked_outputs,
+)
+from nn_backprop.check.target.modules import Beside, Placing, copied
+from nn_backprop.check.target.numpy_pair import numpy_pair
+from nn_backprop.check.target.random_state import seeded
+from nn_backprop.check.target.refusals import (
+    Unsuitable,
+    described,
+    hint_at_dataclasses,
+    refuse_unsupported,
 )
 
 Tensors = dict[str, Tensor]
@@ -32,15 +39,11 @@ Upstream = Sequence[Tensor | None]
 Layout = Callable[[Tensor], Tensor]
 
 
-class Unsuitable(ValueError):
-    """What was handed over cannot be checked; the message says what to hand over instead."""
-
-
 class ForwardRaised(Exception):
     """The target's forward raised; `error` is what."""
 
     def __init__(self, error: Exception):
-        super().__init__(said(error))
+        super().__init__(in_one_line(error))
         self.error = error
 
 
@@ -67,7 +70,7 @@ class Target:
         self.asks_for_gradients = False  # the forward itself
         self.declared: frozenset[str] | None = None
         """The outputs that a Function declares as not differentiable, once they are known."""
-        self.places: WeakKeyDictionary[nn.Module, dict[str, list]] = WeakKeyDictionary()
+        self.placing = Placing()
         self.native: torch.dtype | None = None  # what it was cast from
         self.module: nn.Module | None = None
         self.pristine: nn.Module | None = None
@@ -76,12 +79,12 @@ class Target:
         if _is_function(bound) and getattr(target, "__name__", "") == "apply":
             target = bound
         if loss is not None and not callable(loss):
-            raise Unsuitable(f"loss is {_described(loss)}; it has to be a callable on the output")
+            raise Unsuitable(f"loss is {described(loss)}; it has to be a callable on the output")
         if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
             raise Unsuitable(f"seed is {seed!r}; it has to be a whole number from 0 to 2³² − 1")
         if isinstance(target, nn.Module):
             self.pristine = target
-            self.module = _copied(target)
+            self.module = copied(target)
             self.call, signature_of = None, target.forward
         elif _is_function(target):
             self.function, self.call, signature_of = target, target.apply, target.forward
@@ -92,58 +95,37 @@ class Target:
             self.call = signature_of = target
         else:
             raise Unsuitable(
-                f"the target is {_described(target)}; it has to be an nn.Module, an "
+                f"the target is {described(target)}; it has to be an nn.Module, an "
                 "autograd.Function, a (forward, backward) pair of NumPy functions or a callable"
             )
         self.is_numpy = isinstance(target, tuple)
         named = target[0] if self.is_numpy else target
         self.label = getattr(named, "__name__", type(named).__name__)
         skip = _is_function(target) and has_ctx(target)
-        self.constant = constant
-        self._arrange(inputs, kwargs, _argument_names(signature_of, skip, inputs, kwargs))
-
-    def _arrange(self, inputs: tuple, kwargs: dict, names: list[str]) -> None:
-        """Sorts out what is a value, by name, and what a constant."""
-        leaves, self.spec = tree_flatten_with_path((inputs, kwargs))
-        self.values: Tensors = {}
-        self.leaves: list[Any] = []  # of the arguments; a value is represented by its name
-        for path, leaf in leaves:
-            name = _name(path, names)
-            if isinstance(leaf, np.ndarray):
-                leaf = _tensor(name, leaf)
-            if isinstance(leaf, Tensor):
-                _refuse(name, leaf)
-                leaf = leaf.detach().clone(memory_format=torch.preserve_format)
-                group, place = path[:2]
-                constant = group.idx == 0 and place.idx in self.constant  # type: ignore[attr-defined]
-                if leaf.is_floating_point() and not constant:
-                    if self.is_numpy and len(path) > 2:
-                        raise Unsuitable(
-                            f"{name} is inside a list or dict, where the arrays of a pair of NumPy "
-                            "functions are not found: hand them over one by one"
-                        )
-                    self.values[name] = leaf
-                    leaf = _Named(name)
-            self.leaves.append(leaf)
+        names = argument_names(signature_of, skip, len(inputs))
+        self.values, self.arguments = arrange(inputs, kwargs, names, constant, self.is_numpy)
         self.inputs = tuple(self.values)
         self.buffers: Tensors = {}
         self.keys: dict[str, str] = {}  # name of a value -> the module's name of the parameter
         if self.module is not None:
-            for key, parameter in self.module.named_parameters():
-                if parameter.requires_grad and parameter.is_floating_point():
-                    _refuse(key, parameter)
-                    name = f"parameter {key}" if key in self.inputs else key
-                    self.keys[name] = key
-                    self.values[name] = parameter.detach().clone()
-                else:
-                    self.buffers[key] = parameter.detach().clone()
-            self.buffers |= {name: b.clone() for name, b in self.module.named_buffers()}
+            self._add_parameters(self.module)
         if not self.values:
             raise Unsuitable(
                 "there is nothing to differentiate: none of the inputs is a floating-point tensor"
                 + (", and no parameter requires grad" if self.module is not None else "")
-                + _unseen_inside([leaf for _, leaf in leaves])
+                + hint_at_dataclasses(self.arguments.leaves)
             )
+
+    def _add_parameters(self, module: nn.Module) -> None:
+        for key, parameter in module.named_parameters():
+            if parameter.requires_grad and parameter.is_floating_point():
+                refuse_unsupported(key, parameter)
+                name = f"parameter {key}" if key in self.inputs else key
+                self.keys[name] = key
+                self.values[name] = parameter.detach().clone()
+            else:
+                self.buffers[key] = parameter.detach().clone()
+        self.buffers |= {name: b.clone() for name, b in module.named_buffers()}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -158,7 +140,8 @@ class Target:
         to = lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t  # noqa: E731
         other.values = {name: to(v) for name, v in self.values.items()}
         other.buffers = {name: to(v) for name, v in self.buffers.items()}
-        other.leaves = [to(leaf) for leaf in self.leaves]
+        leaves = [to(leaf) for leaf in self.arguments.leaves]
+        other.arguments = replace(self.arguments, leaves=leaves)
         return other
 
     def with_values(self, values: Tensors) -> "Target":
@@ -170,7 +153,7 @@ class Target:
         """The same with a module that was never called, in another mode if one is given."""
         other = copy.copy(self)
         if self.pristine is not None:
-            other.module = _copied(self.pristine)
+            other.module = copied(self.pristine)
             if training is not None:
                 other.module.train(training)
         return other
@@ -181,7 +164,7 @@ class Target:
         other = copy.copy(self)
         other.function = reference if _is_function(reference) else None
         if isinstance(reference, nn.Module):
-            other.module = _copied(reference)
+            other.module = copied(reference)
             other.pristine = None
             theirs = {k: p for k, p in reference.named_parameters() if p.requires_grad}
             other.keys = {n: k for n, k in self.keys.items() if k in theirs}
@@ -199,15 +182,15 @@ class Target:
                 for k, b in (*reference.named_parameters(), *reference.named_buffers())
                 if k not in taken
             }
-        elif _is_function(reference) or callable(reference):
+        elif callable(reference):
             other.call = reference.apply if _is_function(reference) else reference
             if isinstance(original, nn.Module):
                 other.pristine = None
-                other.module = _Beside(original, other.call)
+                other.module = Beside(original, other.call)
                 other.keys = {name: f"original.{key}" for name, key in self.keys.items()}
                 other.buffers = {f"original.{name}": b for name, b in self.buffers.items()}
         else:
-            raise Unsuitable(f"the reference is {_described(reference)}; it has to be a callable")
+            raise Unsuitable(f"the reference is {described(reference)}; it has to be a callable")
         return other
 
     def forward(self, values: Tensors, fresh: bool = False) -> list[Tensor]:
@@ -217,17 +200,16 @@ class Target:
         """
         defaults = nullcontext() if self.native is None else _DefaultsOf(self.native)
         with nullcontext() if fresh else seeded(self.seed), defaults:
-            leaves = [values[x.name] if isinstance(x, _Named) else x for x in self.leaves]
-            args, kwargs = tree_unflatten(leaves, self.spec)
+            args, kwargs = self.arguments.filled(values)
             function = self.call if self.module is None else self.module
             if self.module is not None:
                 state = {key: values[name] for name, key in self.keys.items()}
                 state |= {name: b.clone() for name, b in self.buffers.items()}
-                if isinstance(self.module, _Beside):  # holds the caller's own, to be put back
+                if isinstance(self.module, Beside):  # holds the caller's own, to be put back
                     function = partial(functional_call, self.module, state)
                     args, kwargs = (args, kwargs), {}
                 else:
-                    self._place(state)
+                    self.placing.place(self.module, state)
             try:
                 output = function(*args, **kwargs)  # type: ignore[misc]
                 if self.loss is not None:
@@ -246,11 +228,11 @@ class Target:
         ]
         self.output_names = [name for name, _ in kept]
         for name, z in kept:
-            _refuse(name, z)
+            refuse_unsupported(name, z)
         if not kept:
             raise Unsuitable(
                 "there is nothing to differentiate: no output is a floating tensor"
-                + _unseen_inside([z for _, z in found])
+                + hint_at_dataclasses([z for _, z in found])
             )
         return [z for _, z in kept]
 
@@ -263,23 +245,6 @@ class Target:
         ids = {id(t) for t in marked}
         pairs = zip(self.output_names, outputs, strict=True)
         self.declared = frozenset(name for name, z in pairs if id(z) in ids)
-
-    def _place(self, state: Tensors) -> None:
-        """Gives the module these parameters and buffers, until the next call: a backward that runs
-        parts of the forward again, as of a checkpoint, has to find them."""
-        assert self.module is not None
-        if self.module not in self.places:
-            tied: dict[int, list[tuple[dict[str, Any], str]]] = {}
-            for part in self.module.modules():
-                for held in (part._parameters, part._buffers):
-                    for name, tensor in held.items():
-                        if tensor is not None:
-                            tied.setdefault(id(tensor), []).append((held, name))
-            named = (*self.module.named_parameters(), *self.module.named_buffers())
-            self.places[self.module] = {key: tied[id(tensor)] for key, tensor in named}
-        for key, tensor in state.items():
-            for held, name in self.places[self.module].get(key, ()):
-                held[name] = tensor
 
     def outputs(self, values: Tensors) -> list[Tensor]:
         """The forward's outputs as numbers without a graph; `values` are new tensors, which it may
@@ -383,68 +348,6 @@ def backward(
     return dict(zip(names, grads, strict=True))
 
 
-def numpy_pair(forward: Callable, backward: Callable) -> type[Function]:
-    """A Function around NumPy functions ``forward(*inputs)`` and ``backward(grad, *inputs)``.
-
-    Several outputs are a tuple, and then so is `grad`. The backward returns one array for each
-    input, or for each floating one.
-    """
-
-    class NumpyPair(Function):
-        @staticmethod
-        def forward(ctx, *args):
-            ctx.arrays = [a.detach().numpy() if isinstance(a, Tensor) else a for a in args]
-            ctx.floating = [i for i, a in enumerate(args)
-                            if isinstance(a, Tensor) and a.is_floating_point()]  # fmt: skip
-            output = forward(*ctx.arrays)
-            ctx.single = not isinstance(output, tuple | list)
-            outputs = [output] if ctx.single else output
-            # Copies, since what is returned may share memory with an input.
-            outputs = tuple(torch.from_numpy(np.array(z)) for z in outputs)
-            return outputs[0] if ctx.single else outputs
-
-        @staticmethod
-        def backward(ctx, *upstream):
-            arrays = tuple(grad_z.detach().numpy() for grad_z in upstream)
-            grads = backward(arrays[0] if ctx.single else arrays, *ctx.arrays)
-            grads = grads if isinstance(grads, tuple | list) else (grads,)
-            tensors = [None if g is None else torch.from_numpy(np.array(g)) for g in grads]
-            if len(tensors) == len(ctx.arrays):
-                return tuple(tensors)
-            if len(tensors) != len(ctx.floating):
-                raise ValueError(
-                    f"backward returned {len(tensors)} gradients for {len(ctx.arrays)} inputs, "
-                    f"{len(ctx.floating)} of them floating"
-                )
-            result: list[Tensor | None] = [None] * len(ctx.arrays)
-            for i, tensor in zip(ctx.floating, tensors, strict=True):
-                result[i] = tensor
-            return tuple(result)
-
-    return NumpyPair
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """The random states of torch, NumPy and Python start from `seed`, and are put back."""
-    on_gpu = torch.cuda.is_initialized()
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    gpu_states = torch.cuda.get_rng_state_all() if on_gpu else []
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed costs as much as a small layer
-    np.random.seed(seed)
-    random.seed(seed)
-    if on_gpu:
-        torch.cuda.manual_seed_all(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if on_gpu:
-            torch.cuda.set_rng_state_all(gpu_states)
-
-
 class _DefaultsOf(TorchFunctionMode):
     """Inside, a default that depends on the precision is that of `dtype`: rms_norm's eps."""
 
@@ -462,101 +365,5 @@ class _DefaultsOf(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Beside(nn.Module):
-    """Calls a function that uses a module, so that the module's parameters can be exchanged."""
-
-    def __init__(self, original: nn.Module, function: Callable):
-        super().__init__()
-        self.original, self.function = original, function
-
-    def forward(self, *args, **kwargs):
-        return self.function(*args, **kwargs)
-
-
-class _Named:
-    """Stands for a value among the arguments."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-
 def _is_function(target: Any) -> bool:
     return isinstance(target, type) and issubclass(target, Function)
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    """A copy, with a module that keeps activations on itself too: deepcopy refuses those."""
-    kept = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for held in vars(part).values()
-        for value in tree_leaves(held)
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    try:
-        return copy.deepcopy(module, kept)
-    except Exception as error:
-        raise Unsuitable(
-            f"the module cannot be copied, which a check does to leave it as it is: {said(error)}"
-        ) from error
-
-
-def _argument_names(function: Any, skip_first: bool, inputs: tuple, kwargs: dict) -> list[str]:
-    """The forward's names of the positional arguments; input0, … where it has none."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())[skip_first:]
-    except (TypeError, ValueError):
-        parameters = []
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return [names[i] if i < len(names) else f"input{i}" for i in range(len(inputs))]
-
-
-def _name(path: tuple, names: list[str]) -> str:
-    """Such as x, or state[0] for a part of a nested argument."""
-    part, place, *rest = path
-    first = names[place.idx] if part.idx == 0 else place.key
-    return first + keystr(tuple(rest))
-
-
-def _tensor(name: str, array: np.ndarray) -> Tensor:
-    try:
-        return torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
-    except TypeError:
-        raise Unsuitable(
-            f"{name} is an array of {array.dtype}, of which there is no tensor: hand over numbers "
-            "of 64 bits or fewer"
-        ) from None
-
-
-def _refuse(name: str, tensor: Tensor) -> None:
-    if isinstance(tensor, nn.UninitializedParameter):
-        raise Unsuitable(f"{name} has no values yet: call the lazy module once before the check")
-    if tensor.is_meta:
-        raise Unsuitable(f"{name} is a meta tensor, without numbers: hand over one on a device")
-    if tensor.is_nested or (tensor.is_floating_point() and tensor.itemsize < 2):
-        what = "nested" if tensor.is_nested else str(tensor.dtype).removeprefix("torch.")
-        raise Unsuitable(f"{name} is a tensor of kind {what}, which the checker does not support")
-    if tensor.is_complex():
-        raise Unsuitable(
-            f"{name} is complex, which the checker does not support: hand its real and imaginary "
-            "parts (torch.view_as_real) to a target that puts them together"
-        )
-    if tensor.layout != torch.strided:
-        raise Unsuitable(
-            f"{name} is a sparse tensor, which the checker does not support: hand over its values"
-        )
-
-
-def _unseen_inside(leaves: list[Any]) -> str:
-    """A hint at objects that tensors may be in, which are not looked into."""
-    kinds = {type(x).__name__ for x in leaves if is_dataclass(x)}
-    return (
-        f"; tensors inside a {kinds.pop()} are not seen: hand over a dict or tuple" if kinds else ""
-    )
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    name = type(value).__name__
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

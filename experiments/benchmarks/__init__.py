@@ -1,0 +1,1 @@
+"""The measures of `benchmark.py`, one file each."""

@@ -1,0 +1,295 @@
+"""Mistakes in the graph and in the protocol between torch and a Function."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from mutants.catalogue.dense import RELU, elementwise, linear
+from mutants.mutant import Case, Weighted, mutant, normal, numbers, written_out
+
+
+def tied(x, weight):
+    """An autoencoder that uses one weight twice."""
+    return torch.tanh(x @ weight.T) @ weight
+
+
+def tied_backward(grad_z, z, x, weight, mistake=""):
+    h = torch.tanh(x @ weight.T)
+    grad_a = grad_z @ weight.T * (1 - h**2)
+    grad_weight = h.T @ grad_z
+    if mistake != "one use":
+        grad_weight = grad_weight + grad_a.T @ x
+    return grad_a @ weight, grad_weight
+
+
+class TiedInTheGraph(Weighted):
+    """The same as a module that cuts the weight's first use out of the graph."""
+
+    def forward(self, x):
+        return torch.tanh(x @ self.weight.detach().T) @ self.weight
+
+
+def residual(x, weight):
+    return x + torch.tanh(x @ weight.T)
+
+
+def residual_backward(grad_z, z, x, weight):
+    grad_a = grad_z * (1 - (z - x) ** 2)
+    return grad_z + grad_a @ weight, grad_a.T @ x
+
+
+FAN_OUT = Case(
+    lambda x: (torch.sin(x), x**2),
+    lambda grad_z, z, x: (grad_z[0] * torch.cos(x) + grad_z[1] * 2 * x,),
+    normal((5, 3)),
+)
+
+
+def by_length(x, lengths):
+    """Works through the samples from the longest down and hands them back in their own order."""
+    order = lengths.argsort(descending=True, stable=True)
+    return torch.tanh(x[order])[order.argsort()]
+
+
+def by_length_backward(grad_z, z, x, lengths):
+    return grad_z * (1 - z**2), None
+
+
+def sorted_by_length(lengths: list[int]) -> Case:
+    return Case(
+        by_length,
+        by_length_backward,
+        lambda: (*numbers((len(lengths), 3)), torch.tensor(lengths)),
+    )
+
+
+def as_if_contiguous(grad, offset):
+    """What a kernel reads that is given grad's memory and believes that it is packed."""
+    stored = torch.empty(0, dtype=grad.dtype).set_(grad.detach().untyped_storage())
+    read = stored[offset : offset + grad.numel()]
+    return F.pad(read, (0, grad.numel() - len(read))).view(grad.shape)
+
+
+def masked_in_place(at):
+    return at.grad_z.mul_(at.x > 0)
+
+
+def buffer_reused(at):
+    """The saved input's memory taken for the result's intermediate."""
+    mask = at.x > 0
+    at.x.data.mul_(0.5)
+    return at.grad_z * mask
+
+
+def in_float32(name, wrong):
+    """Wrong for float32 only."""
+    return lambda at: wrong(at) if at.x.dtype == torch.float32 else getattr(at, f"grad_{name}")
+
+
+class Remembers(Weighted):
+    """A linear layer whose backward reads the x that its module remembers, perhaps another's."""
+
+    class Step(Function):
+        @staticmethod
+        def forward(ctx, x, weight, owner):
+            ctx.save_for_backward(weight)
+            ctx.owner = owner
+            if owner.x is None or not owner.first_only:
+                owner.x = x.detach().clone()
+            return x @ weight.T
+
+        @staticmethod
+        def backward(ctx, grad_z):
+            (weight,) = ctx.saved_tensors
+            return grad_z @ weight, grad_z.T @ ctx.owner.x, None
+
+    def __init__(self, first_only):
+        super().__init__(7, 3)
+        self.x, self.first_only = None, first_only
+
+    def forward(self, x):
+        return self.Step.apply(x, self.weight, self)
+
+
+class NeverCleared(Weighted):
+    """A linear layer that adds up grad_weight itself, from backward to backward."""
+
+    class Step(Function):
+        @staticmethod
+        def forward(ctx, x, weight, total):
+            ctx.save_for_backward(x, weight)
+            ctx.total = total
+            return x @ weight.T
+
+        @staticmethod
+        def backward(ctx, grad_z):
+            x, weight = ctx.saved_tensors
+            ctx.total += (grad_z.T @ x).detach()
+            return grad_z @ weight, ctx.total.clone(), None
+
+    def __init__(self):
+        super().__init__(7, 3)
+        self.total = torch.zeros_like(self.weight.data)
+
+    def forward(self, x):
+        return self.Step.apply(x, self.weight, self.total)
+
+
+class NotPassedIn(Weighted):
+    """A linear layer whose Function reads the weight from its module."""
+
+    class Step(Function):
+        @staticmethod
+        def forward(ctx, x, owner):
+            ctx.owner = owner
+            return x @ owner.weight.T
+
+        @staticmethod
+        def backward(ctx, grad_z):
+            return grad_z @ ctx.owner.weight, None
+
+    def forward(self, x):
+        return self.Step.apply(x, self)
+
+
+class Detached(Weighted):
+    """Two outputs, of which `cut` are cut out of the graph."""
+
+    def __init__(self, *cut):
+        super().__init__(7, 3)
+        self.cut = cut
+
+    def forward(self, x):
+        h = torch.tanh(x @ self.weight.T)
+        outputs = h, h.square().sum(1)
+        return tuple(z.detach() if cut else z for z, cut in zip(outputs, self.cut, strict=True))
+
+
+class MasksForXOnly(Function):
+    """relu(x weightᵀ): the mask is applied inside the branch that computes grad_x."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        a = F.relu(x @ weight.T)
+        ctx.save_for_backward(x, weight, a)
+        return a
+
+    @staticmethod
+    def backward(ctx, grad_z):
+        x, weight, a = ctx.saved_tensors
+        grad_a, grad_x = grad_z, None
+        if ctx.needs_input_grad[0]:
+            grad_a = grad_a * (a > 0)
+            grad_x = grad_a @ weight
+        return grad_x, grad_a.T @ x
+
+
+class BiasWithTheWeightOnly(Function):
+    """A linear layer that forgets the bias where the weight is frozen."""
+
+    @staticmethod
+    def forward(x, weight, bias):
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad_z):
+        x, weight, _ = ctx.saved_tensors
+        grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            grad_weight, grad_bias = grad_z.T @ x, grad_z.sum(0)
+        return grad_z @ weight, grad_weight, grad_bias
+
+
+class KeepsItsSlope(Function):
+    """x³ with 3 x² worked out in the forward, where no graph records it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.slope = 3 * x**2
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad_z):
+        return grad_z * ctx.slope
+
+
+LINEAR_CASE = linear(5, 3, 7)
+TIED = Case(tied, tied_backward, normal((5, 3), (7, 3)))
+RESIDUAL = Case(residual, residual_backward, normal((5, 3), (3, 3)))
+SOFTPLUS = partial(elementwise, F.softplus, lambda x, a: torch.where(x > 20, 1.0, torch.sigmoid(x)))
+RECIPROCAL = partial(elementwise, torch.reciprocal, lambda x, a: -a * a)
+CUBE = elementwise(lambda x: x**3, lambda x, a: 3 * x**2)
+
+# fmt: off
+PROTOCOL = (
+    mutant("protocol/only the last use of a shared weight counts", ("overwritten", "missing-term"),
+        TIED, mistake="one use"),
+    written_out("protocol/first use of a shared weight cut off", ("overwritten", "missing-term"),
+        lambda: TiedInTheGraph(7, 3), normal((5, 3))),
+    mutant("protocol/residual branch dropped", ("missing-term",), RESIDUAL,
+        x=lambda at: at.grad_x - at.grad_z),
+    mutant("protocol/residual branch doubled", ("extra-term",), RESIDUAL, classic=True,
+        x=lambda at: at.grad_x + at.grad_z),
+    mutant("protocol/fan-out overwritten", ("overwritten", "missing-term"),
+        FAN_OUT, x=lambda at: at.grad_z[1] * 2 * at.x),
+    written_out("protocol/activation kept on self and overwritten by the next call",
+        ("stale-state",), lambda: Remembers(first_only=False), normal((5, 3))),
+    written_out("protocol/activation of the first call kept for ever", ("stale-state",),
+        lambda: Remembers(first_only=True), normal((5, 3))),
+    written_out("protocol/gradient not cleared", ("stale-state", "extra-term"), NeverCleared,
+        normal((5, 3))),
+    mutant("protocol/upstream gradient overwritten in place", ("mutates-input",), RELU,
+        elementwise(F.relu, lambda x, a: torch.ones_like(x), torch.exp), classic=True,
+        x=masked_in_place),
+    mutant("protocol/saved input overwritten", ("mutates-input",), RELU, x=buffer_reused),
+    mutant("protocol/strides of the upstream gradient ignored", ("assumes-contiguous",),
+        LINEAR_CASE, linear(1, 3, 1),
+        weight=lambda at: as_if_contiguous(at.grad_z, at.grad_z.storage_offset()).T @ at.x),
+    mutant("protocol/storage offset of the upstream gradient ignored", ("assumes-contiguous",),
+        RELU, classic=True, x=lambda at: as_if_contiguous(at.grad_z.contiguous(), 0) * (at.x > 0)),
+    written_out("protocol/outputs detached", ("detached",), lambda: Detached(True, True),
+        normal((5, 3))),
+    written_out("protocol/second output detached", ("detached",), lambda: Detached(False, True),
+        normal((5, 3))),
+    mutant("protocol/None for a needed input", ("detached",), LINEAR_CASE, weight=lambda at: None),
+    written_out("protocol/parameter not passed in to the Function", ("detached",),
+        lambda: NotPassedIn(7, 3), normal((5, 3))),
+    written_out("protocol/wrong only when x needs no gradient", ("needs-input-grad",),
+        lambda: MasksForXOnly, normal((5, 3), (7, 3))),
+    written_out("protocol/grad_bias forgotten where the weight is frozen", ("needs-input-grad",),
+        lambda: BiasWithTheWeightOnly, normal((5, 3), (7, 3), (7,))),
+    mutant("protocol/accumulated in half precision", ("wrong-precision",), LINEAR_CASE,
+        weight=lambda at: (at.grad_z.half().T @ at.x.half()).to(at.x.dtype)),
+    mutant("protocol/float32 accumulated in bfloat16", ("wrong-precision",),
+        LINEAR_CASE._replace(data=normal((5, 3), (7, 3), (7,), dtype=torch.float32)), LINEAR_CASE,
+        classic=True,
+        weight=in_float32("weight", lambda at: (at.grad_z.bfloat16().T @ at.x.bfloat16()).float())),
+    mutant("protocol/float32 takes a quick reciprocal", ("wrong-precision",),
+        RECIPROCAL(Tensor.float), RECIPROCAL(),
+        x=in_float32("x", lambda at: -at.grad_z * at.z.bfloat16().float() ** 2)),
+    mutant("protocol/branch that only large inputs take", ("wrong-branch",),
+        SOFTPLUS(lambda x: 25 * x), SOFTPLUS(),
+        x=lambda at: at.grad_z * torch.where(at.x > 20, at.x, torch.sigmoid(at.x))),
+    mutant("protocol/grad_bias not un-broadcast", ("wrong-reduction",), LINEAR_CASE,
+        bias=lambda at: at.grad_z.clone()),
+    mutant("protocol/second derivative detached", ("detached",), CUBE, second_order=True,
+        x=lambda at: at.grad_z * 3 * at.x.detach() ** 2),
+    written_out("protocol/second derivative lost with what the forward kept", ("detached",),
+        lambda: KeepsItsSlope, normal((5, 7)), second_order=True),
+    mutant("protocol/tail of a batch dropped", ("subset",), linear(7, 3, 5), linear(8, 3, 5),
+        weight=lambda at: at.grad_z[: len(at.x) // 4 * 4].T @ at.x[: len(at.x) // 4 * 4]),
+    mutant("protocol/upstream gradient clipped on the way", ("nonlinear-in-upstream",), LINEAR_CASE,
+        classic=True, x=lambda at: at.grad_z.clamp(-0.5, 0.5) @ at.weight),
+    mutant("protocol/noise in the gradient", ("nondeterministic",), LINEAR_CASE,
+        x=lambda at: at.grad_x * (1 + 0.01 * torch.randn_like(at.grad_x))),
+    mutant("protocol/samples left in sorted order", ("permuted",),
+        sorted_by_length([2, 7, 3, 5, 1]), sorted_by_length([7, 5, 3, 2, 1]),
+        x=lambda at: at.grad_x[at.lengths.argsort(descending=True, stable=True)]),
+)

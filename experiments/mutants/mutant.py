@@ -1,0 +1,162 @@
+"""How a mistake is written: a right layer, and what is wrong with its backward.
+
+A layer is a plain forward(*inputs) -> z, so that autograd through it is the truth (where a module
+cuts its own graph, finite differences are), and a backward(grad_z, z, *inputs), written out by
+hand, that returns a gradient for each input. All of them are tensors or None, and float64 but in
+the few mistakes that are of float32. Of several outputs, z and grad_z are tuples.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from nn_backprop.check.report import KINDS
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A layer with one mistake (or, among the equivalents, with none)."""
+
+    name: str
+    """"family/what is wrong"."""
+    kinds: tuple[str, ...]
+    """The one or two words of `KINDS` that name it rightly; none for an equivalent."""
+    make: Callable[[], tuple[Any, tuple[Any, ...]]]
+    """A fresh target and the inputs on which the mistake shows."""
+    hides: Callable[[], tuple[Any, tuple[Any, ...]]] | None = None
+    """The same mistake with inputs on which the gradient comes out right."""
+    second_order: bool = False
+    """Shows in the second derivative only."""
+
+    @property
+    def family(self) -> str:
+        return self.name.partition("/")[0]
+
+    def __post_init__(self) -> None:
+        if not set(self.kinds) <= set(KINDS) or len(self.kinds) > 2:
+            raise ValueError(f"{self.name}: {self.kinds} are not one or two kinds of cause")
+
+
+class Case(NamedTuple):
+    """A layer and its data: forward(*inputs) -> z, backward(grad_z, z, *inputs) -> gradients."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., tuple[Any, ...]]
+    data: Callable[[], tuple[Any, ...]]
+
+    def of(self, *shapes: tuple[int, ...]) -> "Case":
+        """The same layer on normal numbers of other shapes."""
+        return self._replace(data=normal(*shapes))
+
+
+def layer(
+    name: str,
+    forward: Callable[..., Any],
+    backward: Callable[..., tuple[Any, ...]],
+    classic: bool = False,
+) -> type[Function]:
+    """A Function out of two pure ones, in torch's classic style or in that of `setup_context`.
+
+    Several outputs reach `backward` as a tuple, and so do their gradients.
+    """
+    parameters = list(inspect.signature(forward).parameters.values())
+    count = len(parameters)
+
+    def save(ctx: Any, inputs: Any, z: Any) -> None:
+        ctx.save_for_backward(*inputs, *(z if isinstance(z, tuple) else (z,)))
+
+    def play(ctx: Any, *grad_z: Tensor) -> tuple[Any, ...]:
+        inputs, z = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if len(z) == 1:
+            return tuple(backward(grad_z[0], z[0], *inputs))
+        return tuple(backward(grad_z, z, *inputs))
+
+    def forward_and_save(ctx: Any, *inputs: Any) -> Any:
+        z = forward(*inputs)
+        save(ctx, inputs, z)
+        return z
+
+    ctx_first = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    cast(Any, forward_and_save).__signature__ = inspect.Signature([ctx_first, *parameters])
+    members: dict[str, Any] = {"forward": staticmethod(forward_and_save)}
+    if not classic:
+        set_up: Any = save
+        members = {"forward": staticmethod(forward), "setup_context": staticmethod(set_up)}
+    members["backward"] = staticmethod(play)
+    return cast(type[Function], type(name, (Function,), members))
+
+
+def mutant(
+    name: str,
+    kinds: tuple[str, ...],
+    shows: Case,
+    hides: Case | None = None,
+    *,
+    mistake: str = "",
+    classic: bool = False,
+    second_order: bool = False,
+    **wrong: Callable[[Any], Any],
+) -> Mutant:
+    """The layer of `shows` with one mistake: a switch of its backward, or some gradients replaced.
+
+    `weight=lambda at: …` replaces grad_weight; `at` holds grad_z, z, the inputs by name, and the
+    right gradients as grad_x, grad_weight, ….
+    """
+
+    def make(case: Case) -> tuple[Any, tuple[Any, ...]]:
+        names = list(inspect.signature(case.forward).parameters)
+        right = partial(case.backward, mistake=mistake) if mistake else case.backward
+
+        def backward(grad_z: Any, z: Any, *inputs: Any) -> tuple[Any, ...]:
+            gradients = dict(zip(names, right(grad_z, z, *inputs), strict=True))
+            at = SimpleNamespace(grad_z=grad_z, z=z, **dict(zip(names, inputs, strict=True)))
+            at.__dict__.update({f"grad_{name}": gradients[name] for name in names})
+            return tuple(wrong[name](at) if name in wrong else gradients[name] for name in names)
+
+        title = name.partition("/")[0].title()
+        return layer(title, case.forward, backward if wrong else right, classic), case.data()
+
+    hidden = hides and partial(make, hides)
+    return Mutant(name, kinds, partial(make, shows), hidden, second_order)
+
+
+def written_out(
+    name: str,
+    kinds: tuple[str, ...],
+    build: Callable[[], Any],
+    data: Callable[[], tuple[Any, ...]],
+    second_order: bool = False,
+) -> Mutant:
+    """A mutant that is a module, or a Function of its own; `build` makes it afresh."""
+    return Mutant(name, kinds, lambda: (build(), data()), second_order=second_order)
+
+
+class Weighted(nn.Module):
+    """A layer of one weight, which it hands to its `Step` after x."""
+
+    Step: type[Function]
+
+    def __init__(self, *shape: int, seed: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(numbers(shape, seed=seed)[0])
+
+    def forward(self, x: Any) -> Any:
+        return self.Step.apply(x, self.weight)
+
+
+def numbers(*shapes: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
+    """Normal numbers of these shapes, the same at each call."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes)
+
+
+def normal(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Callable[[], Any]:
+    """What makes `numbers`."""
+    return lambda: numbers(*shapes, dtype=dtype)

@@ -1,0 +1,267 @@
+"""Is this gradient right? For arrays from anywhere: a port to C, NumPy or JAX, or a file.
+
+Nothing is computed here but differences, so how far rounding may have moved a gradient cannot be
+measured as `rounding` does. The bound is
+
+    tolerance = SAFETY · eps · √K · (largest expected entry),
+
+eps being that of the coarser of the two arrays, and K the size of the largest array known, which
+no sum in the computation is likely to exceed. For half precision K is 1, since its sums are
+accumulated in a higher one. The precision of an array is that of its values: those of a float64
+array are float32 numbers if float32 is what they were computed in.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nn_backprop.check.arrays import WORDS, flat_context, split_context
+from nn_backprop.check.diagnosis.diagnose import diagnose
+from nn_backprop.check.diagnosis.mismatch import Mismatch
+from nn_backprop.check.judge import POWER, find_worst
+from nn_backprop.check.oracle.rounding import SAFETY
+from nn_backprop.check.report import Cause, Entry, Report, dtype_name
+from nn_backprop.check.value_precision import (
+    FEW,
+    FLOAT32,
+    FLOAT64,
+    PRECISIONS,
+    eps_of,
+    precisions_of,
+)
+
+LEAST_TERMS = 1e4  # K is at least this
+
+
+def compare_gradients(
+    actual: Mapping[str, Any], expected: Mapping[str, Any], context: Mapping[str, Any] | None = None
+) -> Report:
+    """Whether the gradients `actual` are those `expected` and, if not, why.
+
+    actual, expected: arrays by name (of NumPy, torch, JAX, or nested lists), each of its operand's
+        shape; None is a gradient of 0. A name that one of them lacks is a failure. Either may be in
+        the flat layout of `python -m nn_backprop export`, with keys such as grad/weight.
+    context: helps to say why a gradient is wrong: `inputs` and `parameters` and `labels` by name,
+        `upstream` and `outputs` as an array, a list of arrays, or arrays by name; or the flat
+        layout, with keys such as input/x and upstream/0.
+
+    The report is that of `check_gradients`, with "given" as the oracle. Where the expected gradient
+    is not finite, or is 0 throughout, it is inconclusive. Raises ValueError, in one sentence, for
+    what is not a mapping of arrays, and where neither holds a gradient.
+    """
+    ours, our_context = split_context(actual, "actual")
+    theirs, their_context = split_context(expected, "expected")
+    if not ours and not theirs:
+        raise ValueError("there is nothing to compare: neither side holds a gradient")
+    return _Comparison(
+        ours, theirs, our_context | their_context | flat_context(context or {})
+    ).run()
+
+
+@dataclass
+class _Comparison:
+    ours: dict[str, Tensor | None]
+    theirs: dict[str, Tensor | None]
+    context: dict[str, Tensor]
+
+    def run(self) -> Report:
+        given = [t for side in (self.ours, self.theirs) for t in side.values() if t is not None]
+        sizes = [t.numel() for t in (*given, *self.context.values())]
+        self.terms = max([LEAST_TERMS, *sizes])
+        self.our_eps, self.their_eps = precisions_of(self.ours), precisions_of(self.theirs)
+        self.scale = max((_largest(t) for t in self.theirs.values() if t is not None), default=0.0)
+        self.report = Report("the given gradients", "pass")
+        self.mismatches: list[Mismatch] = []
+        self.plain_causes: list[Cause] = []
+        shared = [n for n in self.theirs if n in self.ours]
+        missing = [n for n in self.theirs if n not in self.ours]
+        surplus = [n for n in self.ours if n not in self.theirs]
+        for name in (*self.theirs, *surplus):
+            entry = self._entry(name) if name in shared else self._lonely(name)
+            if entry is not None:
+                self.report.tensors.append(entry)
+        self._judge(missing, surplus)
+        return self.report
+
+    def _entry(self, name: str) -> Entry | None:
+        """The comparison of a gradient that both sides have; None on both is none at all."""
+        grad, right = self.ours[name], self.theirs[name]
+        if grad is None and right is None:
+            return None
+        like = right if right is not None else grad
+        assert like is not None
+        expected = torch.zeros_like(like).double() if right is None else right.double()
+        actual = torch.zeros_like(expected) if grad is None else grad.double()
+        eps, size = max(self.our_eps[name], self.their_eps[name]), _largest(expected)
+        uncertainty = eps * (math.sqrt(self.terms) if eps <= FLOAT32 else 1.0) * size
+        tolerance = SAFETY * uncertainty
+        entry = Entry(name, tuple(like.shape), "given", "pass", 0.0, 0.0, 0.0, tolerance)
+        if not expected.isfinite().all():
+            entry.verdict, entry.note = "inconclusive", "the expected gradient is not finite"
+            return entry
+        if actual.shape != expected.shape:
+            entry.verdict, entry.note = "fail", f"the given one has shape {tuple(actual.shape)}"
+            entry.error = entry.relative_error = entry.units = math.inf
+            self._mismatch(name, actual, expected, tolerance)
+            return entry
+        if not expected.numel():
+            entry.note = "empty"
+            return entry
+        find_worst(entry, actual, expected, uncertainty)
+        if entry.error > tolerance and self._is_rounding(actual, expected, eps, name):
+            entry.note = "zero to rounding on both sides, beside the largest of the gradients"
+            if self.their_eps[name] > FLOAT64:  # as small as this, it may also be a gradient
+                entry.verdict = "inconclusive"
+        elif not entry.error <= tolerance:
+            entry.verdict = "fail"
+            entry.note = "" if grad is not None else "given as None"
+            self._mismatch(name, actual, expected, tolerance)
+        elif factor := _common_factor(actual, expected, eps):
+            entry.verdict = "fail"
+            detail = f"grad_{name} is about {factor:.3g} times what it should be"
+            evidence = (
+                f"{factor:.5g} × expected fits best; rounding would leave no factor in common"
+            )
+            self.plain_causes.append(Cause("scale", detail, evidence))
+        elif size == 0:
+            entry.note = "expected to be 0 throughout: only a zero could be checked"
+        elif tolerance > POWER * size:
+            entry.verdict = "inconclusive"
+            entry.note = (
+                f"with numbers as coarse as these, rounding may account for "
+                f"{100 * tolerance / size:.0f} % of the largest entry"
+            )
+        else:
+            entry.note = self._coarse(name)
+        return entry
+
+    def _is_rounding(self, actual: Tensor, expected: Tensor, eps: float, name: str) -> bool:
+        """Whether both are so small beside the other gradients that they are nothing but what is
+        left over when larger terms cancel, such as the gradient of a bias before a batch norm."""
+        unit = SAFETY * min(eps, FLOAT32) * self.scale
+        return _largest(expected) <= SAFETY * min(self.their_eps[name], FLOAT32) * self.scale and (
+            _largest(actual) <= unit
+        )
+
+    def _coarse(self, name: str) -> str:
+        """A note on a precision that is not the type's."""
+        notes = []
+        for side, precisions, arrays in (("given", self.our_eps, self.ours),
+                                         ("expected", self.their_eps, self.theirs)):  # fmt: skip
+            array = arrays[name]
+            if array is not None and precisions[name] > eps_of(array):
+                precision = next(d for d in PRECISIONS if torch.finfo(d).eps == precisions[name])
+                notes.append(f"the {side} one's values are {dtype_name(precision)} numbers")
+        return "; ".join(notes)
+
+    def _lonely(self, name: str) -> Entry | None:
+        """A gradient that one side does not have."""
+        missing = name in self.theirs
+        array = (self.theirs if missing else self.ours)[name]
+        if array is None:
+            return None
+        size = _largest(array)
+        entry = Entry(name, tuple(array.shape), "given", "fail", size, math.inf, math.inf, 0.0)
+        entry.note = "missing" if missing else "nobody expected it"
+        entry.relative_error = 1.0 if missing else math.inf
+        return entry
+
+    def _mismatch(self, name: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
+        if not actual.isfinite().all():
+            bad = (~actual.isfinite()).nonzero()
+            where = f", first at {tuple(bad[0].tolist())}" if actual.dim() else ""
+            evidence = f"{len(bad)} of {actual.numel()} entries{where}; expected is finite"
+            self.plain_causes.append(
+                Cause("unknown", f"grad_{name} is not finite: it holds NaN or Inf", evidence, 1.0)
+            )
+            return
+        tensors = {prefix: self._known(prefix) for prefix in WORDS.values()}
+        inputs = tensors["input"]
+        for key, tensor in tensors["parameter"].items():
+            inputs[f"parameter {key}" if key in inputs else key] = tensor
+        labels = {k: t for k, t in inputs.items() if not t.is_floating_point()}
+        self.mismatches.append(
+            Mismatch(
+                name, actual, expected, tolerance,
+                {k: t.double() for k, t in inputs.items() if k not in labels},
+                [t.double() for t in tensors["upstream"].values()],
+                [t.double() for t in tensors["output"].values()],
+                tensors["label"] | labels,
+            )
+        )  # fmt: skip
+
+    def _known(self, prefix: str) -> dict[str, Tensor]:
+        """What the context holds under this word; numbered ones in order."""
+        found = {
+            key.partition("/")[2]: tensor
+            for key, tensor in self.context.items()
+            if key.startswith(f"{prefix}/")
+        }
+        order = sorted(found, key=int) if all(name.isdecimal() for name in found) else list(found)
+        return {name: found[name] for name in order}
+
+    def _judge(self, missing: list[str], surplus: list[str]) -> None:
+        report, reasons = self.report, []
+        missing = [n for n in missing if self.theirs[n] is not None]
+        surplus = [n for n in surplus if self.ours[n] is not None]
+        if missing:
+            reasons.append(f"{_grads(missing)} missing")
+            sizes = [f"{n} has entries up to {_largest(self.theirs[n]):.3g}" for n in missing]
+            evidence = f"expected {'; '.join(sizes)}"
+            if surplus:
+                evidence += f"; of names that nobody expected there are: {', '.join(surplus)}"
+            report.causes.append(Cause("detached", f"{_grads(missing)} missing", evidence, 1.0))
+        wrong = [e for e in report.tensors if e.verdict == "fail"]
+        wrong = [e for e in wrong if e.name not in (*missing, *surplus)]
+        if wrong:
+            worst = max(wrong, key=lambda e: e.relative_error).relative_error
+            by = f", by up to {worst:.3g} of the largest entry" if math.isfinite(worst) else ""
+            reasons.append(f"{_grads([e.name for e in wrong])} wrong{by}")
+            failures: list[str] = []
+            if self.mismatches:
+                report.causes += diagnose(self.mismatches, failures=failures)
+            report.failed_hypotheses = len(failures)
+            report.causes += self.plain_causes
+        if surplus:
+            reasons.append(f"{_grads(surplus)} given, but not expected")
+            detail = f"{_grads(surplus)} given, but nobody expected it"
+            evidence = f"expected are {', '.join(self.theirs) or 'none at all'}"
+            report.causes.append(Cause("unknown", detail, evidence, 1.0))
+        unsure = [e for e in report.tensors if e.verdict == "inconclusive"]
+        if reasons:
+            report.verdict, report.reason = "fail", "; ".join(reasons)
+        elif unsure:
+            report.verdict = "inconclusive"
+            report.reason = f"grad_{unsure[0].name}: {unsure[0].note}"
+        elif not self.scale:
+            report.verdict = "inconclusive"
+            report.reason = (
+                "no power: every expected gradient is 0 or empty, so that only a zero could be "
+                "checked; choose inputs on which the outputs depend"
+            )
+
+
+def _common_factor(actual: Tensor, expected: Tensor, eps: float) -> float:
+    """The factor by which numbers too coarse for the bound on each are all off, or 0: rounding
+    errors differ in sign, and cancel in what is common to them."""
+    if eps <= FLOAT32 or actual.numel() < FEW:
+        return 0.0
+    factor = float((actual * expected).sum() / expected.square().sum().clamp(min=1e-300))
+    rest = float((actual - factor * expected).norm() / expected.norm().clamp(min=1e-300))
+    return factor if abs(factor - 1) > 4 * eps + 4 * rest else 0.0
+
+
+def _largest(array: Tensor | None) -> float:
+    """The largest finite |entry|."""
+    if array is None or not array.numel():
+        return 0.0
+    values = array.double().abs()
+    return values[values.isfinite()].max().item() if values.isfinite().any() else 0.0
+
+
+def _grads(names: list[str]) -> str:
+    return f"{', '.join(f'grad_{n}' for n in names)} {'is' if len(names) == 1 else 'are'}"

@@ -1,0 +1,204 @@
+"""Derivatives along a direction, by central differences: for what torch cannot differentiate.
+
+The step falls, the slopes are extrapolated to step 0, and their changes estimate the error (Ridders
+1982; Richardson 1911). Here, ⟨u, f⟩ is the sum of the outputs times the upstream gradient.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from nn_backprop.check.oracle.directions import typical
+from nn_backprop.check.oracle.padding import PaddingStays
+from nn_backprop.check.oracle.rounding import Rounding
+from nn_backprop.check.target.target import ForwardRaised, Target
+
+Outputs = Callable[[float], list[Tensor]]
+
+
+class Differences:
+    """The outputs of a target beside its values."""
+
+    def __init__(self, target: Target):
+        self.target = target
+        self._noise: list[Tensor] | None = None
+
+    def noise(self) -> list[Tensor]:
+        """How far rounding may move each entry of the outputs: its own rounding, and what becomes
+        of a rounding of the values."""
+        if self._noise is not None:
+            return self._noise
+        values = self.target.values
+        dtype = self.target.dtype
+        outputs = self.target.outputs({n: v.clone() for n, v in values.items()})
+        eps = [max(torch.finfo(d).eps for d in (dtype, z.dtype)) for z in outputs]
+        here = [z.double().clone() for z in outputs]
+        noise = [z.abs() * e for z, e in zip(here, eps, strict=True)]
+        for run in range(2):
+            mode = Rounding(dtype, seed=1 + run, keep_ties=False)
+            with suppress(ForwardRaised):  # outside the function's domain
+                moved = self.target.outputs({n: mode.moved(v).clone() for n, v in values.items()})
+                for i, z in enumerate(moved):
+                    noise[i] = torch.maximum(noise[i], (z.double() - here[i]).abs())
+        self._noise = noise
+        return noise
+
+    def rounding(self, upstream: list[Tensor]) -> float:
+        """How far rounding may move ⟨u, f⟩."""
+        pairs = zip(self.noise(), upstream, strict=True)
+        return sum((n * u.double()).abs().sum().item() for n, u in pairs)
+
+    def along(self, name: str, direction: Tensor) -> tuple[Outputs, list[float]]:
+        """The outputs as a function of a step along a direction of one value, and steps that are
+        long: for the entries that move, for the whole value, and for exp and its kin."""
+        value = self.target.values[name]
+        along = direction.to(value)
+
+        def outputs(step: float) -> list[Tensor]:
+            handed = {n: v.clone() for n, v in self.target.values.items()}
+            handed[name] = value + step * along
+            with PaddingStays(handed, self.target.values):
+                return [z.detach().double().clone() for z in self.target.outputs(handed)]
+
+        unit = along.abs().max().item() or 1.0
+        scales = {typical(value[along != 0]): None, typical(value): None, 1.0: None}
+        return outputs, [scale / unit for scale in scales]
+
+    def slopes(
+        self, name: str, directions: list[Tensor], upstream: list[Tensor]
+    ) -> list[tuple[float, float]]:
+        """The derivative of ⟨u, f⟩ along each direction of one value, and the estimated error of
+        that. Longer steps are taken only where the shorter could not tell."""
+        eps = torch.finfo(self.target.values[name].dtype).eps
+        found = [(math.nan, math.inf)] * len(directions)
+        for longer in range(3):
+            largest = max((abs(s) for s, e in found if e < 0.1 * abs(s)), default=0.0)
+            for i, direction in enumerate(directions):
+                slope, error = found[i]
+                if error <= 1e-6 * max(largest, abs(slope)):
+                    continue
+                outputs, scales = self.along(name, direction)
+                if longer < len(scales):
+                    again = extrapolated(outputs, upstream, scales[longer], eps, self.noise())
+                    found[i] = again if again[1] < error else found[i]
+        return found
+
+    def contradict(
+        self, name: str, direction: Tensor, product: float, upstream: list[Tensor], noise: float
+    ) -> bool:
+        """Whether the slope along a direction is clearly another than `product`, `noise` apart.
+        The steps are short, so that no kink lies between; a large network has many."""
+        eps = torch.finfo(self.target.values[name].dtype).eps
+        outputs, scales = self.along(name, direction)
+        size = self.rounding(upstream)
+        for scale in scales:
+            slopes = []
+            # Where rounding makes a staircase of the function, a short step may not leave a tread.
+            for step in (scale * eps**power for power in (0.45, 0.4, 0.25, 0.12)):
+                ahead, behind = outputs(step), outputs(-step)
+                if not all(map(torch.equal, ahead, behind)):
+                    slopes.append((_dot(ahead, behind, upstream) / (2 * step), step))
+                if len(slopes) == 2:
+                    break
+            if slopes and slopes[0][1] > scale * eps**0.4:
+                return False
+            apart = [
+                abs(slope - product)
+                > eps**0.3 * max(abs(slope), abs(product)) + size / step + noise
+                for slope, step in slopes
+            ]
+            if not all(apart):
+                return False
+            if len(slopes) == 2:  # two that do not agree have not converged, and tell nothing
+                (first, step), (second, _) = slopes
+                largest = max(abs(first), abs(second))
+                if abs(first - second) > eps**0.3 * largest + size / step + noise:
+                    return False
+        return True
+
+
+def extrapolated(
+    outputs: Outputs, upstream: list[Tensor], scale: float, eps: float,
+    noise: list[Tensor],
+) -> tuple[float, float]:  # fmt: skip
+    """d/dh ⟨u, f(h)⟩ at 0, by Ridders' extrapolation of central differences
+
+        D₀(h) = (f(h) − f(−h)) / 2h,     D_{m+1}(h) = (4^{m+1} D_m(h/2) − D_m(h)) / (4^{m+1} − 1)
+
+    and its error: the least change between neighbours in the table, and what the `noise` of f
+    leaves. The steps fall by halves from scale/16, until the error of what is known falls no more.
+    """
+    best, error, resolved, has_moved = math.nan, math.inf, False, False
+    before: list[float] = []
+    step, since = scale / 16, 0
+    while step > scale * max(eps**0.6, 1e-10):
+        ahead, behind = outputs(step), outputs(-step)
+        row = [_dot(ahead, behind, upstream) / (2 * step)]
+        # Outputs that did not move are exact, unless none did: then noise may have hidden it.
+        moved = [p != q for p, q in zip(ahead, behind, strict=True)]
+        still = not any(m.any() for m in moved)
+        if still and has_moved:  # a staircase: the step no longer leaves its tread
+            break
+        has_moved = not still
+        if still:
+            moved = [torch.ones_like(m) for m in moved]
+        # ... or unless noise is not small beside what the others moved by.
+        furthest = max((p - q).abs().max().item() for p, q in zip(ahead, behind, strict=True)
+                       if p.numel())  # fmt: skip
+        moved = [m | (n > 1e-6 * furthest) for m, n in zip(moved, noise, strict=True)]
+        here = [torch.maximum(n, eps * p.abs()) for n, p in zip(noise, ahead, strict=True)]
+        parts = zip(here, moved, upstream, strict=True)
+        rounding = sum((n * m * u).abs().sum().item() for n, m, u in parts) / step
+        since += 1
+        for m, coarser in enumerate(before):
+            power = 4.0 ** (m + 1)
+            row.append((power * row[m] - coarser) / (power - 1))
+            change = max(abs(row[m + 1] - row[m]), abs(row[m + 1] - coarser)) + rounding
+            # What is known to a tenth is better than what is not, however small that error is:
+            # far from a bend, a step too long sees a slope that is small and wrong.
+            known = change < 0.1 * abs(row[m + 1])
+            if (known, -change) > (resolved, -error):
+                best, error, resolved, since = row[m + 1], change, known, 0
+        before = row if all(map(math.isfinite, row)) else []
+        step /= 2
+        if since > 5 and (resolved or still):
+            break
+    if not has_moved and best == 0:  # below the rounding of outputs of size 1, nothing is seen
+        largest = max((u.abs().max().item() for u in upstream if u.numel()), default=0.0)
+        error = max(error, eps * largest / max(1.0, scale))
+    return _confirmed(best, error, outputs, upstream, scale, eps, noise)
+
+
+def _confirmed(
+    best: float, error: float, outputs: Outputs, upstream: list[Tensor],
+    scale: float, eps: float, noise: list[Tensor],
+) -> tuple[float, float]:  # fmt: skip
+    """The extrapolated slope, if the shortest steps agree: steps longer than a period of the
+    function, or beyond a kink, may agree with one another by accident."""
+    pairs = zip(noise, upstream, strict=True)
+    size = sum((n * u).abs().sum().item() for n, u in pairs)
+    step = scale * eps**0.3
+    flat = all(map(torch.equal, outputs(step), outputs(-step)))
+    if flat and abs(best) * step > size + error * step:
+        return 0.0, size / step
+    short = []
+    for step in (scale * eps**0.45, scale * eps**0.5):
+        ahead, behind = outputs(step), outputs(-step)
+        if all(map(torch.equal, ahead, behind)):
+            return best, error
+        short.append((_dot(ahead, behind, upstream) / (2 * step), size / step))
+    (longer, noise_of_longer), (shorter, noise_of_shorter) = short
+    allowed = noise_of_longer + noise_of_shorter + 1e-3 * max(abs(longer), abs(shorter))
+    if not abs(longer - shorter) <= allowed:
+        return best, math.inf
+    if abs(best - longer) <= error + noise_of_longer + 1e-3 * abs(longer):
+        return best, error
+    return longer, abs(longer - shorter) + noise_of_longer
+
+
+def _dot(ahead: list[Tensor], behind: list[Tensor], upstream: list[Tensor]) -> float:
+    pairs = zip(ahead, behind, upstream, strict=True)
+    return sum(((p - q) * u).sum().item() for p, q, u in pairs)

@@ -1,0 +1,230 @@
+"""Custom Functions from outside: which were called, what autograd makes of their forwards.
+
+A `torch.autograd.Function` has two halves that its author wrote: `forward`, and `backward`. Where
+the forward is torch code, autograd can differentiate it, and what comes out shares no line with the
+backward. That is the first oracle. The classes are changed for the time of a call, rather than
+their `apply`, since `apply` is often taken hold of beforehand: ``relu = ReLU.apply``.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a custom Function in a forward pass."""
+
+    function: type[Function]
+    args: tuple
+    needs_grad: tuple[bool, ...]
+    """Which of the arguments required grad; the others are constants of this call."""
+    where: str
+    """The innermost module that it happened in, by its dotted name."""
+
+
+def has_ctx(function: type[Function]) -> bool:
+    """Whether its forward takes a context: else the class has a `setup_context`."""
+    return function.setup_context is Function.setup_context
+
+
+def forward_of(function: type[Function], args: tuple) -> tuple[Any, Any]:
+    """What its forward returns when it is called as a plain function, and the context."""
+    ctx: Any = FunctionCtx()
+    ctx.needs_input_grad = tuple(isinstance(a, Tensor) and a.is_floating_point() for a in args)
+    if has_ctx(function):
+        return function.forward(ctx, *args), ctx
+    output = function.forward(*args)
+    function.setup_context(ctx, args, output)
+    return output, ctx
+
+
+@contextmanager
+def differentiated_forwards() -> Iterator[set[type[Function]]]:
+    """Inside, the backward of every custom Function is autograd's, through the Function's own
+    forward; the set tells which were called. Works for derivatives of any order."""
+    called: set[type[Function]] = set()
+    with _changed({f: _plain(f, called) for f in _custom_functions()}):
+        yield called
+
+
+@contextmanager
+def recorded_calls(module: torch.nn.Module | None = None) -> Iterator[list[Call]]:
+    """Inside, every call of a custom Function is noted, in order; one within another's forward is
+    a part of that one."""
+    calls: list[Call] = []
+    names = {} if module is None else {m: name for name, m in module.named_modules()}
+    stack: list[str] = [""]
+    inside: list[type[Function]] = []
+
+    def recording(function: type[Function]) -> dict[str, Any]:
+        forward = function.forward
+
+        def recorded(*args):
+            operands = args[1:] if has_ctx(function) else args
+            if not inside and not any(map(_is_wrapped, operands)):
+                kept = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in operands)
+                needs = tuple(isinstance(a, Tensor) and a.requires_grad for a in operands)
+                calls.append(Call(function, kept, needs, stack[-1]))
+            inside.append(function)
+            try:
+                return forward(*args)
+            finally:
+                inside.pop()
+
+        return {"forward": staticmethod(recorded)}
+
+    def entering(m: torch.nn.Module, args: Any) -> None:
+        stack.append(names.get(m, stack[-1]))
+
+    def leaving(m: torch.nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+
+    enter = register_module_forward_pre_hook(entering)
+    leave = register_module_forward_hook(leaving, always_call=True)
+    try:
+        with _changed({f: recording(f) for f in _custom_functions()}):
+            yield calls
+    finally:
+        enter.remove()
+        leave.remove()
+
+
+@contextmanager
+def marked_outputs() -> Iterator[list[Tensor]]:
+    """Inside, the tensors that Functions declare as not differentiable are noted."""
+    marked: list[Tensor] = []
+    mark = FunctionCtx.mark_non_differentiable
+
+    def noted(ctx: Any, *tensors: Tensor) -> None:
+        marked.extend(tensors)
+        mark(ctx, *tensors)
+
+    FunctionCtx.mark_non_differentiable = noted  # type: ignore[assignment, method-assign]
+    try:
+        yield marked
+    finally:
+        FunctionCtx.mark_non_differentiable = mark  # type: ignore[method-assign]
+
+
+@contextmanager
+def returned_gradients(function: type[Function], returned: list[tuple]) -> Iterator[None]:
+    """Inside, what the backward of this Function returns is added to `returned` as it is:
+    autograd's engine sums and casts it in silence, or refuses it."""
+    name = "backward" if function.vjp is Function.vjp else "vjp"
+    original = getattr(function, name)
+
+    def noted(ctx, *upstream):
+        result = original(ctx, *upstream)
+        returned.append(tuple(result) if isinstance(result, tuple | list) else (result,))
+        return result
+
+    with _changed({function: {name: staticmethod(noted)}}):
+        yield
+
+
+def _is_wrapped(operand: Any) -> bool:
+    """Whether it is one of vmap's or jvp's tensors, which mean nothing outside."""
+    if not isinstance(operand, Tensor):
+        return False
+    return torch._C._functorch.is_functorch_wrapped_tensor(operand)
+
+
+def _plain(function: type[Function], called: set[type[Function]]) -> dict[str, Any]:
+    """The attributes that make autograd through the forward the backward of this Function."""
+
+    class Original:  # as the class was, for `forward_of`
+        forward = staticmethod(function.forward)
+        setup_context = staticmethod(function.setup_context)
+
+    original: Any = Original
+
+    def play(args: tuple) -> tuple[Any, Any]:
+        copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)  # may be in place
+        return forward_of(original, copies)
+
+    def forward(ctx, *args):
+        called.add(function)
+        ctx.rng = torch.get_rng_state()
+        ctx.others = [None if isinstance(a, Tensor) else a for a in args]
+        ctx.places = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
+        ctx.save_for_backward(*(args[i] for i in ctx.places))
+        ctx.set_materialize_grads(False)
+        output, seen = play(args)
+        ctx.mark_non_differentiable(*getattr(seen, "non_differentiable", ()))
+        return output
+
+    def backward(ctx, *upstream):
+        args = list(ctx.others)
+        higher = torch.is_grad_enabled()
+        for i, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+            # An alias of its own for each place, since a tensor may stand in two.
+            wanted = ctx.needs_input_grad[i]
+            args[i] = tensor.view_as(tensor) if higher else tensor.detach().requires_grad_(wanted)
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(ctx.rng)
+            output, seen = play(tuple(args))
+        frozen = {id(t) for t in getattr(seen, "non_differentiable", ())}
+        outputs = output if isinstance(output, tuple) else (output,)
+        pairs = [
+            (z, grad_z)
+            for z, grad_z in zip(outputs, upstream, strict=True)
+            if grad_z is not None and z.requires_grad and id(z) not in frozen
+        ]
+        result: list[Tensor | None] = [None] * len(args)
+        wanted = [i for i in ctx.places if ctx.needs_input_grad[i]]
+        if pairs and wanted:
+            grads = torch.autograd.grad(
+                [z for z, _ in pairs],
+                [args[i] for i in wanted],
+                [grad_z for _, grad_z in pairs],
+                create_graph=higher,
+                allow_unused=True,
+            )
+            for i, grad in zip(wanted, grads, strict=True):
+                result[i] = grad
+        return tuple(result)
+
+    return {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(backward),
+        "vjp": Function.vjp,
+        "setup_context": Function.setup_context,
+    }
+
+
+def _custom_functions() -> list[type[Function]]:
+    """Every Function that is not torch's own."""
+    found: list[type[Function]] = []
+    waiting: list[type[Function]] = [Function]
+    while waiting:
+        for function in waiting.pop().__subclasses__():
+            waiting.append(function)
+            if not function.__module__.startswith("torch."):
+                found.append(function)
+    return found
+
+
+@contextmanager
+def _changed(changes: dict[type[Function], dict[str, Any]]) -> Iterator[None]:
+    before: list[tuple[Callable, tuple]] = []
+    try:
+        for function, attributes in changes.items():
+            for name, value in attributes.items():
+                own = vars(function)
+                if name in own:
+                    before.append((setattr, (function, name, own[name])))
+                else:
+                    before.append((delattr, (function, name)))
+                setattr(function, name, value)
+        yield
+    finally:
+        for undo, args in reversed(before):
+            undo(*args)

@@ -1,0 +1,63 @@
+"""Modules under a check: copied, and given other parameters and buffers."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from nn_backprop.check.report import in_one_line
+from nn_backprop.check.target.refusals import Unsuitable
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy, with a module that keeps activations on itself too: deepcopy refuses those."""
+    kept = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for held in vars(part).values()
+        for value in tree_leaves(held)
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        return copy.deepcopy(module, kept)
+    except Exception as error:
+        raise Unsuitable(
+            "the module cannot be copied, which a check does to leave it as it is: "
+            f"{in_one_line(error)}"
+        ) from error
+
+
+class Placing:
+    """Gives a module parameters and buffers, until the next call: a backward that runs parts of
+    the forward again, as of a checkpoint, has to find them."""
+
+    def __init__(self) -> None:
+        self.places: WeakKeyDictionary[nn.Module, dict[str, list]] = WeakKeyDictionary()
+
+    def place(self, module: nn.Module, state: dict[str, Tensor]) -> None:
+        if module not in self.places:
+            tied: dict[int, list[tuple[dict[str, Any], str]]] = {}
+            for part in module.modules():
+                for held in (part._parameters, part._buffers):
+                    for name, tensor in held.items():
+                        if tensor is not None:
+                            tied.setdefault(id(tensor), []).append((held, name))
+            named = (*module.named_parameters(), *module.named_buffers())
+            self.places[module] = {key: tied[id(tensor)] for key, tensor in named}
+        for key, tensor in state.items():
+            for held, name in self.places[module].get(key, ()):
+                held[name] = tensor
+
+
+class Beside(nn.Module):
+    """Calls a function that uses a module, so that the module's parameters can be exchanged."""
+
+    def __init__(self, original: nn.Module, function: Callable):
+        super().__init__()
+        self.original, self.function = original, function
+
+    def forward(self, *args, **kwargs):
+        return self.function(*args, **kwargs)

@@ -1,0 +1,110 @@
+"""What a network says of images, how well its confidence tells errors, and what a threshold costs.
+
+The scores of `rejection` are log-odds of the confidence here: confidences crowd near 1, and the
+order of the answers is the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nn_backprop.data import ImageData, channels_last
+from nn_backprop.studies.jobs import Row
+from nn_backprop.studies.rejection import (
+    area_under_risk_coverage,
+    at_threshold,
+    auroc,
+    coverage_at_risk,
+    lowest_threshold,
+    risk_coverage,
+)
+
+
+class Answers(NamedTuple):
+    """What a network says of N images."""
+
+    scores: np.ndarray
+    """(N,), log-odds of the confidence."""
+    errors: np.ndarray
+    """(N,), 1 if wrong, 0 if right."""
+    outputs: np.ndarray
+    """(N, K), logits, or log-odds of sigmoid outputs; each row ascending."""
+
+
+@torch.no_grad()
+def answers_of(model: nn.Module, data: ImageData, indices: Tensor) -> Answers:
+    """The answers of a model, which is made float64: in float32 the largest probabilities are 1."""
+    from scipy.special import logit, logsumexp
+
+    model.double()
+    parts = [data.batch(part, torch.float64) for part in indices.split(1000)]
+    outputs = torch.cat([model(inputs) for inputs, _ in parts]).numpy()
+    labels = torch.cat([targets for _, targets in parts]).numpy()
+    squared = model.loss_name == "squared_error"
+    if squared:
+        outputs = logit(outputs.clip(2**-53, 1 - 2**-53))  # finite where a sigmoid is 0 or 1
+    ordered = np.sort(outputs, axis=1)
+    best = ordered[:, -1]
+    scores = best if squared else best - logsumexp(ordered[:, :-1], axis=1)
+    return Answers(scores, (outputs.argmax(axis=1) != labels).astype(int), ordered)
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, data: ImageData, images: Tensor) -> np.ndarray:
+    """Float64 (n, K), the sigmoids' outputs or softmax, of images (n, 1, H, W), white is 255."""
+    parts = [model(channels_last(data.normalise(part))) for part in images.split(1000)]
+    given = torch.cat(parts).double()  # before the softmax, lest many be 1
+    found = given.softmax(1) if model.loss_name == "cross_entropy" else given
+    return found.numpy()
+
+
+def cost(some: Answers, threshold: float, price: float) -> float:
+    """Mean over the answers: 1 for an accepted error, the price for a rejection."""
+    return float(np.where(some.scores > threshold, some.errors, price).mean())
+
+
+def selector(validation: Answers, test: Answers) -> np.ndarray:
+    """Scores (N,) of the test answers, by a logistic regression that has seen the validation's."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    seen, new = (np.column_stack([part.scores, part.outputs]) for part in (validation, test))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    scores: np.ndarray = model.fit(seen, 1 - validation.errors).decision_function(new)
+    return scores
+
+
+def quality(
+    validation: Answers, test: Answers, rejected: Sequence[float], recalls: Sequence[float]
+) -> Row:
+    """How well the confidence tells errors from right answers, and what 1 % of errors takes.
+
+    The curves are of the test answers: the risk at each share `rejected`, the precision at each
+    share of the errors in `recalls`.
+    """
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    scores, errors, _ = test
+    _, coverage, risk = risk_coverage(scores, errors)
+    precision, recall, _ = precision_recall_curve(errors, -scores)
+    threshold = lowest_threshold(validation.scores, validation.errors, 0.01)
+    kept, rest = at_threshold(scores, errors, threshold)
+    found: dict[str, Any] = {
+        "error": float(errors.mean()),
+        "validation_error": float(validation.errors.mean()),
+        "auroc": auroc(scores, errors),
+        "aurc": area_under_risk_coverage(scores, errors),
+        "average_precision": float(average_precision_score(errors, -scores)),
+        "selector_aurc": area_under_risk_coverage(selector(validation, test), errors),
+        "rejected": 1 - kept,
+        "rest": rest if kept else None,
+        "rejected_in_hindsight": 1 - coverage_at_risk(scores, errors, 0.01),
+        # what is nearest to each share, and not beyond it; coverage and recall fall
+        "risk_curve": [float(risk[coverage >= 1 - share][-1]) for share in rejected],
+        "precision_curve": [float(precision[recall >= share][-1]) for share in recalls],
+    }
+    return found
