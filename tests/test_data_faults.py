@@ -210,23 +210,20 @@ def test_a_bad_file_is_repaired(server, contents, tmp_path):
         assert not leftovers(raw), case
 
 
-def test_what_a_killed_process_left_is_cleared_away(contents, tmp_path):
+def test_what_a_killed_process_left_is_cleared_and_what_torchvision_left_is_not_taken(
+    contents, tmp_path
+):
     raw = fill(tmp_path, contents)
     (raw / IMAGES).unlink()
     for name in (f"{IMAGES}.part", f"{IMAGES}.gz.part"):
         (raw / name).write_bytes(contents[IMAGES][:100])
-    prepare(tmp_path, quiet)
-    assert verify(tmp_path) == ALL_OK and not leftovers(raw)
-
-
-def test_an_unverified_copy_in_processed_is_not_taken(contents, tmp_path):
-    fill(tmp_path, contents)
-    processed = tmp_path / "MNIST" / "processed"  # where old versions of torchvision kept theirs
+    processed = tmp_path / "MNIST" / "processed"  # where old versions kept theirs, unverified
     processed.mkdir()
     for name in ("training.pt", "test.pt"):
         wrong = torch.zeros(TRAIN, 28, 28, dtype=torch.uint8), torch.zeros(TRAIN, dtype=torch.int64)
         torch.save(wrong, processed / name)
     assert load("mnist", tmp_path).images.any()
+    assert verify(tmp_path) == ALL_OK and not leftovers(raw)
 
 
 # Faults of the network
@@ -252,13 +249,17 @@ def half(server, handler, name):
     server.send_body(handler, data[: len(data) // 2], len(data))
 
 
-def page(server, handler, name):
-    server.send_body(handler, b"<html>Please log in</html>", 26)
+def body(content):
+    """Answers with what this makes of the right one."""
+
+    def answer(server, handler, name):
+        data = content(server.contents[name])
+        server.send_body(handler, data, len(data))
+
+    return answer
 
 
-def one_bit(server, handler, name):
-    data = FAULTS["one bit"](server.contents[name])
-    server.send_body(handler, data, len(data))
+one_bit = body(FAULTS["one bit"])
 
 
 def endless(server, handler, name):
@@ -285,7 +286,7 @@ def test_a_bad_answer_is_named_and_harms_nothing(server, contents, tmp_path, pat
     for answer, sentence in (
         (not_found, "HTTP Error 404: Not Found"),
         (half, r"truncated: [\d,]+ of [\d,]+ bytes"),
-        (page, "truncated: 26 of [0-9,]+ bytes"),
+        (body(lambda right: b"<html>Please log in</html>"), "truncated: 26 of [0-9,]+ bytes"),
         (one_bit, "wrong bytes"),
         (endless, "too long"),
         (stalled, "nothing arrived for|timed out"),
@@ -503,12 +504,12 @@ def test_a_read_only_root_is_read_and_archives_in_it_are_extracted_into_the_cach
         assert (cannot in said) is bool(suffix)
 
 
-def test_a_root_that_is_no_folder_is_left_for_the_cache_and_a_full_disk_is_named(
-    contents, monkeypatch, tmp_path
-):
+def test_a_root_that_is_no_folder_is_left_for_the_cache(contents, tmp_path):
     (tmp_path / "file").touch()
     assert prepare(tmp_path / "file", quiet) == tmp_path / "cache" / "nn_backprop"
 
+
+def test_a_full_disk_is_named(contents, monkeypatch, tmp_path):
     def full(*args) -> None:
         raise OSError(28, "No space left on device")
 
