@@ -115,7 +115,7 @@ def test_an_epoch_is_every_training_example_once_in_an_order_of_its_own(data):
     """The order follows from the seed and the epoch alone."""
     batches = order(data, seed=3)
     assert [len(batch) for batch in batches] == 3 * [5, 5, 5, 2]
-    numbers = sum(batches, [])
+    numbers = [number for batch in batches for number in batch]
     epochs = [numbers[:17], numbers[17:34], numbers[34:]]
     assert all(sorted(epoch) == sorted(data.train.tolist()) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 3  # shuffled anew
