@@ -325,10 +325,8 @@ def test_train_prune_train_prune(data):
         for shares in shares_kept({"layers.0": 0.3, "layers.1": 0.6}, 2):
             prune_smallest(model, shares)
             masks = [layer.weight_mask.clone() for layer in model.layers]
-            found = [
-                for_training(name)(model, *data.batch(data.train[:17])) for name in TWO_ENGINES
-            ]
-            assert_close(*found)  # an engine made anew knows the new mask
+            batch = data.batch(data.train[:17])  # an engine made anew knows the new mask
+            assert_close(*(for_training(name)(model, *batch) for name in TWO_ENGINES))
             again = same_optimizer if kept else None
             trained(model, data, for_training(engine), again, graph=graph)
             evaluate(model, data, data.validation)
