@@ -5,19 +5,19 @@ import os
 import signal
 import threading
 import zipfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from itertools import product as every
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from properties import same
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nn_backprop.data import ImageData
 from nn_backprop.engines import autograd
+from nn_backprop.models import LayerNetwork
 from nn_backprop.training import (
     Diverged,
     Interruptible,
@@ -50,22 +50,11 @@ def data() -> ImageData:
     return ImageData("made up", "for tests", images, labels, *splits, mean=0.5, std=0.25)
 
 
-class Small(nn.Module):
+def small(dropout: float = 0.0) -> LayerNetwork:
     """28 × 28 to 3 classes; with dropout, whose random numbers a resumed run must draw again."""
-
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.hidden, self.dropout = nn.Linear(784, 11), nn.Dropout(dropout)
-        self.output = nn.Linear(11, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.dropout(torch.tanh(self.hidden(x.flatten(1)))))
-
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(output, targets)
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        return output.softmax(1)
+    layers = {"flat": nn.Flatten(), "hidden": nn.Linear(784, 11), "tanh": nn.Tanh()}
+    layers |= {"dropout": nn.Dropout(dropout), "output": nn.Linear(11, 3)}
+    return LayerNetwork(OrderedDict(layers))
 
 
 class Training:
@@ -73,7 +62,7 @@ class Training:
 
     def __init__(self, optimizer="sgd", schedule="constant", epochs=3, dropout=0.0, seed=0):
         torch.manual_seed(seed)
-        self.model = Small(dropout)
+        self.model = small(dropout)
         self.optimizer = make_optimizer(optimizer, self.model.parameters(), 0.01, 0.1)
         self.schedule = make_schedule(schedule, self.optimizer, 0.01, epochs * PER_EPOCH)
         self.state = (self.model, self.optimizer, self.schedule)
@@ -140,21 +129,12 @@ def test_the_callbacks_see_every_step_and_epoch(data):
         steps.append(step)
         grads.append(training.model.output.bias.grad.clone())
 
-    done = training.fit(
-        data, gradients, on_step=on_step, on_epoch=lambda *numbers: epochs.append(numbers)
-    )
+    done = training.fit(data, gradients, on_step=on_step, on_epoch=lambda *n: epochs.append(n))
     assert done == 12 and epochs == [(4, 1), (8, 2), (12, 3)]
-    assert [step.number for step in steps] == list(range(1, 13))
-    assert [step.epoch for step in steps] == 4 * [0] + 4 * [1] + 4 * [2]
+    assert [(step.number, step.epoch) for step in steps] == [(k + 1, k // 4) for k in range(12)]
     assert [step.examples for step in steps] == 3 * [5, 5, 5, 2]
     assert [step.loss.item() for step in steps] == losses
-    expected = Training(schedule="one-cycle")
-    rates = []
-    for _ in range(12):
-        rates += expected.schedule.get_last_lr()
-        expected.optimizer.step()
-        expected.schedule.step()
-    assert [step.lr for step in steps] == rates
+    assert [step.lr for step in steps] == rates("one-cycle", 12, 0.01)
     assert all(grad.any() for grad in grads) and not torch.equal(grads[0], grads[1])
 
 
@@ -170,17 +150,17 @@ def test_batches_have_the_type_asked_for(data):
         assert seen == {(dtype, torch.int64)}
 
 
-@pytest.mark.parametrize("last", [0, 1, 3, 4, 5, 12])
-def test_stop_is_heeded_after_the_step(data, last):
-    training, steps, epochs = Training(), [], []
-    before = training.model.output.weight.clone()
-    done = training.fit(
-        data, on_step=steps.append, on_epoch=lambda *numbers: epochs.append(numbers),
-        stop=lambda: len(steps) >= last,
-    )  # fmt: skip
-    assert done == len(steps) == last
-    assert epochs == [(4 * k, k) for k in range(1, last // 4 + 1)]
-    assert torch.equal(training.model.output.weight, before) == (last == 0)
+def test_stop_is_heeded_after_the_step(data):
+    for last in (0, 1, 3, 4, 5, 12):
+        training, steps, epochs = Training(), [], []
+        before = training.model.output.weight.clone()
+        done = training.fit(
+            data, on_step=steps.append, on_epoch=lambda *n, epochs=epochs: epochs.append(n),
+            stop=lambda steps=steps, last=last: len(steps) >= last,
+        )  # fmt: skip
+        assert done == len(steps) == last
+        assert epochs == [(4 * k, k) for k in range(1, last // 4 + 1)]
+        assert torch.equal(training.model.output.weight, before) == (last == 0)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data):
@@ -305,9 +285,9 @@ def test_sgd_and_adam_by_hand_with_decoupled_weight_decay():
             assert weight.item() == pytest.approx(expected, rel=rel), (name, decay, t)
 
 
-def rates(name: str, steps: int) -> list[float]:
-    optimizer = make_optimizer("adam", [nn.Parameter(torch.zeros(1))], 0.02, 0.0)
-    schedule = make_schedule(name, optimizer, 0.02, steps)
+def rates(name: str, steps: int, lr: float = 0.02) -> list[float]:
+    optimizer = make_optimizer("adam", [nn.Parameter(torch.zeros(1))], lr, 0.0)
+    schedule = make_schedule(name, optimizer, lr, steps)
     found = []
     for _ in range(steps):
         found += schedule.get_last_lr()
@@ -330,7 +310,7 @@ def test_one_cycle_rises_to_lr_and_falls_to_nearly_nothing_and_constant_is_const
 
 
 def test_evaluation_by_hand(data):
-    model = Small(dropout=0.5)
+    model = small(dropout=0.5)
     images = ((data.images[data.test] / 255) - 0.5) / 0.25
     log_p = model.eval()(images).log_softmax(1).detach()
     labels, predicted = data.labels[data.test], log_p.argmax(1)
