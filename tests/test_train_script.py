@@ -194,11 +194,6 @@ def metrics_are_right(finished):
     assert all(r["samples_per_second"] > 0 for r in of_steps)
 
 
-def test_after_the_first_hundred_each_fiftieth_step_is_logged():
-    assert digits("run", "--batch-size", 5, "--schedule", "constant", epochs=1) == 0
-    assert list(steps("run")) == [*range(1, 101), 150, 200]
-
-
 def panels_are_right(finished):
     sizes = dict.fromkeys(("tensors", "images", "histograms"), 0)
     events = EventAccumulator(str(finished), size_guidance=sizes).Reload()
@@ -247,27 +242,25 @@ def test_every_option_has_its_sentence():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "model",
-    ["net5", "net5-unshared", "locally-connected", "shared-weights", "tied", "lenet-300-100",
-     "lenet-5", "sparse-cnn", "kernel"],
-)  # fmt: skip
+@pytest.mark.parametrize("model", [
+    "net5", "net5-unshared", "locally-connected", "shared-weights", "tied", "lenet-300-100",
+    "lenet-5", "sparse-cnn", "kernel",
+])  # fmt: skip
 def test_a_network_trains_is_evaluated_and_predicts(model, capsys):
     """16 × 16 pixels for the networks of 1989, and first layers of every form, for the pictures."""
-    run, epochs = Path("run"), {"lenet-5": 1, "kernel": 3}.get(model, 2)
-    assert digits(run, "--engine", "tape", model=model, epochs=epochs) == 0
-    assert summary(run)["max_gradient_disagreement"] < 1e-12
-    assert summary(run)["validation_accuracy"] > 0.5  # chance is 0.1
+    epochs = {"lenet-5": 1, "kernel": 3}.get(model, 2)
+    assert digits("run", "--engine", "tape", model=model, epochs=epochs) == 0
+    found, state = summary("run"), state_of("run")["model"]
+    assert found["max_gradient_disagreement"] < 1e-12
+    assert found["validation_accuracy"] > 0.5  # chance is 0.1
     capsys.readouterr()
-    assert program.main(["evaluate", str(run), "--json"]) == 0
-    accuracy = json.loads(capsys.readouterr().out)["accuracy"]
-    assert accuracy == summary(run)["test_accuracy"]
+    assert program.main(["evaluate", "run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == found["test_accuracy"]
     Image.fromarray(data.load("digits").images[0, 0].numpy()).save("one.png")
-    assert program.main(["predict", str(run), "one.png", "--json"]) == 0
+    assert program.main(["predict", "run", "one.png", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert 0 <= row["digit"] <= 9 and 0.1 < row["confidence"] <= 1
 
-    state = state_of(run)["model"]
     if model == "sparse-cnn":  # the boost decays at every epoch
         strengths = [float(value) for name, value in state.items() if name.endswith("strength")]
         assert strengths == pytest.approx(3 * [1.5 * 0.85**2])
@@ -275,7 +268,7 @@ def test_a_network_trains_is_evaluated_and_predicts(model, capsys):
     if model == "kernel":  # the filters are fixed
         fresh = train.MODELS["kernel"]().state_dict()
         assert torch.equal(state["features.weight"], fresh["features.weight"])
-        assert summary(run)["parameters"] == 40_970 and accuracy > 0.8
+        assert found["parameters"] == 40_970 and found["test_accuracy"] > 0.8
 
 
 def test_help_names_every_option_and_the_defaults_of_each_model(capsys):
@@ -406,32 +399,26 @@ def test_every_precision_learns_and_makes_a_difference(model):
 
 
 def test_a_wrong_engine_shows_in_the_log_and_in_the_summary(monkeypatch, capsys):
-    right = engines.ENGINES["tape"]
+    right, seen = engines.ENGINES["tape"], set()
 
     def spoilt(model, inputs, targets):
         loss = right(model, inputs, targets)
         model.layers[1].weight.grad *= 1.001
         return loss
 
+    def spy(model, inputs, targets):
+        seen.add(inputs.dtype)
+        return engines.disagreements(model, inputs, targets)
+
     monkeypatch.setitem(engines.ENGINES, "tape", spoilt)
+    monkeypatch.setattr(monitor, "disagreements", spy)
     assert digits("run", epochs=1) == 0
     assert summary("run")["max_gradient_disagreement"] == pytest.approx(1e-3, rel=1e-6)
     for record in (records("run")[0], records("run")[-1]):
         wrong = {t for t, v in record.items() if t.startswith("gradient_dis") and v > 1e-12}
         assert wrong == {"gradient_disagreement/tape/layers.1.weight"}
     assert "1.0e-03 at most" in capsys.readouterr().out
-
-
-def test_the_engines_are_compared_without_float64_on_the_device(monkeypatch):
-    """An Apple GPU has none: `disagreements` moves what it is given to the processor first."""
-    seen = set()
-
-    def spy(model, inputs, targets):
-        seen.add(inputs.dtype)
-        return engines.disagreements(model, inputs, targets)
-
-    monkeypatch.setattr(monitor, "disagreements", spy)
-    assert digits("run", epochs=1) == 0
+    # An Apple GPU has no float64: `disagreements` moves what it is given to the processor first.
     assert seen == {torch.float32}
 
 
@@ -565,7 +552,7 @@ def without(values: dict, *names: str) -> dict:
 CLOCKS = "train_seconds", "logging_seconds", "wall_seconds"
 
 
-def assert_same_run(actual: Path, expected: Path) -> None:
+def assert_same_run(actual: Path | str, expected: Path) -> None:
     """To the last bit, but for the clock."""
     states = [state_of(run) for run in (actual, expected)]
     done = [state.pop("progress")["step"] for state in states]
@@ -634,11 +621,15 @@ def test_the_clock_of_training_stops_during_evaluation(monkeypatch):
     assert speeds == 2 * [*(9 * [128 / 2]), 45 / 2]  # the last batch of an epoch has 45
     assert digits("long", "--batch-size", 5, epochs=1) == 0
     speeds = [*steps("long", "samples_per_second").values()]
-    assert speeds == 102 * [5 / 2]  # the last two of them over 50 steps
+    assert speeds == 102 * [5 / 2]  # the last two of them over 50 steps, since
+    # after the first hundred each fiftieth step is logged
+    assert list(steps("long")) == [*range(1, 101), 150, 200]
 
 
-def test_ctrl_c_before_the_first_step(whole, monkeypatch, capsys):
-    original, parts = monitor.Monitor.epoch, Path("parts")
+def test_a_run_stopped_before_its_first_step_or_while_it_draws_its_figures_goes_on(
+    whole, monkeypatch, capsys
+):
+    original = monitor.Monitor.epoch
 
     def pressed(self, *numbers) -> None:
         original(self, *numbers)
@@ -646,10 +637,15 @@ def test_ctrl_c_before_the_first_step(whole, monkeypatch, capsys):
 
     with monkeypatch.context() as patched:
         patched.setattr(monitor.Monitor, "epoch", pressed)
-        assert digits(parts, "--threads", 1) == 130
+        assert digits("stopped", "--threads", 1) == 130
     assert "Stopped after step 0 of 20" in capsys.readouterr().out
-    assert resume(parts) == 0
-    assert_same_run(parts, whole)
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(monitor.Monitor, "finish", lambda *_: sys.exit())
+        digits("killed", "--threads", 1)
+    for run in ("stopped", "killed"):
+        assert not Path(run, "summary.json").exists()
+        assert resume(run) == 0
+        assert_same_run(run, whole)
 
 
 def test_ctrl_c_at_the_last_step_comes_too_late_and_a_second_ends_the_run_at_once(capsys):
@@ -660,29 +656,6 @@ def test_ctrl_c_at_the_last_step_comes_too_late_and_a_second_ends_the_run_at_onc
         assert digits("twice") == 130
     assert "interrupted" in sentence(capsys)
     assert state_of("twice")["progress"]["step"] == 0
-
-
-def test_ctrl_c_while_the_data_are_loaded(monkeypatch, capsys):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if pytest is in background
-
-    def pressed(*arguments):
-        os.kill(os.getpid(), signal.SIGINT)
-        return data.load(*arguments)
-
-    monkeypatch.setattr(train, "load", pressed)
-    assert digits("run") == 130
-    assert "interrupted" in sentence(capsys)
-    assert not Path("run").exists()
-
-
-def test_a_run_that_was_killed_while_it_drew_its_figures(whole, monkeypatch):
-    parts = Path("parts")
-    with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(monitor.Monitor, "finish", lambda *_: sys.exit())
-        digits(parts, "--threads", 1)
-    assert not (parts / "summary.json").exists()
-    assert resume(parts) == 0
-    assert_same_run(parts, whole)
 
 
 OTHER = {
@@ -725,43 +698,38 @@ def edit(change):
     return changed
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+def replaced(change):
+    """A change of the bytes of a file."""
+    return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
-DAMAGE = {
-    "config.json": {
-        "none": Path.unlink,
-        "empty": lambda path: path.write_text(""),
-        "binary": lambda path: path.write_bytes(b"\xff\xfe\0"),
-        "a list": lambda path: path.write_text("[1]"),
-        "without options": edit(lambda c: c.pop("options")),
-        "without data set": edit(lambda c: c.pop("dataset")),
-        "more epochs": edit(lambda c: c["options"].update(epochs=3)),
-        "unknown model": edit(lambda c: c["options"].update(model="vgg")),
-        "option of another type": edit(lambda c: c["options"].update(lr="fast")),
-    },
-    "checkpoint.pt": {
-        "none": Path.unlink,
-        "empty": lambda path: path.write_bytes(b""),
-        "text": lambda path: path.write_text("hello"),
-        "of something else": lambda path: torch.save({"model": 1}, path),
-        "cut": lambda path: path.write_bytes(path.read_bytes()[:-3000]),
-        "flipped bit": flip,
-    },
-}
+DAMAGE = [
+    ("config.json", "none", Path.unlink),
+    ("config.json", "empty", replaced(lambda _: b"")),
+    ("config.json", "binary", replaced(lambda _: b"\xff\xfe\0")),
+    ("config.json", "a list", replaced(lambda _: b"[1]")),
+    ("config.json", "without options", edit(lambda c: c.pop("options"))),
+    ("config.json", "without data set", edit(lambda c: c.pop("dataset"))),
+    ("config.json", "more epochs", edit(lambda c: c["options"].update(epochs=3))),
+    ("config.json", "unknown model", edit(lambda c: c["options"].update(model="vgg"))),
+    ("config.json", "option of another type", edit(lambda c: c["options"].update(lr="fast"))),
+    ("checkpoint.pt", "none", Path.unlink),
+    ("checkpoint.pt", "empty", replaced(lambda _: b"")),
+    ("checkpoint.pt", "text", replaced(lambda _: b"hello")),
+    ("checkpoint.pt", "of something else", lambda path: torch.save({"model": 1}, path)),
+    ("checkpoint.pt", "cut", replaced(lambda data: data[:-3000])),
+    ("checkpoint.pt", "one bit", replaced(lambda data: data[: (n := len(data) // 2)]
+                                          + bytes([data[n] ^ 1]) + data[n + 1 :])),
+]  # fmt: skip
 
 
 def test_a_damaged_run_is_refused_and_left_as_it_is(stopped, tmp_path, refused):
-    for file, damages in DAMAGE.items():
-        for damage, change in damages.items():
-            run = tmp_path / f"{file} {damage}"  # which the sentence names
-            shutil.copytree(stopped, run)
-            change(run / file)
-            with unchanged(run):
-                refused(f"{run} holds no run that can be resumed (", resume(run))
+    for file, damage, change in DAMAGE:
+        run = tmp_path / f"{file} {damage}"  # which the sentence names
+        shutil.copytree(stopped, run)
+        change(run / file)
+        with unchanged(run):
+            refused(f"{run} holds no run that can be resumed (", resume(run))
 
 
 def test_a_checkpoint_of_another_network_is_refused(stopped, monkeypatch, refused):
@@ -857,3 +825,4 @@ def test_after_the_imports_ctrl_c_is_an_exception_again(monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGINT, before)
     assert exit.value.code == 130 and "interrupted" in sentence(capsys)
+    assert not Path("run").exists()  # the data were being loaded
