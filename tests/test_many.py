@@ -212,12 +212,11 @@ def test_evaluation_of_many(data, own_labels, grouped):
         grouped(group)
         models = networks(activation="tanh", loss=loss)
         found = evaluate_many(models, data, data.test, labels, batch_size)
-        assert found.loss.shape == found.accuracy.shape == (M,)
-        for m, model in enumerate(models):
-            own = data if labels is None else relabelled(data, labels[m])
-            one = evaluate(model, own, data.test)
-            assert found.loss[m].item() == pytest.approx(one.loss, rel=1e-12), case
-            assert found.accuracy[m].item() == pytest.approx(one.accuracy, rel=1e-12), case
+        own = [data if labels is None else relabelled(data, labels[m]) for m in range(M)]
+        each = [evaluate(model, its, data.test) for model, its in zip(models, own, strict=True)]
+        assert found.loss.tolist() == pytest.approx([one.loss for one in each], rel=1e-12), case
+        accuracies = pytest.approx([one.accuracy for one in each], rel=1e-12)
+        assert found.accuracy.tolist() == accuracies, case
         assert len(set(found.accuracy.tolist())) > 1
 
 

@@ -88,13 +88,18 @@ def test_the_boost_chooses_and_is_not_passed_on_and_gets_no_gradient():
 
 def test_if_there_are_no_more_than_k_units_all_pass_whatever_the_boost():
     for shape, units in ((VECTORS, 11), (MAPS, 70)):
-        x = torch.randn(shape, requires_grad=True)
+        x, upstream = torch.randn(shape, requires_grad=True), torch.randn(shape)
         for k in (units, units + 1, 10**9):
             z = k_winners(x, k, torch.full((), 1e-30))
-            upstream = torch.randn(shape)
             assert torch.equal(z, x)
             assert torch.equal(torch.autograd.grad(z, x, upstream)[0], upstream)
         assert (k_winners(x, units - 1) == 0).flatten(1).sum(1).eq(1).all()
+    layer, x = KWinners(3, 12, boost=100.0), torch.randn(5, 3, 2, 2)
+    for _ in range(2):  # the layer counts them all the same
+        assert torch.equal(layer(x), x)
+    assert layer.duty_cycle.tolist() == [1, 1, 1]
+    layer, x = KWinners(8, 6, evaluation_factor=1.5), torch.randn(5, 8)
+    assert (layer(x) == 0).any() and torch.equal(layer.eval()(x), x)  # 9 of 8
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -276,17 +281,6 @@ def test_how_many_win():
     assert len(set((z != 0).sum((2, 3)).flatten().tolist())) > 1  # not so many of each
 
 
-def test_with_as_many_winners_as_units_it_is_the_identity_and_counts():
-    layer, x = KWinners(3, 12, boost=100.0), torch.randn(5, 3, 2, 2)
-    for _ in range(2):
-        assert torch.equal(layer(x), x)
-    assert layer.duty_cycle.tolist() == [1, 1, 1]
-    layer = KWinners(8, 6, evaluation_factor=1.5)
-    assert (layer(torch.randn(5, 8)) == 0).any()
-    x = torch.randn(5, 8)
-    assert torch.equal(layer.eval()(x), x)  # 9 of 8
-
-
 def test_decay_boosts_reaches_every_layer_of_a_model_and_nothing_else():
     model = LayerNetwork(KWinners(5, 2), nn.Sequential(KWinners(5, 2, boost=4.0, decay=0.5)))
     before = copy.deepcopy(model.state_dict())
@@ -328,17 +322,17 @@ def test_what_is_counted_in_bfloat16_arrives_in_the_model():
 
 def test_what_the_layer_refuses_and_how_it_is_shown():
     share = "k must be an integer of at least 1 or a share within 0 and 1, not"
-    for wrong, sentence in (
-        ({"channels": 0}, "channels must be an integer of at least 1, not 0"),
-        ({"period": 0.5}, "period must be an integer of at least 1, not 0.5"),
-        ({"k": 0}, "k must be an integer of at least 1, not 0"),
-        *(({"k": k}, f"{share} {k}") for k in (0.0, 1.0, 2.5, -0.1, math.nan)),
-        ({"boost": -1.0}, "boost must be finite and not negative, not -1.0"),
-        ({"boost": math.inf}, "boost must be finite and not negative, not inf"),
-        ({"decay": 1.1}, "decay must be from 0 to 1, not 1.1"),
-        ({"evaluation_factor": 0.9}, "evaluation_factor must be at least 1, not 0.9"),
+    for name, wrong, sentence in (
+        ("channels", 0, "channels must be an integer of at least 1, not 0"),
+        ("period", 0.5, "period must be an integer of at least 1, not 0.5"),
+        ("k", 0, "k must be an integer of at least 1, not 0"),
+        *(("k", k, f"{share} {k}") for k in (0.0, 1.0, 2.5, -0.1, math.nan)),
+        ("boost", -1.0, "boost must be finite and not negative, not -1.0"),
+        ("boost", math.inf, "boost must be finite and not negative, not inf"),
+        ("decay", 1.1, "decay must be from 0 to 1, not 1.1"),
+        ("evaluation_factor", 0.9, "evaluation_factor must be at least 1, not 0.9"),
     ):
-        refuses(sentence, KWinners, **({"channels": 7, "k": 3} | wrong))
+        refuses(sentence, KWinners, **({"channels": 7, "k": 3} | {name: wrong}))
     for shape in ((7,), (3, 5), (3, 5, 7, 7)):
         refuses(r"the layer takes \(N, 7, ...\), not \(", KWinners(7, 3), torch.ones(shape))
     shown = "(7, k=0.25, boost=1.5, decay=0.85, period=1000, evaluation_factor=1)"
@@ -348,15 +342,12 @@ def test_what_the_layer_refuses_and_how_it_is_shown():
 # --- the networks ---
 
 
-def test_parameters_of_the_networks():
+def test_parameters_of_the_networks_and_how_many_units_are_active():
     sparse = (25 + 1) * 32 + (25 * 32 + 1) * 64 + (16 * 64 + 1) * 700 + 701 * 10
     dense = (25 + 1) * 30 + (25 * 30 + 1) * 30 + (16 * 30 + 1) * 1000 + 1001 * 10
     assert counting.parameters(models.sparse_cnn()) == sparse == 776_606
     assert counting.parameters(models.dense_cnn()) == dense == 514_320
     assert counting.parameters(models.sparse_mlp()) == counting.parameters(models.MLP())
-
-
-def test_as_many_units_are_active_as_is_said():
     torch.manual_seed(0)
     for training, factor in ((True, 1), (False, 1.5)):
         model, seen = models.sparse_cnn().train(training), []
