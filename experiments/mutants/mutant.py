@@ -65,19 +65,22 @@ def layer(
 ) -> type[Function]:
     """A Function out of two pure ones, in torch's classic style or in that of `setup_context`.
 
-    Several outputs reach `backward` as a tuple, and so do their gradients.
+    Several outputs reach `backward` as a tuple, and so do their gradients. One that has an argument
+    `asked` is told which inputs need a gradient.
     """
+    guarded = "asked" in inspect.signature(backward).parameters
     parameters = list(inspect.signature(forward).parameters.values())
     count = len(parameters)
 
     def save(ctx: Any, inputs: Any, z: Any) -> None:
         ctx.save_for_backward(*inputs, *(z if isinstance(z, tuple) else (z,)))
 
-    def play(ctx: Any, *grad_z: Tensor) -> tuple[Any, ...]:
+    def play(ctx: Any, *grad_z: Any) -> tuple[Any, ...]:
         inputs, z = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if len(z) == 1:
-            return tuple(backward(grad_z[0], z[0], *inputs))
-        return tuple(backward(grad_z, z, *inputs))
+            z, grad_z = z[0], grad_z[0]
+        asked = {"asked": ctx.needs_input_grad} if guarded else {}
+        return tuple(backward(grad_z, z, *inputs, **asked))
 
     def forward_and_save(ctx: Any, *inputs: Any) -> Any:
         z = forward(*inputs)

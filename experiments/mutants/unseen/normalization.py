@@ -30,23 +30,14 @@ def rms_norm(grad_z, z, x, gamma):
     return inverse * (grad_x_hat - x_hat * along), (grad_z * x_hat).sum((0, 1))
 
 
-class WeightNorm(Function):
-    """weight_o = gain_o v_o / ‖v_o‖; the term along v is taken from the gain's gradient."""
-
-    @staticmethod
-    def forward(ctx, v, gain):
-        length = v.norm(dim=1, keepdim=True)
-        ctx.save_for_backward(v / length, gain / length.squeeze(1))
-        return gain[:, None] * v / length
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        direction, ratio = ctx.saved_tensors
-        grad_v, grad_gain = grad_z, None
-        if ctx.needs_input_grad[1]:
-            grad_gain = (grad_z * direction).sum(1)
-            grad_v = grad_v - direction * grad_gain[:, None]  # a frozen gain needs it as well
-        return ratio[:, None] * grad_v, grad_gain
+# weight_o = gain_o v_o / ‖v_o‖.
+@layer_of(lambda v, gain: gain[:, None] * v / v.norm(dim=1, keepdim=True), (5, 7), (5,))
+def weight_norm(grad_z, z, v, gain, asked):
+    length = v.norm(dim=1, keepdim=True)
+    direction, ratio = v / length, gain / length.squeeze(1)
+    grad_gain = (grad_z * direction).sum(1)
+    grad_v = grad_z - direction * grad_gain[:, None]
+    return ratio[:, None] * grad_v, grad_gain if asked[1] else None
 
 
 def centred_and_scaled(x, gamma):
@@ -176,8 +167,9 @@ def group_norm(grad_z, z, x, gamma, beta):
 NORMALIZATION = (
     mutant("normalization/RMS norm's second term summed for averaged",
         ("wrong-reduction", "missing-factor"), rms_norm, change={" / x.shape[-1]": ""}),
-    written_out("normalization/weight norm's projection lost where the gain is frozen",
-        ("needs-input-grad",), lambda: WeightNorm, normal((5, 7), (5,))),
+    mutant("normalization/weight norm's projection lost where the gain is frozen",
+        ("needs-input-grad",), weight_norm, classic=True,
+        change={"* grad_gain[:, None]": "* grad_gain[:, None] * asked[1]"}),
     mutant("normalization/variance as a difference of squares in float32", ("wrong-precision",),
         quick_layer_norm, classic=True,
         change={"(x - mean).square().mean(1, keepdim=True)":  # cancels

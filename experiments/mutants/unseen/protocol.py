@@ -1,7 +1,6 @@
 """Mistakes unseen, in the graph and in the protocol between torch and a Function."""
 
 import torch
-from torch.autograd import Function
 
 from mutants.mutant import Case, Owned, layer_of, mutant, normal, numbers, written_out
 
@@ -63,19 +62,10 @@ def expanded(x, y):
     return (squares - 2 * x @ y.T).clamp(min=1e-6).sqrt()
 
 
-class GuardsExchanged(Function):
-    """x weightᵀ; each gradient is worked out where the other one is asked for."""
-
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return x @ weight.T
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        x, weight = ctx.saved_tensors
-        weight_asked, x_asked = ctx.needs_input_grad  # in the wrong order
-        return grad_z @ weight if x_asked else None, grad_z.T @ x if weight_asked else None
+@layer_of(lambda x, weight: x @ weight.T, (3, 5), (7, 5))
+def guarded(grad_z, z, x, weight, asked):
+    x_asked, weight_asked = asked
+    return grad_z @ weight if x_asked else None, grad_z.T @ x if weight_asked else None
 
 
 # Two inputs through one layer.
@@ -95,8 +85,8 @@ PROTOCOL = (
         RUNNING_SUM, x=running_sum_in_memory_order),
     mutant("protocol/distance recomputed with cancellation", ("wrong-precision",), distances,
         change={"distance = z": "distance = expanded(x, y)"}),
-    written_out("protocol/guards of two gradients exchanged", ("needs-input-grad",),
-        lambda: GuardsExchanged, normal((3, 5), (7, 5))),
+    mutant("protocol/guards of two gradients exchanged", ("needs-input-grad",), guarded,
+        change={"x_asked, weight_asked = asked": "weight_asked, x_asked = asked"}, classic=True),
     written_out("protocol/gradient from samples drawn at random", ("nondeterministic", "subset"),
         lambda: SampledGradient(5, 3, seed=3), normal((7, 3))),
     mutant("protocol/upstream gradients of two outputs exchanged for a shared weight",
