@@ -10,7 +10,6 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -119,12 +118,11 @@ def changed(function: Callable[..., Any], changes: dict[str, str]) -> Callable[.
 
 def mutant(
     name: str,
-    kinds: tuple[str, ...],
+    kinds: str,
     shows: Case,
     hides: Case | None = None,
     *,
     change: dict[str, str] | None = None,
-    mistake: str = "",
     classic: bool = False,
     second_order: bool = False,
     given: int = 0,
@@ -140,7 +138,6 @@ def mutant(
     def build(case: Case) -> Callable[[], tuple[Any, tuple[Any, ...]]]:
         names = list(inspect.signature(case.forward).parameters)
         right = changed(case.backward, change) if change else case.backward
-        right = partial(right, mistake=mistake) if mistake else right
 
         def backward(grad_z: Any, z: Any, *inputs: Any) -> tuple[Any, ...]:
             gradients = dict(zip(names, right(grad_z, z, *inputs), strict=True))
@@ -159,18 +156,20 @@ def mutant(
 
         return make
 
-    return Mutant(name, kinds, build(shows), build(hides) if hides else None, second_order)
+    return Mutant(
+        name, tuple(kinds.split()), build(shows), build(hides) if hides else None, second_order
+    )
 
 
 def written_out(
     name: str,
-    kinds: tuple[str, ...],
+    kinds: str,
     build: Callable[[], Any],
     data: Callable[[], tuple[Any, ...]],
     second_order: bool = False,
 ) -> Mutant:
     """A mutant that is a module, or a Function of its own; `build` makes it afresh."""
-    return Mutant(name, kinds, lambda: (build(), data()), second_order=second_order)
+    return Mutant(name, tuple(kinds.split()), lambda: (build(), data()), second_order=second_order)
 
 
 class Holding(nn.Module):

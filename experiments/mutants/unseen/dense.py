@@ -76,19 +76,18 @@ def pruned(grad_z, z, x, weight, connected):
 
 # fmt: off
 LINEAR = (
-    mutant("linear/bilinear grad_weight with its two inputs exchanged",
-        ("transposed", "wrong-operand"), BILINEAR,
-        weight=lambda at: torch.einsum("no,nj,ni->oij", at.grad_z, at.left, at.right)),
-    mutant("linear/quadratic form's matrix taken for symmetric", ("wrong-operand", "transposed"),
+    mutant("linear/bilinear grad_weight with its two inputs exchanged", "transposed wrong-operand",
+        BILINEAR, weight=lambda at: torch.einsum("no,nj,ni->oij", at.grad_z, at.left, at.right)),
+    mutant("linear/quadratic form's matrix taken for symmetric", "wrong-operand transposed",
         QUADRATIC_FORM, x=lambda at: 2 * at.grad_z[:, None] * (at.x @ at.matrix)),
-    mutant("linear/blocks reshaped where they had to be transposed", ("permuted", "transposed"),
+    mutant("linear/blocks reshaped where they had to be transposed", "permuted transposed",
         block_linear, block_linear.of((5, 1, 7), (1, 2, 7)), classic=True,
         change={"(by_block @ weight).transpose(0, 1)": "(by_block @ weight).reshape(x.shape)"}),
-    mutant("linear/projection's own branch for the other in grad_u", ("wrong-operand",),
+    mutant("linear/projection's own branch for the other in grad_u", "wrong-operand",
         low_rank_bilinear, change={"grad_a.T @ x": "(grad_z * (x @ u.T)).T @ x"}),
-    mutant("linear/adapter's α/r missing in grad_up", ("scale", "missing-factor"), low_rank_adapter,
-        change={"SCALE * (grad_z.T @": "(grad_z.T @"}, classic=True, given=1),
-    mutant("linear/cut connections get a gradient", ("missing-factor",), pruned, classic=True,
+    mutant("linear/adapter's α/r missing in grad_up", "scale missing-factor", low_rank_adapter,
+        classic=True, given=1, change={"SCALE * (grad_z.T @": "(grad_z.T @"}),
+    mutant("linear/cut connections get a gradient", "missing-factor", pruned, classic=True,
         change={"x * connected, None": "x, None"}),
 )
 # fmt: on
@@ -125,12 +124,12 @@ def relative_bias(grad_z, z, scores, table):
 # fmt: off
 BIAS = (
     mutant("bias/gain's gradient averaged over the batch, summed over the tokens",
-        ("scale", "wrong-reduction"), LAYER_SCALE, LAYER_SCALE.of((1, 5, 7), (7,)), classic=True,
+        "scale wrong-reduction", LAYER_SCALE, LAYER_SCALE.of((1, 5, 7), (7,)), classic=True,
         gain=lambda at: (at.grad_z * at.x).mean(0).sum(0)),
-    mutant("bias/minus of a broadcast difference forgotten", ("sign",), DIFFERENCES,
+    mutant("bias/minus of a broadcast difference forgotten", "sign", DIFFERENCES,
         b=lambda at: at.grad_z.sum(0)),
-    mutant("bias/pairs at one distance overwrite each other", ("overwritten", "subset"),
-        relative_bias, change={"+= summed": "= summed"}, classic=True),
+    mutant("bias/pairs at one distance overwrite each other", "overwritten subset", relative_bias,
+        classic=True, change={"+= summed": "= summed"}),
 )
 # fmt: on
 
@@ -191,20 +190,20 @@ ELU = elementwise(
 
 # fmt: off
 ACTIVATION = (
-    mutant("activation/halves of the GLU's gradient exchanged", ("permuted",), glu,
+    mutant("activation/halves of the GLU's gradient exchanged", "permuted", glu,
         change={"[grad_a, grad_b]": "[grad_b, grad_a]"}),
-    mutant("activation/softplus with σ(x) for σ(βx)", ("wrong-operand",), SOFTPLUS,
+    mutant("activation/softplus with σ(x) for σ(βx)", "wrong-operand", SOFTPLUS,
         x=lambda at: at.grad_z * torch.sigmoid(at.x)),
-    mutant("activation/soft shrinkage passes the positive side only", ("wrong-branch", "subset"),
+    mutant("activation/soft shrinkage passes the positive side only", "wrong-branch subset",
         SOFT_SHRINK(), SOFT_SHRINK(torch.abs), classic=True,
         x=lambda at: at.grad_z * (at.x > THRESHOLD)),
-    mutant("activation/x for x² in the gradient of swish's β", ("missing-factor",), swish,
+    mutant("activation/x for x² in the gradient of swish's β", "missing-factor", swish,
         change={"(grad_gate * x).sum()": "grad_gate.sum()"}),
-    mutant("activation/+α missing in ELU's derivative", ("missing-term", "wrong-branch"), ELU,
+    mutant("activation/+α missing in ELU's derivative", "missing-term wrong-branch", ELU,
         x=lambda at: torch.where(at.x > 0, at.grad_z, at.grad_z * at.z)),
-    mutant("activation/hypotenuse's grad_y copied from grad_x", ("wrong-operand",), HYPOTENUSE,
+    mutant("activation/hypotenuse's grad_y copied from grad_x", "wrong-operand", HYPOTENUSE,
         classic=True, y=lambda at: at.grad_z * at.x / at.z),
-    mutant("activation/inner minus of concatenated ReLU forgotten", ("sign", "wrong-branch"),
+    mutant("activation/inner minus of concatenated ReLU forgotten", "sign wrong-branch",
         concatenated_relu, change={"- below": "+ below"}),
 )
 # fmt: on

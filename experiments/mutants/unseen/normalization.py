@@ -166,29 +166,29 @@ def group_norm(grad_z, z, x, gamma, beta):
 # fmt: off
 NORMALIZATION = (
     mutant("normalization/RMS norm's second term summed for averaged",
-        ("wrong-reduction", "missing-factor"), rms_norm, change={" / x.shape[-1]": ""}),
+        "wrong-reduction missing-factor", rms_norm, change={" / x.shape[-1]": ""}),
     mutant("normalization/weight norm's projection lost where the gain is frozen",
-        ("needs-input-grad",), weight_norm, classic=True,
+        "needs-input-grad", weight_norm, classic=True,
         change={"* grad_gain[:, None]": "* grad_gain[:, None] * asked[1]"}),
-    mutant("normalization/variance as a difference of squares in float32", ("wrong-precision",),
+    mutant("normalization/variance as a difference of squares in float32", "wrong-precision",
         quick_layer_norm, classic=True,
-        change={"(x - mean).square().mean(1, keepdim=True)":  # cancels
+        change={"(x - mean).square().mean(1, keepdim=True)":
                 "x.square().mean(1, keepdim=True) - mean.square()"}),
-    mutant("normalization/projection on x for x / |x|", ("wrong-operand", "missing-factor"),
-        on_sphere, change={"ray = z": "ray = x"}, classic=True),
-    mutant("normalization/local response's neighbouring channels left out",
-        ("missing-term", "subset"), local_response,
-        change={'torch.einsum("dc,ndt->nct", near, grad_s)': "grad_s"}),
-    mutant("normalization/instance norm's means over the batch too", ("wrong-reduction",),
+    mutant("normalization/projection on x for x / |x|", "wrong-operand missing-factor", on_sphere,
+        classic=True, change={"ray = z": "ray = x"}),
+    mutant("normalization/local response's neighbouring channels left out", "missing-term subset",
+        local_response, change={'torch.einsum("dc,ndt->nct", near, grad_s)': "grad_s"}),
+    mutant("normalization/instance norm's means over the batch too", "wrong-reduction",
         instance_norm, change={"over = (2, 3)": "over = (0, 2, 3)"}),
-    written_out("normalization/training's formula in eval", ("extra-term", "wrong-operand"),
+    written_out("normalization/training's formula in eval", "extra-term wrong-operand",
         lambda: RunningNorm().eval(), normal((5, 3))),
-    mutant("normalization/γ multiplied in after the means", ("wrong-operand", "missing-factor"),
+    mutant("normalization/γ multiplied in after the means", "wrong-operand missing-factor",
         layer_norm, classic=True,
         change={"inverse * centre(grad_z * gamma)": "inverse * gamma * centre(grad_z)"}),
-    mutant("normalization/grad_γ summed over the channels of a group", ("wrong-reduction",),
-        group_norm, change={
-            "per_channel.flatten()": "per_channel.sum(1, keepdim=True).expand(-1, 5).flatten()"}),
+    mutant("normalization/grad_γ summed over the channels of a group", "wrong-reduction",
+        group_norm,
+        change={"per_channel.flatten()":
+                "per_channel.sum(1, keepdim=True).expand(-1, 5).flatten()"}),
 )
 # fmt: on
 
@@ -239,12 +239,11 @@ def drop_connect(grad_z, z, x, weight, mask):
 
 # fmt: off
 DROPOUT = (
-    written_out("dropout/scaled mask divided by 1 - p again", ("scale",), ChannelDropout,
+    written_out("dropout/scaled mask divided by 1 - p again", "scale", ChannelDropout,
         normal((5, 7, 3))),
-    mutant("dropout/masked mean divided by T in the backward",
-        ("wrong-operand", "per-channel-scale"), masked_mean,
-        change={"mask.sum(1)": "torch.full((len(x),), x.shape[1])"}),
-    mutant("dropout/mask of the connections missing in grad_weight", ("missing-factor",),
-        drop_connect, change={"x * mask, None": "x, None"}, classic=True),
+    mutant("dropout/masked mean divided by T in the backward", "wrong-operand per-channel-scale",
+        masked_mean, change={"mask.sum(1)": "torch.full((len(x),), x.shape[1])"}),
+    mutant("dropout/mask of the connections missing in grad_weight", "missing-factor", drop_connect,
+        classic=True, change={"x * mask, None": "x, None"}),
 )
 # fmt: on

@@ -122,24 +122,24 @@ def frames(grad_z, z, x):
 
 # fmt: off
 POOLING = (
-    written_out("pooling/place of the maximum kept on self", ("stale-state",), MaxOverTime,
+    written_out("pooling/place of the maximum kept on self", "stale-state", MaxOverTime,
         normal((3, 5, 7))),
-    mutant("pooling/average divided by the stride", ("scale",), smooth, classic=True,
+    mutant("pooling/average divided by the stride", "scale", smooth, classic=True,
         change={"grad_z / 3": "grad_z / 2"}),
-    mutant("pooling/overlapping adaptive bins overwrite each other", ("overwritten",), adaptive,
+    mutant("pooling/overlapping adaptive bins overwrite each other", "overwritten", adaptive,
         change={"+=": "="}),
-    mutant("pooling/Lp pooling without the sign of x", ("missing-factor", "wrong-branch"),
-        cubic_mean, change={" * windows.sign()": ""}, classic=True),
-    mutant("pooling/blocks of the enlarged gradient read as if contiguous",
-        ("assumes-contiguous",), enlarge, classic=True,
+    mutant("pooling/Lp pooling without the sign of x", "missing-factor wrong-branch", cubic_mean,
+        classic=True, change={" * windows.sign()": ""}),
+    mutant("pooling/blocks of the enlarged gradient read as if contiguous", "assumes-contiguous",
+        enlarge, classic=True,
         change={"grad_z.reshape(n, c, h, 2, w, 2)":
                 "torch.as_strided(grad_z, (n, c, h, 2, w, 2), "
                 "(4 * c * h * w, 4 * h * w, 4 * w, 2 * w, 2, 1))"}),
-    mutant("pooling/bilinear weights without aligned corners", ("wrong-operand",), bilinear,
+    mutant("pooling/bilinear weights without aligned corners", "wrong-operand", bilinear,
         change={"corners = True": "corners = False"}),
-    written_out("pooling/pixel shuffle's sub-rows and sub-columns exchanged",
-        ("permuted", "transposed"), SubPixel, normal((2, 12, 5, 3))),
-    mutant("pooling/overlapping frames averaged", ("wrong-reduction", "missing-factor"), frames,
+    written_out("pooling/pixel shuffle's sub-rows and sub-columns exchanged", "permuted transposed",
+        SubPixel, normal((2, 12, 5, 3))),
+    mutant("pooling/overlapping frames averaged", "wrong-reduction missing-factor", frames,
         change={"grad_z.flatten(1)),)":
                 "grad_z.flatten(1)) / torch.bincount(place, minlength=x.shape[1]),)"}),
 )

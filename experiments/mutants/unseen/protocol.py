@@ -76,21 +76,21 @@ def siamese(grad_z, z, x, y, weight):
 
 # fmt: off
 PROTOCOL = (
-    written_out("protocol/gradient divided by the number of calls so far",
-        ("stale-state", "scale"), lambda: AveragedOverCalls(7, 5, seed=3), normal((3, 5))),
-    mutant("protocol/residual's upstream gradient shared and then overwritten",
-        ("mutates-input",), add_tanh, classic=True,
+    written_out("protocol/gradient divided by the number of calls so far", "stale-state scale",
+        lambda: AveragedOverCalls(7, 5, seed=3), normal((3, 5))),
+    mutant("protocol/residual's upstream gradient shared and then overwritten", "mutates-input",
+        add_tanh, classic=True,
         change={"grad_z * (1 - torch.tanh(y) ** 2)": "grad_z.mul_(1 - torch.tanh(y) ** 2)"}),
-    mutant("protocol/upstream gradient read in memory order", ("assumes-contiguous",),
-        RUNNING_SUM, x=running_sum_in_memory_order),
-    mutant("protocol/distance recomputed with cancellation", ("wrong-precision",), distances,
+    mutant("protocol/upstream gradient read in memory order", "assumes-contiguous", RUNNING_SUM,
+        x=running_sum_in_memory_order),
+    mutant("protocol/distance recomputed with cancellation", "wrong-precision", distances,
         change={"distance = z": "distance = expanded(x, y)"}),
-    mutant("protocol/guards of two gradients exchanged", ("needs-input-grad",), guarded,
-        change={"x_asked, weight_asked = asked": "weight_asked, x_asked = asked"}, classic=True),
-    written_out("protocol/gradient from samples drawn at random", ("nondeterministic", "subset"),
+    mutant("protocol/guards of two gradients exchanged", "needs-input-grad", guarded, classic=True,
+        change={"x_asked, weight_asked = asked": "weight_asked, x_asked = asked"}),
+    written_out("protocol/gradient from samples drawn at random", "nondeterministic subset",
         lambda: SampledGradient(5, 3, seed=3), normal((7, 3))),
     mutant("protocol/upstream gradients of two outputs exchanged for a shared weight",
-        ("permuted", "wrong-operand"), siamese, classic=True,
+        "permuted wrong-operand", siamese, classic=True,
         change={"grad_z[0].T @ x + grad_z[1].T @ y": "grad_z[1].T @ x + grad_z[0].T @ y"}),
 )
 # fmt: on

@@ -132,18 +132,18 @@ def both_ways(grad_z, z, x, weight, decay, weight_2, decay_2):
 
 # fmt: off
 RECURRENT = (
-    mutant("recurrent/scan runs within the upstream gradient", ("mutates-input",), diagonal_scan,
-        change={"grad_z.clone()": "grad_z"}, classic=True),
-    mutant("recurrent/cumulative sum's own step left out", ("missing-term", "shifted"), running_sum,
+    mutant("recurrent/scan runs within the upstream gradient", "mutates-input", diagonal_scan,
+        classic=True, change={"grad_z.clone()": "grad_z"}),
+    mutant("recurrent/cumulative sum's own step left out", "missing-term shifted", running_sum,
         change={"later + grad_z": "later"}),
-    mutant("recurrent/n - h for h - n in the GRU's update gate", ("sign",), gru,
+    mutant("recurrent/n - h for h - n in the GRU's update gate", "sign", gru,
         change={"before - n": "n - before"}),
-    mutant("recurrent/reset gate missing on the GRU's way to h", ("missing-factor",), gru,
-        change={"grad_n * r]": "grad_n]"}, classic=True),
-    mutant("recurrent/first step left out of the loop", ("subset",), elman, classic=True, given=1,
+    mutant("recurrent/reset gate missing on the GRU's way to h", "missing-factor", gru,
+        classic=True, change={"grad_n * r]": "grad_n]"}),
+    mutant("recurrent/first step left out of the loop", "subset", elman, classic=True, given=1,
         change={"range(x.shape[1] - 1, -1, -1)": "range(x.shape[1] - 1, 0, -1)"}),
     mutant("recurrent/grad_x of the second direction overwrites the first's",
-        ("overwritten", "missing-term"), both_ways,
+        "overwritten missing-term", both_ways,
         change={"grad_x + grad_back.flip(1)": "grad_back.flip(1)"}),
 )
 # fmt: on
