@@ -106,8 +106,6 @@ def transposed_conv(symmetric: bool = False) -> Case:
 PLAIN = conv((2, 3, 7, 5), (5, 3, 3, 2))
 GROUPED = conv((2, 6, 7, 5), (4, 3, 3, 2), groups=2)
 
-
-# fmt: off
 CONVOLUTION = (
     mutant("convolution/kernel not flipped in grad_x", "flipped",
         conv((2, 3, 7, 5), (3, 3, 3, 3), padding=1),
@@ -151,5 +149,4 @@ CONVOLUTION = (
     mutant("convolution/transposed convolution with the plain one's gradient", "wrong-operand",
         transposed_conv(), transposed_conv(symmetric=True), classic=True,
         change={"F.conv2d(grad_z": "F.conv_transpose2d(grad_z"}),
-)
-# fmt: on
+)  # fmt: skip

@@ -45,7 +45,6 @@ def penalised(grad_z, z, x, weight):
     return grad_z * 2 * residual @ weight, grad_z * (2 * residual.T @ x + DECAY * weight)
 
 
-# fmt: off
 LINEAR = (
     mutant("linear/grad_x uses the weight transposed", "wrong-operand transposed", linear(3, 5, 5),
         linear_weight(lambda weight: weight + weight.T), x=lambda at: at.grad_z @ at.weight.T),
@@ -71,8 +70,7 @@ LINEAR = (
     mutant("linear/weight decay of the objective counted twice", "extra-term", penalised,
         penalised._replace(data=lambda: (*numbers((5, 3)), torch.zeros(7, 3, dtype=torch.float64))),
         weight=lambda at: at.grad_weight + at.grad_z * DECAY * at.weight),
-)
-# fmt: on
+)  # fmt: skip
 
 # --- Bias: z_nohw = x_nohw + bias_o, and other broadcasts ---------------------------------------
 
@@ -93,8 +91,6 @@ OUTER_SUM = Case(
     normal((5,), (5,)),
 )
 
-
-# fmt: off
 BIAS = (
     mutant("bias/mean for sum", "scale wrong-reduction", BIASED, BIASED.of((1, 3), (3,)),
         bias=lambda at: at.grad_z.mean(0)),
@@ -112,8 +108,7 @@ BIAS = (
         bias=lambda at: at.grad_bias / at.x[0, 0].numel()),
     mutant("bias/both operands of a broadcast get the same gradient", "wrong-reduction", OUTER_SUM,
         OUTER_SUM.of((1,), (1,)), classic=True, rows=lambda at: at.grad_z.sum(0)),
-)
-# fmt: on
+)  # fmt: skip
 
 # --- Activation: a = f(x), element by element ---------------------------------------------------
 
@@ -171,7 +166,6 @@ def prelu(grad_a, a, x, slope):
     return torch.where(negative, slope * grad_a, grad_a), (grad_a * x * negative).sum().view(1)
 
 
-# fmt: off
 ACTIVATION = (
     mutant("activation/sigmoid's derivative taken at the output", "wrong-operand", SIGMOID,
         x=lambda at: at.grad_z * torch.sigmoid(at.z) * (1 - torch.sigmoid(at.z))),
@@ -199,5 +193,4 @@ ACTIVATION = (
         classic=True, x=lambda at: at.grad_z * torch.sigmoid(at.x)),
     mutant("activation/tanh form's derivative for the exact GELU", "wrong-operand",
         elementwise(F.gelu, gelu_slope), x=lambda at: at.grad_z * gelu_tanh_slope(at.x, at.z)),
-)
-# fmt: on
+)  # fmt: skip

@@ -64,7 +64,6 @@ def batch_norm_in_sums(at):
 
 TIES = partial(max_pool, 2, 2, change=with_ties, size=6)
 
-# fmt: off
 EQUIVALENTS: tuple[Mutant, ...] = (
     equivalent("activation/ReLU'(0) = 0", at_zero(F.relu, step, 0.0)),
     equivalent("activation/ReLU'(0) = ½", at_zero(F.relu, step, 0.5)),
@@ -98,5 +97,4 @@ EQUIVALENTS: tuple[Mutant, ...] = (
     equivalent("normalization/batch norm in sums", BATCH_NORM, x=batch_norm_in_sums),
     equivalent("dropout/mask read off the output", dropout(0.4)),
     equivalent("recurrent/LSTM worked out again from h", lstm()),
-)
-# fmt: on
+)  # fmt: skip

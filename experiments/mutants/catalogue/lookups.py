@@ -67,7 +67,6 @@ ONE_HEAD = shared_keys.of((2, 1, 5, 7), (2, 1, 5, 7), (2, 1, 5, 7))
 REPEATED = [[3, 7, 3], [1, 3, 8]]
 DISTINCT = [[3, 7, 0], [1, 4, 8]]
 
-# fmt: off
 EMBEDDING = (
     mutant("embedding/repeated indices overwritten", "overwritten", embedding(REPEATED),
         embedding(DISTINCT), weight=overwritten),
@@ -76,7 +75,7 @@ EMBEDDING = (
         change={" * (index != padding)[..., None]": ""}),
     mutant("embedding/index off by one", "shifted", embedding(REPEATED),
         change={"index.flatten()": "(index.flatten() + 1) % len(weight)"}),
-)
+)  # fmt: skip
 ATTENTION = (
     mutant("attention/1/√d missing", "scale", attention(), attention(d=1),
         query=lambda at: at.grad_query * at.query.shape[-1] ** 0.5,
@@ -95,5 +94,4 @@ ATTENTION = (
                 "value.sum(1, keepdim=True)": "value[:, :1]"}),
     mutant("attention/softmax with its diagonal only", "missing-term", attention(),
         change={" - (grad_p * p).sum(-1, keepdim=True)": ""}),
-)
-# fmt: on
+)  # fmt: skip

@@ -45,7 +45,6 @@ def squared_error(grad_loss, loss, prediction, target):
 
 LABELS = [2, 0, 1, 1, 2]
 
-# fmt: off
 LOSS = (
     mutant("loss/softmax with its diagonal only", "missing-term", SOFTMAX,
         x=lambda at: at.grad_z * at.z * (1 - at.z)),
@@ -84,5 +83,4 @@ LOSS = (
         target=lambda at: at.grad_target * at.target.shape[1]),
     mutant("loss/target minus prediction", "sign", squared_error,
         prediction=lambda at: -at.grad_prediction),
-)
-# fmt: on
+)  # fmt: skip

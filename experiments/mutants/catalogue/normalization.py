@@ -94,7 +94,6 @@ class DetachedStatistics(nn.Module):
 
 BATCH_NORM = batch_norm()
 
-# fmt: off
 NORMALIZATION = (
     mutant("normalization/eval's formula in training", "missing-term", BATCH_NORM, classic=True,
         change={" - mean - along": ""}),
@@ -124,8 +123,7 @@ NORMALIZATION = (
     mutant("normalization/grad_γ of layer norm over the features", "wrong-reduction",
         layer_norm.of((7, 7), (7,), (7,)),
         gamma=lambda at: (at.grad_z * (at.z - at.beta) / at.gamma).sum(1)),
-)
-# fmt: on
+)  # fmt: skip
 
 # --- Dropout: z = mask x / (1 − p) --------------------------------------------------------------
 
@@ -156,7 +154,6 @@ class DropsInEval(nn.Module):
         return self.Step.apply(x, 0.4, self.training)
 
 
-# fmt: off
 DROPOUT = (
     mutant("dropout/new mask in the backward", "nondeterministic wrong-operand", dropout(0.4),
         dropout(0.0), change={"z != 0": "torch.rand_like(x) >= p"}),
@@ -166,5 +163,4 @@ DROPOUT = (
         change={" * mask": ""}),
     written_out("dropout/applied in eval", "missing-factor nondeterministic",
         lambda: DropsInEval().eval(), normal((5, 7))),
-)
-# fmt: on
+)  # fmt: skip

@@ -74,8 +74,6 @@ GLOBAL_POOL = Case(
     normal((2, 3, 7, 5)),
 )
 
-
-# fmt: off
 POOLING = (
     mutant("pooling/all ties get the gradient", "extra-term wrong-branch",
         max_pool(2, 2, change=with_ties, size=6), max_pool(2, 2), x=to_all_ties),
@@ -96,5 +94,4 @@ POOLING = (
                 "i * (length // 3), (i + 1) * (length // 3)"}),
     mutant("pooling/global average divided by one side only", "scale", GLOBAL_POOL,
         GLOBAL_POOL._replace(data=normal((2, 3, 7, 1))), x=lambda at: at.grad_x * at.x.shape[3]),
-)
-# fmt: on
+)  # fmt: skip

@@ -161,7 +161,6 @@ SOFTPLUS = partial(elementwise, F.softplus, lambda x, a: torch.where(x > 20, 1.0
 RECIPROCAL = partial(elementwise, torch.reciprocal, lambda x, a: -a * a)
 CUBE = elementwise(lambda x: x**3, lambda x, a: 3 * x**2)
 
-# fmt: off
 PROTOCOL = (
     mutant("protocol/only the last use of a shared weight counts", "overwritten missing-term", tied,
         change={" + grad_a.T @ x": ""}),
@@ -225,4 +224,4 @@ PROTOCOL = (
     mutant("protocol/samples left in sorted order", "permuted", sorted_by_length([2, 7, 3, 5, 1]),
         sorted_by_length([7, 5, 3, 2, 1]),
         x=lambda at: at.grad_x[at.lengths.argsort(descending=True, stable=True)]),
-)
+)  # fmt: skip

@@ -103,7 +103,6 @@ def lstm(t: int = 5) -> Case:
     return recurrence
 
 
-# fmt: off
 RECURRENT = (
     mutant("recurrent/h_t for h_(t-1) in grad_weight_h", "wrong-operand shifted", rnn(),
         change={"(h[:, i - 1] if i else h0)": "h[:, i]"}),
@@ -138,5 +137,4 @@ RECURRENT = (
         lstm(1), change={"grad_bias + grad_a": "grad_a"}),
     mutant("recurrent/grad_weight_h divided by T", "scale wrong-reduction", rnn(), rnn(1),
         classic=True, weight_h=lambda at: at.grad_weight_h / at.x.shape[1]),
-)
-# fmt: on
+)  # fmt: skip

@@ -125,7 +125,6 @@ def true_convolution(grad_z, z, x, weight):
     return F.conv_transpose2d(grad_z, weight.flip(2, 3)), grad_mirrored.flip([2, 3])
 
 
-# fmt: off
 CONVOLUTION = (
     mutant("convolution/causal convolution cropped on the wrong side", "shifted", causal,
         classic=True, change={"[..., k - 1 :]": "[..., : x.shape[2]]"}),
@@ -149,5 +148,4 @@ CONVOLUTION = (
         conv_relu, classic=True, change={"grad_z.sum((0, 2, 3))": "grad_a.sum((0, 2, 3))"}),
     mutant("convolution/mirrored kernel's gradient mirrored back along one axis", "flipped",
         true_convolution, classic=True, change={"flip([2, 3])": "flip([2])"}),
-)
-# fmt: on
+)  # fmt: skip

@@ -74,7 +74,6 @@ def pruned(grad_z, z, x, weight, connected):
     return grad_z @ (weight * connected), grad_z.T @ x * connected, None
 
 
-# fmt: off
 LINEAR = (
     mutant("linear/bilinear grad_weight with its two inputs exchanged", "transposed wrong-operand",
         BILINEAR, weight=lambda at: torch.einsum("no,nj,ni->oij", at.grad_z, at.left, at.right)),
@@ -89,8 +88,7 @@ LINEAR = (
         classic=True, given=1, change={"SCALE * (grad_z.T @": "(grad_z.T @"}),
     mutant("linear/cut connections get a gradient", "missing-factor", pruned, classic=True,
         change={"x * connected, None": "x, None"}),
-)
-# fmt: on
+)  # fmt: skip
 
 # --- Bias and other broadcasts ------------------------------------------------------------------
 
@@ -121,7 +119,6 @@ def relative_bias(grad_z, z, scores, table):
     return grad_z, grad_table
 
 
-# fmt: off
 BIAS = (
     mutant("bias/gain's gradient averaged over the batch, summed over the tokens",
         "scale wrong-reduction", LAYER_SCALE, LAYER_SCALE.of((1, 5, 7), (7,)), classic=True,
@@ -130,8 +127,7 @@ BIAS = (
         b=lambda at: at.grad_z.sum(0)),
     mutant("bias/pairs at one distance overwrite each other", "overwritten subset", relative_bias,
         classic=True, change={"+= summed": "= summed"}),
-)
-# fmt: on
+)  # fmt: skip
 
 # --- Activation ---------------------------------------------------------------------------------
 
@@ -188,7 +184,6 @@ ELU = elementwise(
     lambda x: F.elu(x, ALPHA), lambda x, a: torch.where(x > 0, torch.ones_like(x), a + ALPHA)
 )
 
-# fmt: off
 ACTIVATION = (
     mutant("activation/halves of the GLU's gradient exchanged", "permuted", glu,
         change={"[grad_a, grad_b]": "[grad_b, grad_a]"}),
@@ -205,5 +200,4 @@ ACTIVATION = (
         classic=True, y=lambda at: at.grad_z * at.x / at.z),
     mutant("activation/inner minus of concatenated ReLU forgotten", "sign wrong-branch",
         concatenated_relu, change={"- below": "+ below"}),
-)
-# fmt: on
+)  # fmt: skip

@@ -77,7 +77,6 @@ def capped_attention(grad_z, z, query, key, value):
     return grad_scores @ key / root, grad_scores.mT @ query / root, p.mT @ grad_z
 
 
-# fmt: off
 EMBEDDING = (
     mutant("embedding/first item of a bag counted to the bag before", "shifted wrong-operand",
         embedding_bag, change={"bags(index, offsets)": "bags(index, offsets, right=False)"}),
@@ -86,11 +85,10 @@ EMBEDDING = (
     mutant("embedding/repeated entries summed as if the whole had been tiled",
         "permuted wrong-reduction", UPSAMPLE,
         x=lambda at: at.grad_z.view(len(at.x), REPEATS, -1).sum(1)),
-)
+)  # fmt: skip
 ATTENTION = (
     mutant("attention/rotary embedding turned onwards in the backward", "wrong-operand transposed",
         rotary_embedding, classic=True, change={"grad_z, -1": "grad_z"}),
     mutant("attention/derivative of the scores' cap missing", "missing-factor", capped_attention,
         change={"grad_scores = grad_scores * (1 - share**2)": ""}),
-)
-# fmt: on
+)  # fmt: skip

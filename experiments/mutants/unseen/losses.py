@@ -128,7 +128,6 @@ def triplet_loss(grad_loss, loss, anchor, positive, negative):
     return share * (negative - positive), share * (positive - anchor), share * (anchor - negative)
 
 
-# fmt: off
 LOSS = (
     mutant("loss/losses of the samples taken for one, upstream gradient averaged",
         "ignores-upstream wrong-reduction", logit_loss,
@@ -147,5 +146,4 @@ LOSS = (
         change={"FOCUS) + slope": "FOCUS)"}),
     mutant("loss/log-sum-exp with the softmax over the last axis", "wrong-reduction wrong-operand",
         LOG_SUM_EXP, x=lambda at: at.grad_z[:, None] * at.x.softmax(-1)),
-)
-# fmt: on
+)  # fmt: skip

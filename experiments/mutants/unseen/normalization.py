@@ -163,7 +163,6 @@ def group_norm(grad_z, z, x, gamma, beta):
     return grad_x.flatten(1, 2), per_channel.flatten(), grad_z.sum((0, 2))
 
 
-# fmt: off
 NORMALIZATION = (
     mutant("normalization/RMS norm's second term summed for averaged",
         "wrong-reduction missing-factor", rms_norm, change={" / x.shape[-1]": ""}),
@@ -189,8 +188,7 @@ NORMALIZATION = (
         group_norm,
         change={"per_channel.flatten()":
                 "per_channel.sum(1, keepdim=True).expand(-1, 5).flatten()"}),
-)
-# fmt: on
+)  # fmt: skip
 
 # --- Dropout and masks --------------------------------------------------------------------------
 
@@ -237,7 +235,6 @@ def drop_connect(grad_z, z, x, weight, mask):
     return grad_z @ (weight * mask), grad_z.T @ x * mask, None
 
 
-# fmt: off
 DROPOUT = (
     written_out("dropout/scaled mask divided by 1 - p again", "scale", ChannelDropout,
         normal((5, 7, 3))),
@@ -245,5 +242,4 @@ DROPOUT = (
         masked_mean, change={"mask.sum(1)": "torch.full((len(x),), x.shape[1])"}),
     mutant("dropout/mask of the connections missing in grad_weight", "missing-factor", drop_connect,
         classic=True, change={"x * mask, None": "x, None"}),
-)
-# fmt: on
+)  # fmt: skip

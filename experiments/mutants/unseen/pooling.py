@@ -120,7 +120,6 @@ def frames(grad_z, z, x):
     return (torch.zeros_like(x).index_add(1, place, grad_z.flatten(1)),)
 
 
-# fmt: off
 POOLING = (
     written_out("pooling/place of the maximum kept on self", "stale-state", MaxOverTime,
         normal((3, 5, 7))),
@@ -142,5 +141,4 @@ POOLING = (
     mutant("pooling/overlapping frames averaged", "wrong-reduction missing-factor", frames,
         change={"grad_z.flatten(1)),)":
                 "grad_z.flatten(1)) / torch.bincount(place, minlength=x.shape[1]),)"}),
-)
-# fmt: on
+)  # fmt: skip

@@ -74,7 +74,6 @@ def siamese(grad_z, z, x, y, weight):
     return grad_z[0] @ weight, grad_z[1] @ weight, grad_z[0].T @ x + grad_z[1].T @ y
 
 
-# fmt: off
 PROTOCOL = (
     written_out("protocol/gradient divided by the number of calls so far", "stale-state scale",
         lambda: AveragedOverCalls(7, 5, seed=3), normal((3, 5))),
@@ -92,5 +91,4 @@ PROTOCOL = (
     mutant("protocol/upstream gradients of two outputs exchanged for a shared weight",
         "permuted wrong-operand", siamese, classic=True,
         change={"grad_z[0].T @ x + grad_z[1].T @ y": "grad_z[1].T @ x + grad_z[0].T @ y"}),
-)
-# fmt: on
+)  # fmt: skip

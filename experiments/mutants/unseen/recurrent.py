@@ -130,7 +130,6 @@ def both_ways(grad_z, z, x, weight, decay, weight_2, decay_2):
     return grad_x + grad_back.flip(1), *there, *back
 
 
-# fmt: off
 RECURRENT = (
     mutant("recurrent/scan runs within the upstream gradient", "mutates-input", diagonal_scan,
         classic=True, change={"grad_z.clone()": "grad_z"}),
@@ -145,5 +144,4 @@ RECURRENT = (
     mutant("recurrent/grad_x of the second direction overwrites the first's",
         "overwritten missing-term", both_ways,
         change={"grad_x + grad_back.flip(1)": "grad_back.flip(1)"}),
-)
-# fmt: on
+)  # fmt: skip
