@@ -1,9 +1,11 @@
-"""How a mistake is written: a right layer, and what is wrong with its backward.
+"""How a mistake is written: a right layer, and what is changed in its backward.
 
 A layer is a plain forward(*inputs) -> z, so that autograd through it is the truth (where a module
 cuts its own graph, finite differences are), and a backward(grad_z, z, *inputs), written out by
-hand, that returns a gradient for each input. All of them are tensors or None, and float64 but in
-the few mistakes that are of float32. Of several outputs, z and grad_z are tuples.
+hand, that returns a gradient for each input: `layer_of` joins the two. A mistake replaces pieces of
+the backward's source, each of which stands there exactly once, or some of its gradients. All values
+are tensors or None, and float64 but in the few mistakes that are of float32. Of several outputs, z
+and grad_z are tuples.
 """
 
 import inspect
@@ -187,16 +189,11 @@ class Holding(nn.Module):
 
 
 class Weighted(nn.Module):
-    """A layer of one weight, which it hands to its `Step` after x."""
-
-    Step: type[Function]
+    """A layer of one weight."""
 
     def __init__(self, *shape: int, seed: int = 1) -> None:
         super().__init__()
         self.weight = nn.Parameter(numbers(shape, seed=seed)[0])
-
-    def forward(self, x: Any) -> Any:
-        return self.Step.apply(x, self.weight)
 
 
 class Owned(Weighted):

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from mutants.catalogue.normalization import grad_standardised
 from mutants.mutant import layer_of, mutant, normal, numbers, written_out
 
 # --- Normalisation ------------------------------------------------------------------------------
@@ -56,10 +57,7 @@ def quick_layer_norm(grad_z, z, x, gamma):
     variance = (x - mean).square().mean(1, keepdim=True)
     inverse = (variance + EPS).rsqrt()
     x_hat = (x - mean) * inverse
-    u = grad_z * gamma
-    along = (u * x_hat).mean(1, keepdim=True)
-    grad_x = inverse * (u - u.mean(1, keepdim=True) - x_hat * along)
-    return grad_x, (grad_z * x_hat).sum(0)
+    return grad_standardised(grad_z * gamma, x_hat, inverse, (1,)), (grad_z * x_hat).sum(0)
 
 
 @layer_of(lambda x: x / x.norm(dim=1, keepdim=True), (5, 7))
@@ -91,10 +89,8 @@ def local_response(grad_z, z, x):
 )
 def instance_norm(grad_z, z, x, gamma, beta):
     x_hat, inverse = standardise(x, (2, 3))
-    over = (2, 3)
-    u = grad_z * gamma[:, None, None]
-    grad_x = u - u.mean(over, keepdim=True) - x_hat * (u * x_hat).mean(over, keepdim=True)
-    return inverse * grad_x, (grad_z * x_hat).sum((0, 2, 3)), grad_z.sum((0, 2, 3))
+    grad_x = grad_standardised(grad_z * gamma[:, None, None], x_hat, inverse, (2, 3))
+    return grad_x, (grad_z * x_hat).sum((0, 2, 3)), grad_z.sum((0, 2, 3))
 
 
 class RunningNorm(nn.Module):
@@ -112,8 +108,7 @@ class RunningNorm(nn.Module):
         @staticmethod
         def backward(ctx, grad_z):
             x_hat, inverse, gamma = ctx.saved_tensors
-            u = grad_z * gamma
-            grad_x = inverse * (u - u.mean(0) - x_hat * (u * x_hat).mean(0))
+            grad_x = grad_standardised(grad_z * gamma, x_hat, inverse, (0,))
             return grad_x, (grad_z * x_hat).sum(0), grad_z.sum(0), None
 
     running_mean: Tensor
@@ -140,11 +135,8 @@ class RunningNorm(nn.Module):
 )
 def layer_norm(grad_z, z, x, gamma, beta):
     x_hat, inverse = standardise(x, (2,))
-
-    def centre(u):
-        return u - u.mean(2, keepdim=True) - x_hat * (u * x_hat).mean(2, keepdim=True)
-
-    return inverse * centre(grad_z * gamma), (grad_z * x_hat).sum((0, 1)), grad_z.sum((0, 1))
+    grad_x = grad_standardised(grad_z * gamma, x_hat, inverse, (2,))
+    return grad_x, (grad_z * x_hat).sum((0, 1)), grad_z.sum((0, 1))
 
 
 GROUPS = 2
@@ -157,8 +149,7 @@ GROUPS = 2
 def group_norm(grad_z, z, x, gamma, beta):
     x_hat, inverse = standardise(x.unflatten(1, (GROUPS, -1)), (2, 3))
     u = (grad_z * gamma[:, None]).unflatten(1, (GROUPS, -1))
-    along = x_hat * (u * x_hat).mean((2, 3), keepdim=True)
-    grad_x = inverse * (u - u.mean((2, 3), keepdim=True) - along)
+    grad_x = grad_standardised(u, x_hat, inverse, (2, 3))
     per_channel = (grad_z.unflatten(1, (GROUPS, -1)) * x_hat).sum((0, 3))
     return grad_x.flatten(1, 2), per_channel.flatten(), grad_z.sum((0, 2))
 
@@ -178,12 +169,12 @@ NORMALIZATION = (
     mutant("normalization/local response's neighbouring channels left out", "missing-term subset",
         local_response, change={'torch.einsum("dc,ndt->nct", near, grad_s)': "grad_s"}),
     mutant("normalization/instance norm's means over the batch too", "wrong-reduction",
-        instance_norm, change={"over = (2, 3)": "over = (0, 2, 3)"}),
+        instance_norm, change={"inverse, (2, 3)": "inverse, (0, 2, 3)"}),
     written_out("normalization/training's formula in eval", "extra-term wrong-operand",
         lambda: RunningNorm().eval(), normal((5, 3))),
     mutant("normalization/γ multiplied in after the means", "wrong-operand missing-factor",
         layer_norm, classic=True,
-        change={"inverse * centre(grad_z * gamma)": "inverse * gamma * centre(grad_z)"}),
+        change={"grad_z * gamma, x_hat, inverse": "grad_z, x_hat, inverse * gamma"}),
     mutant("normalization/grad_γ summed over the channels of a group", "wrong-reduction",
         group_norm,
         change={"per_channel.flatten()":
