@@ -1,15 +1,17 @@
-"""How a mistake is written: a right layer, and what is wrong with its backward.
+"""How a mistake is written: a right layer, and what is changed in its backward.
 
 A layer is a plain forward(*inputs) -> z, so that autograd through it is the truth (where a module
 cuts its own graph, finite differences are), and a backward(grad_z, z, *inputs), written out by
-hand, that returns a gradient for each input. All of them are tensors or None, and float64 but in
-the few mistakes that are of float32. Of several outputs, z and grad_z are tuples.
+hand, that returns a gradient for each input: `layer_of` joins the two. A mistake replaces pieces of
+the backward's source, each of which stands there exactly once, or some of its gradients. All values
+are tensors or None, and float64 but in the few mistakes that are of float32. Of several outputs, z
+and grad_z are tuples.
 """
 
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -64,19 +66,22 @@ def layer(
 ) -> type[Function]:
     """A Function out of two pure ones, in torch's classic style or in that of `setup_context`.
 
-    Several outputs reach `backward` as a tuple, and so do their gradients.
+    Several outputs reach `backward` as a tuple, and so do their gradients. One that has an argument
+    `asked` is told which inputs need a gradient.
     """
+    guarded = "asked" in inspect.signature(backward).parameters
     parameters = list(inspect.signature(forward).parameters.values())
     count = len(parameters)
 
     def save(ctx: Any, inputs: Any, z: Any) -> None:
         ctx.save_for_backward(*inputs, *(z if isinstance(z, tuple) else (z,)))
 
-    def play(ctx: Any, *grad_z: Tensor) -> tuple[Any, ...]:
+    def play(ctx: Any, *grad_z: Any) -> tuple[Any, ...]:
         inputs, z = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if len(z) == 1:
-            return tuple(backward(grad_z[0], z[0], *inputs))
-        return tuple(backward(grad_z, z, *inputs))
+            z, grad_z = z[0], grad_z[0]
+        asked = {"asked": ctx.needs_input_grad} if guarded else {}
+        return tuple(backward(grad_z, z, *inputs, **asked))
 
     def forward_and_save(ctx: Any, *inputs: Any) -> Any:
         z = forward(*inputs)
@@ -93,26 +98,48 @@ def layer(
     return cast(type[Function], type(name, (Function,), members))
 
 
+def layer_of(forward: Callable[..., Any], *data: Any) -> Callable[[Callable[..., Any]], Case]:
+    """Decorates the right backward of `forward`; the data is shapes, or what makes it."""
+    make = data[0] if data and callable(data[0]) else normal(*data)
+    return lambda backward: Case(forward, backward, make)
+
+
+def changed(function: Callable[..., Any], changes: dict[str, str]) -> Callable[..., Any]:
+    """The function with pieces of its source replaced, each of which it must hold exactly once."""
+    source = textwrap.dedent(inspect.getsource(function))
+    source = source[source.index(f"def {function.__name__}(") :]
+    for old, new in changes.items():
+        if source.count(old) != 1:
+            raise ValueError(f"{function.__name__} holds {source.count(old)} times: {old}")
+        source = source.replace(old, new)
+    outer = inspect.getclosurevars(function).nonlocals
+    scope: dict[str, Any] = {**function.__globals__, **outer}
+    exec(compile(source, f"<{function.__name__} changed>", "exec"), scope)
+    return scope[function.__name__]
+
+
 def mutant(
     name: str,
-    kinds: tuple[str, ...],
+    kinds: str,
     shows: Case,
     hides: Case | None = None,
     *,
-    mistake: str = "",
+    change: dict[str, str] | None = None,
     classic: bool = False,
     second_order: bool = False,
+    given: int = 0,
     **wrong: Callable[[Any], Any],
 ) -> Mutant:
-    """The layer of `shows` with one mistake: a switch of its backward, or some gradients replaced.
+    """The layer of `shows` with one mistake: a change of its backward, or some gradients replaced.
 
-    `weight=lambda at: …` replaces grad_weight; `at` holds grad_z, z, the inputs by name, and the
-    right gradients as grad_x, grad_weight, ….
+    `change={right: wrong}` replaces pieces of source. `weight=lambda at: …` replaces grad_weight;
+    `at` holds grad_z, z, the inputs by name, and the right gradients as grad_x, grad_weight, ….
+    With `given` it is a module, which is given so many inputs and holds the others as parameters.
     """
 
-    def make(case: Case) -> tuple[Any, tuple[Any, ...]]:
+    def build(case: Case) -> Callable[[], tuple[Any, tuple[Any, ...]]]:
         names = list(inspect.signature(case.forward).parameters)
-        right = partial(case.backward, mistake=mistake) if mistake else case.backward
+        right = changed(case.backward, change) if change else case.backward
 
         def backward(grad_z: Any, z: Any, *inputs: Any) -> tuple[Any, ...]:
             gradients = dict(zip(names, right(grad_z, z, *inputs), strict=True))
@@ -120,35 +147,79 @@ def mutant(
             at.__dict__.update({f"grad_{name}": gradients[name] for name in names})
             return tuple(wrong[name](at) if name in wrong else gradients[name] for name in names)
 
-        title = name.partition("/")[0].title()
-        return layer(title, case.forward, backward if wrong else right, classic), case.data()
+        title, played = name.partition("/")[0].title(), backward if wrong else right
 
-    hidden = hides and partial(make, hides)
-    return Mutant(name, kinds, partial(make, shows), hidden, second_order)
+        def make() -> tuple[Any, tuple[Any, ...]]:
+            step, inputs = layer(title, case.forward, played, classic), case.data()
+            if not given:
+                return step, inputs
+            held = zip(names[given:], inputs[given:], strict=True)
+            return Holding(step, dict(held)), inputs[:given]
+
+        return make
+
+    return Mutant(
+        name, tuple(kinds.split()), build(shows), build(hides) if hides else None, second_order
+    )
 
 
 def written_out(
     name: str,
-    kinds: tuple[str, ...],
+    kinds: str,
     build: Callable[[], Any],
     data: Callable[[], tuple[Any, ...]],
     second_order: bool = False,
 ) -> Mutant:
     """A mutant that is a module, or a Function of its own; `build` makes it afresh."""
-    return Mutant(name, kinds, lambda: (build(), data()), second_order=second_order)
+    return Mutant(name, tuple(kinds.split()), lambda: (build(), data()), second_order=second_order)
+
+
+class Holding(nn.Module):
+    """A layer that holds, as parameters, what its step takes after the inputs."""
+
+    def __init__(self, step: type[Function], parameters: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.step = step
+        for name, value in parameters.items():
+            frozen = isinstance(value, nn.Parameter) and not value.requires_grad
+            self.register_parameter(name, nn.Parameter(value, requires_grad=not frozen))
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.step.apply(*inputs, *self.parameters())
 
 
 class Weighted(nn.Module):
-    """A layer of one weight, which it hands to its `Step` after x."""
-
-    Step: type[Function]
+    """A layer of one weight."""
 
     def __init__(self, *shape: int, seed: int = 1) -> None:
         super().__init__()
         self.weight = nn.Parameter(numbers(shape, seed=seed)[0])
 
-    def forward(self, x: Any) -> Any:
-        return self.Step.apply(x, self.weight)
+
+class Owned(Weighted):
+    """A linear layer that is told what goes through it, and works out grad_weight itself."""
+
+    class Step(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor, owner: "Owned") -> Tensor:
+            ctx.save_for_backward(x, weight)
+            ctx.owner = owner
+            owner.sees(x)
+            return x @ weight.T
+
+        @staticmethod
+        def backward(ctx: Any, *grad_z: Tensor) -> tuple[Any, ...]:
+            x, weight = ctx.saved_tensors
+            return grad_z[0] @ weight, ctx.owner.grad_weight(grad_z[0], x), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.Step.apply(x, self.weight, self))
+
+    def sees(self, x: Tensor) -> None:
+        pass
+
+    def grad_weight(self, grad_z: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 def numbers(*shapes: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:

@@ -10,14 +10,13 @@ from mutants.catalogue.convolution import conv, conv_by_patches
 from mutants.catalogue.dense import SIGMOID, Elementwise, elementwise, gelu_tanh_slope, linear
 from mutants.catalogue.losses import SOFTMAX
 from mutants.catalogue.normalization import BATCH_NORM, EPS, dropout
-from mutants.catalogue.pooling import GLOBAL_POOL, max_pool, with_ties
+from mutants.catalogue.pooling import GLOBAL_POOL, max_pool, to_all_ties, with_ties
 from mutants.catalogue.recurrent import lstm
 from mutants.mutant import Case, Mutant, mutant
 
 
-def equivalent(name: str, case: Case, mistake: str = "", **other: Any) -> Mutant:
-    """`mistake` is a switch of the backward, here between right ones."""
-    return mutant(name, (), case, mistake=mistake, **other)
+def equivalent(name: str, case: Case, **other: Any) -> Mutant:
+    return mutant(name, "", case, **other)
 
 
 def at_zero(forward: Elementwise, sides: Elementwise, value: float) -> Case:
@@ -65,7 +64,6 @@ def batch_norm_in_sums(at):
 
 TIES = partial(max_pool, 2, 2, change=with_ties, size=6)
 
-# fmt: off
 EQUIVALENTS: tuple[Mutant, ...] = (
     equivalent("activation/ReLU'(0) = 0", at_zero(F.relu, step, 0.0)),
     equivalent("activation/ReLU'(0) = ½", at_zero(F.relu, step, 0.5)),
@@ -80,8 +78,9 @@ EQUIVALENTS: tuple[Mutant, ...] = (
     equivalent("activation/sigmoid's derivative from the input", SIGMOID,
         x=lambda at: at.grad_z / (2 + at.x.exp() + (-at.x).exp())),
     equivalent("pooling/ties to the first", TIES()),
-    equivalent("pooling/ties to the last", TIES(), mistake="last tie"),
-    equivalent("pooling/ties share evenly", TIES(), mistake="ties share"),
+    equivalent("pooling/ties to the last", TIES(),
+        change={"patches.argmax(2)": "kernel * kernel - 1 - patches.flip(2).argmax(2)"}),
+    equivalent("pooling/ties share evenly", TIES(), x=partial(to_all_ties, shared=True)),
     equivalent("pooling/gradient handed back expanded", GLOBAL_POOL),
     equivalent("linear/samples summed in reverse", linear(5, 3, 7), weight=samples_in_reverse),
     equivalent("linear/samples summed in chunks", linear(5, 3, 7),
@@ -98,5 +97,4 @@ EQUIVALENTS: tuple[Mutant, ...] = (
     equivalent("normalization/batch norm in sums", BATCH_NORM, x=batch_norm_in_sums),
     equivalent("dropout/mask read off the output", dropout(0.4)),
     equivalent("recurrent/LSTM worked out again from h", lstm()),
-)
-# fmt: on
+)  # fmt: skip

@@ -1,6 +1,7 @@
 """Mistakes in the graph and in the protocol between torch and a Function."""
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,21 +9,15 @@ from torch import Tensor
 from torch.autograd import Function
 
 from mutants.catalogue.dense import RELU, elementwise, linear
-from mutants.mutant import Case, Weighted, mutant, normal, numbers, written_out
+from mutants.mutant import Case, Owned, Weighted, layer_of, mutant, normal, numbers, written_out
 
 
-def tied(x, weight):
-    """An autoencoder that uses one weight twice."""
-    return torch.tanh(x @ weight.T) @ weight
-
-
-def tied_backward(grad_z, z, x, weight, mistake=""):
+# An autoencoder that uses one weight twice.
+@layer_of(lambda x, weight: torch.tanh(x @ weight.T) @ weight, (5, 3), (7, 3))
+def tied(grad_z, z, x, weight):
     h = torch.tanh(x @ weight.T)
     grad_a = grad_z @ weight.T * (1 - h**2)
-    grad_weight = h.T @ grad_z
-    if mistake != "one use":
-        grad_weight = grad_weight + grad_a.T @ x
-    return grad_a @ weight, grad_weight
+    return grad_a @ weight, h.T @ grad_z + grad_a.T @ x
 
 
 class TiedInTheGraph(Weighted):
@@ -32,11 +27,8 @@ class TiedInTheGraph(Weighted):
         return torch.tanh(x @ self.weight.detach().T) @ self.weight
 
 
-def residual(x, weight):
-    return x + torch.tanh(x @ weight.T)
-
-
-def residual_backward(grad_z, z, x, weight):
+@layer_of(lambda x, weight: x + torch.tanh(x @ weight.T), (5, 3), (3, 3))
+def residual(grad_z, z, x, weight):
     grad_a = grad_z * (1 - (z - x) ** 2)
     return grad_z + grad_a @ weight, grad_a.T @ x
 
@@ -54,14 +46,10 @@ def by_length(x, lengths):
     return torch.tanh(x[order])[order.argsort()]
 
 
-def by_length_backward(grad_z, z, x, lengths):
-    return grad_z * (1 - z**2), None
-
-
 def sorted_by_length(lengths: list[int]) -> Case:
     return Case(
         by_length,
-        by_length_backward,
+        lambda grad_z, z, x, lengths: (grad_z * (1 - z**2), None),
         lambda: (*numbers((len(lengths), 3)), torch.tensor(lengths)),
     )
 
@@ -71,10 +59,6 @@ def as_if_contiguous(grad, offset):
     stored = torch.empty(0, dtype=grad.dtype).set_(grad.detach().untyped_storage())
     read = stored[offset : offset + grad.numel()]
     return F.pad(read, (0, grad.numel() - len(read))).view(grad.shape)
-
-
-def masked_in_place(at):
-    return at.grad_z.mul_(at.x > 0)
 
 
 def buffer_reused(at):
@@ -89,53 +73,32 @@ def in_float32(name, wrong):
     return lambda at: wrong(at) if at.x.dtype == torch.float32 else getattr(at, f"grad_{name}")
 
 
-class Remembers(Weighted):
-    """A linear layer whose backward reads the x that its module remembers, perhaps another's."""
+class Remembers(Owned):
+    """grad_weight is of the x that the module remembers, perhaps another call's."""
 
-    class Step(Function):
-        @staticmethod
-        def forward(ctx, x, weight, owner):
-            ctx.save_for_backward(weight)
-            ctx.owner = owner
-            if owner.x is None or not owner.first_only:
-                owner.x = x.detach().clone()
-            return x @ weight.T
+    x = None
 
-        @staticmethod
-        def backward(ctx, grad_z):
-            (weight,) = ctx.saved_tensors
-            return grad_z @ weight, grad_z.T @ ctx.owner.x, None
+    def sees(self, x):
+        self.x = x.detach().clone()
 
-    def __init__(self, first_only):
-        super().__init__(7, 3)
-        self.x, self.first_only = None, first_only
-
-    def forward(self, x):
-        return self.Step.apply(x, self.weight, self)
+    def grad_weight(self, grad_z, x):
+        return grad_z.T @ self.x
 
 
-class NeverCleared(Weighted):
-    """A linear layer that adds up grad_weight itself, from backward to backward."""
+class RemembersTheFirst(Remembers):
+    def sees(self, x):
+        if self.x is None:
+            super().sees(x)
 
-    class Step(Function):
-        @staticmethod
-        def forward(ctx, x, weight, total):
-            ctx.save_for_backward(x, weight)
-            ctx.total = total
-            return x @ weight.T
 
-        @staticmethod
-        def backward(ctx, grad_z):
-            x, weight = ctx.saved_tensors
-            ctx.total += (grad_z.T @ x).detach()
-            return grad_z @ weight, ctx.total.clone(), None
+class NeverCleared(Owned):
+    """grad_weight adds up from backward to backward."""
 
-    def __init__(self):
-        super().__init__(7, 3)
-        self.total = torch.zeros_like(self.weight.data)
+    total: Any = 0
 
-    def forward(self, x):
-        return self.Step.apply(x, self.weight, self.total)
+    def grad_weight(self, grad_z, x):
+        self.total = self.total + (grad_z.T @ x).detach()
+        return self.total.clone()
 
 
 class NotPassedIn(Weighted):
@@ -168,43 +131,16 @@ class Detached(Weighted):
         return tuple(z.detach() if cut else z for z, cut in zip(outputs, self.cut, strict=True))
 
 
-class MasksForXOnly(Function):
-    """relu(x weightᵀ): the mask is applied inside the branch that computes grad_x."""
-
-    @staticmethod
-    def forward(ctx, x, weight):
-        a = F.relu(x @ weight.T)
-        ctx.save_for_backward(x, weight, a)
-        return a
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        x, weight, a = ctx.saved_tensors
-        grad_a, grad_x = grad_z, None
-        if ctx.needs_input_grad[0]:
-            grad_a = grad_a * (a > 0)
-            grad_x = grad_a @ weight
-        return grad_x, grad_a.T @ x
+@layer_of(lambda x, weight: F.relu(x @ weight.T), (5, 3), (7, 3))
+def linear_relu(grad_z, a, x, weight, asked):
+    grad_a = grad_z * (a > 0)
+    return grad_a @ weight if asked[0] else None, grad_a.T @ x
 
 
-class BiasWithTheWeightOnly(Function):
-    """A linear layer that forgets the bias where the weight is frozen."""
-
-    @staticmethod
-    def forward(x, weight, bias):
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        x, weight, _ = ctx.saved_tensors
-        grad_weight = grad_bias = None
-        if ctx.needs_input_grad[1]:
-            grad_weight, grad_bias = grad_z.T @ x, grad_z.sum(0)
-        return grad_z @ weight, grad_weight, grad_bias
+@layer_of(lambda x, weight, bias: F.linear(x, weight, bias), (5, 3), (7, 3), (7,))
+def guarded_linear(grad_z, z, x, weight, bias, asked):
+    grad_weight = grad_z.T @ x if asked[1] else None
+    return grad_z @ weight, grad_weight, grad_z.sum(0) if asked[2] else None
 
 
 class KeepsItsSlope(Function):
@@ -221,75 +157,71 @@ class KeepsItsSlope(Function):
 
 
 LINEAR_CASE = linear(5, 3, 7)
-TIED = Case(tied, tied_backward, normal((5, 3), (7, 3)))
-RESIDUAL = Case(residual, residual_backward, normal((5, 3), (3, 3)))
 SOFTPLUS = partial(elementwise, F.softplus, lambda x, a: torch.where(x > 20, 1.0, torch.sigmoid(x)))
 RECIPROCAL = partial(elementwise, torch.reciprocal, lambda x, a: -a * a)
 CUBE = elementwise(lambda x: x**3, lambda x, a: 3 * x**2)
 
-# fmt: off
 PROTOCOL = (
-    mutant("protocol/only the last use of a shared weight counts", ("overwritten", "missing-term"),
-        TIED, mistake="one use"),
-    written_out("protocol/first use of a shared weight cut off", ("overwritten", "missing-term"),
+    mutant("protocol/only the last use of a shared weight counts", "overwritten missing-term", tied,
+        change={" + grad_a.T @ x": ""}),
+    written_out("protocol/first use of a shared weight cut off", "overwritten missing-term",
         lambda: TiedInTheGraph(7, 3), normal((5, 3))),
-    mutant("protocol/residual branch dropped", ("missing-term",), RESIDUAL,
+    mutant("protocol/residual branch dropped", "missing-term", residual,
         x=lambda at: at.grad_x - at.grad_z),
-    mutant("protocol/residual branch doubled", ("extra-term",), RESIDUAL, classic=True,
+    mutant("protocol/residual branch doubled", "extra-term", residual, classic=True,
         x=lambda at: at.grad_x + at.grad_z),
-    mutant("protocol/fan-out overwritten", ("overwritten", "missing-term"),
-        FAN_OUT, x=lambda at: at.grad_z[1] * 2 * at.x),
-    written_out("protocol/activation kept on self and overwritten by the next call",
-        ("stale-state",), lambda: Remembers(first_only=False), normal((5, 3))),
-    written_out("protocol/activation of the first call kept for ever", ("stale-state",),
-        lambda: Remembers(first_only=True), normal((5, 3))),
-    written_out("protocol/gradient not cleared", ("stale-state", "extra-term"), NeverCleared,
-        normal((5, 3))),
-    mutant("protocol/upstream gradient overwritten in place", ("mutates-input",), RELU,
+    mutant("protocol/fan-out overwritten", "overwritten missing-term", FAN_OUT,
+        x=lambda at: at.grad_z[1] * 2 * at.x),
+    written_out("protocol/activation kept on self and overwritten by the next call", "stale-state",
+        lambda: Remembers(7, 3), normal((5, 3))),
+    written_out("protocol/activation of the first call kept for ever", "stale-state",
+        lambda: RemembersTheFirst(7, 3), normal((5, 3))),
+    written_out("protocol/gradient not cleared", "stale-state extra-term",
+        lambda: NeverCleared(7, 3), normal((5, 3))),
+    mutant("protocol/upstream gradient overwritten in place", "mutates-input", RELU,
         elementwise(F.relu, lambda x, a: torch.ones_like(x), torch.exp), classic=True,
-        x=masked_in_place),
-    mutant("protocol/saved input overwritten", ("mutates-input",), RELU, x=buffer_reused),
-    mutant("protocol/strides of the upstream gradient ignored", ("assumes-contiguous",),
-        LINEAR_CASE, linear(1, 3, 1),
+        x=lambda at: at.grad_z.mul_(at.x > 0)),
+    mutant("protocol/saved input overwritten", "mutates-input", RELU, x=buffer_reused),
+    mutant("protocol/strides of the upstream gradient ignored", "assumes-contiguous", LINEAR_CASE,
+        linear(1, 3, 1),
         weight=lambda at: as_if_contiguous(at.grad_z, at.grad_z.storage_offset()).T @ at.x),
-    mutant("protocol/storage offset of the upstream gradient ignored", ("assumes-contiguous",),
-        RELU, classic=True, x=lambda at: as_if_contiguous(at.grad_z.contiguous(), 0) * (at.x > 0)),
-    written_out("protocol/outputs detached", ("detached",), lambda: Detached(True, True),
+    mutant("protocol/storage offset of the upstream gradient ignored", "assumes-contiguous", RELU,
+        classic=True, x=lambda at: as_if_contiguous(at.grad_z.contiguous(), 0) * (at.x > 0)),
+    written_out("protocol/outputs detached", "detached", lambda: Detached(True, True),
         normal((5, 3))),
-    written_out("protocol/second output detached", ("detached",), lambda: Detached(False, True),
+    written_out("protocol/second output detached", "detached", lambda: Detached(False, True),
         normal((5, 3))),
-    mutant("protocol/None for a needed input", ("detached",), LINEAR_CASE, weight=lambda at: None),
-    written_out("protocol/parameter not passed in to the Function", ("detached",),
+    mutant("protocol/None for a needed input", "detached", LINEAR_CASE, weight=lambda at: None),
+    written_out("protocol/parameter not passed in to the Function", "detached",
         lambda: NotPassedIn(7, 3), normal((5, 3))),
-    written_out("protocol/wrong only when x needs no gradient", ("needs-input-grad",),
-        lambda: MasksForXOnly, normal((5, 3), (7, 3))),
-    written_out("protocol/grad_bias forgotten where the weight is frozen", ("needs-input-grad",),
-        lambda: BiasWithTheWeightOnly, normal((5, 3), (7, 3), (7,))),
-    mutant("protocol/accumulated in half precision", ("wrong-precision",), LINEAR_CASE,
+    mutant("protocol/wrong only when x needs no gradient", "needs-input-grad", linear_relu,
+        classic=True, change={"grad_z * (a > 0)": "grad_z * (a > 0) if asked[0] else grad_z"}),
+    mutant("protocol/grad_bias forgotten where the weight is frozen", "needs-input-grad",
+        guarded_linear, change={"asked[2]": "asked[1]"}),
+    mutant("protocol/accumulated in half precision", "wrong-precision", LINEAR_CASE,
         weight=lambda at: (at.grad_z.half().T @ at.x.half()).to(at.x.dtype)),
-    mutant("protocol/float32 accumulated in bfloat16", ("wrong-precision",),
+    mutant("protocol/float32 accumulated in bfloat16", "wrong-precision",
         LINEAR_CASE._replace(data=normal((5, 3), (7, 3), (7,), dtype=torch.float32)), LINEAR_CASE,
         classic=True,
         weight=in_float32("weight", lambda at: (at.grad_z.bfloat16().T @ at.x.bfloat16()).float())),
-    mutant("protocol/float32 takes a quick reciprocal", ("wrong-precision",),
-        RECIPROCAL(Tensor.float), RECIPROCAL(),
-        x=in_float32("x", lambda at: -at.grad_z * at.z.bfloat16().float() ** 2)),
-    mutant("protocol/branch that only large inputs take", ("wrong-branch",),
+    mutant("protocol/float32 takes a quick reciprocal", "wrong-precision", RECIPROCAL(Tensor.float),
+        RECIPROCAL(), x=in_float32("x", lambda at: -at.grad_z * at.z.bfloat16().float() ** 2)),
+    mutant("protocol/branch that only large inputs take", "wrong-branch",
         SOFTPLUS(lambda x: 25 * x), SOFTPLUS(),
         x=lambda at: at.grad_z * torch.where(at.x > 20, at.x, torch.sigmoid(at.x))),
-    mutant("protocol/grad_bias not un-broadcast", ("wrong-reduction",), LINEAR_CASE,
+    mutant("protocol/grad_bias not un-broadcast", "wrong-reduction", LINEAR_CASE,
         bias=lambda at: at.grad_z.clone()),
-    mutant("protocol/second derivative detached", ("detached",), CUBE, second_order=True,
+    mutant("protocol/second derivative detached", "detached", CUBE, second_order=True,
         x=lambda at: at.grad_z * 3 * at.x.detach() ** 2),
-    written_out("protocol/second derivative lost with what the forward kept", ("detached",),
+    written_out("protocol/second derivative lost with what the forward kept", "detached",
         lambda: KeepsItsSlope, normal((5, 7)), second_order=True),
-    mutant("protocol/tail of a batch dropped", ("subset",), linear(7, 3, 5), linear(8, 3, 5),
+    mutant("protocol/tail of a batch dropped", "subset", linear(7, 3, 5), linear(8, 3, 5),
         weight=lambda at: at.grad_z[: len(at.x) // 4 * 4].T @ at.x[: len(at.x) // 4 * 4]),
-    mutant("protocol/upstream gradient clipped on the way", ("nonlinear-in-upstream",), LINEAR_CASE,
+    mutant("protocol/upstream gradient clipped on the way", "nonlinear-in-upstream", LINEAR_CASE,
         classic=True, x=lambda at: at.grad_z.clamp(-0.5, 0.5) @ at.weight),
-    mutant("protocol/noise in the gradient", ("nondeterministic",), LINEAR_CASE,
+    mutant("protocol/noise in the gradient", "nondeterministic", LINEAR_CASE,
         x=lambda at: at.grad_x * (1 + 0.01 * torch.randn_like(at.grad_x))),
-    mutant("protocol/samples left in sorted order", ("permuted",),
-        sorted_by_length([2, 7, 3, 5, 1]), sorted_by_length([7, 5, 3, 2, 1]),
+    mutant("protocol/samples left in sorted order", "permuted", sorted_by_length([2, 7, 3, 5, 1]),
+        sorted_by_length([7, 5, 3, 2, 1]),
         x=lambda at: at.grad_x[at.lengths.argsort(descending=True, stable=True)]),
-)
+)  # fmt: skip

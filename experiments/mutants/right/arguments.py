@@ -63,7 +63,7 @@ def _avg_pool(d: Draw) -> tuple:
     return x, kernel, stride, padding, d.pick(False, True), d.pick(False, True), d.pick(None, 5)
 
 
-def _softmax(d: Draw) -> tuple:
+def _axis(d: Draw) -> tuple:
     x = d.x(*d.shape())
     return x, d.random.randrange(-x.dim(), x.dim())
 
@@ -86,11 +86,6 @@ def nll(d: Draw, pixels: bool = True) -> tuple:
     more = d.pick((), (), (d.size(), d.size())) if pixels else ()
     y = d.labels(n, *more, classes=c, ignored=d.pick(None, -100))
     return d.x(n, c, *more), y, None, None, -100, None, d.pick("mean", "sum", "none")
-
-
-def _mse(d: Draw) -> tuple:
-    shape = d.shape()
-    return d.x(*shape), d.x(*shape), None, None, d.pick("mean", "sum", "none")
 
 
 def _batch_norm(d: Draw) -> tuple:
@@ -119,29 +114,14 @@ def _broadcast(d: Draw, second: Callable[..., Tensor] | None = None) -> tuple[Te
     return d.x(*first), (second or d.x)(*other)
 
 
-def _reshape(d: Draw) -> tuple:
-    shape = d.shape(2, 3)
-    return d.x(*shape), d.pick((-1,), (1, -1), tuple(reversed(shape)), (shape[0], -1))
-
-
 def _reduction(d: Draw) -> tuple:
     x = d.x(*d.shape())
     axes = d.random.sample(range(x.dim()), d.random.randint(1, x.dim()))
     return x, *d.pick((), (axes,), (axes[0], True), (axes, d.pick(False, True)))
 
 
-def _permute(d: Draw) -> tuple:
-    x = d.x(*d.shape())
-    return x, d.random.sample(range(x.dim()), x.dim())
-
-
 def _one(d: Draw) -> tuple:
     return (d.tensor(),)
-
-
-def _squeeze(d: Draw) -> tuple:
-    x = d.x(*d.shape(1, 2, 3))
-    return x, *d.pick((), (d.random.randrange(x.dim()),))
 
 
 ARGUMENTS: dict[Callable, Callable[[Draw], tuple]] = {
@@ -152,21 +132,16 @@ ARGUMENTS: dict[Callable, Callable[[Draw], tuple]] = {
     F.avg_pool2d: _avg_pool,
     F.relu: _one,
     F.leaky_relu: lambda d: (d.tensor(), *d.pick((), (0.2,), (-0.2,))),
-    F.sigmoid: _one,
-    F.tanh: _one,
-    F.gelu: _one,
-    F.softmax: _softmax,
-    torch.softmax: _softmax,
-    F.log_softmax: _softmax,
-    torch.log_softmax: _softmax,
+    **dict.fromkeys((F.sigmoid, F.tanh, F.gelu), _one),
+    **dict.fromkeys((F.softmax, torch.softmax, F.log_softmax, torch.log_softmax), _axis),
     F.cross_entropy: _cross_entropy,
     F.nll_loss: nll,
-    F.mse_loss: _mse,
+    F.mse_loss: lambda d: (d.x(*(shape := d.shape())), d.x(*shape), None, None,
+                           d.pick("mean", "sum", "none")),
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     F.dropout: lambda d: (d.tensor(), d.pick(0.0, 0.1, 0.5), d.pick(True, True, False)),
-    torch.add: _broadcast,
-    torch.sub: _broadcast,
+    **dict.fromkeys((torch.add, torch.sub), _broadcast),
     Tensor.__rsub__: lambda d: (d.tensor(), d.pick(1.0, 2.5)),
     torch.mul: _broadcast,
     torch.div: lambda d: _broadcast(d, d.signed),
@@ -176,23 +151,21 @@ ARGUMENTS: dict[Callable, Callable[[Draw], tuple]] = {
                                 (d.positive(*d.shape()), d.pick(-0.7, 0.5, -2, 1.5))),
     torch.exp: _one,
     torch.log: lambda d: (d.positive(*d.shape()),),
-    torch.reshape: _reshape,
+    torch.reshape: lambda d: (d.x(*(shape := d.shape(2, 3))),
+                              d.pick((-1,), (1, -1), shape[::-1], (shape[0], -1))),
     torch.flatten: lambda d: (d.x(*d.shape(2, 3)), d.pick(0, 1)),
-    torch.squeeze: _squeeze,
+    torch.squeeze: lambda d: (x := d.x(*d.shape(1, 2, 3)),
+                              *d.pick((), (d.random.randrange(x.dim()),))),
     torch.unsqueeze: lambda d: (d.tensor(), d.pick(0, -1)),
-    torch.permute: _permute,
+    torch.permute: lambda d: (x := d.x(*d.shape()), d.random.sample(range(x.dim()), x.dim())),
     torch.transpose: lambda d: (d.x(*d.shape(2, 3)), 0, d.pick(1, -1)),
     Tensor.T.__get__: lambda d: (d.x(*d.shape(2)),),  # type: ignore[attr-defined]
     Tensor.mT.__get__: lambda d: (d.x(*d.shape(2, 3)),),  # type: ignore[attr-defined]
-    torch.clone: _one,
-    Tensor.contiguous: _one,
+    **dict.fromkeys((torch.clone, Tensor.contiguous), _one),
     Tensor.to: lambda d: (d.tensor(), d.pick(torch.float64, torch.float32)),
-    Tensor.float: _one,
-    Tensor.double: _one,
-    Tensor.bfloat16: _one,
+    **dict.fromkeys((Tensor.float, Tensor.double, Tensor.bfloat16), _one),
     Tensor.half: lambda d: (d.unit(*d.shape()),),
-    torch.sum: _reduction,
-    torch.mean: _reduction,
+    **dict.fromkeys((torch.sum, torch.mean), _reduction),
 }  # fmt: skip
 
 

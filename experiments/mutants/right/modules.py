@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
 
+from mutants.mutant import layer
 from mutants.right.arguments import conv
 from mutants.right.draw import Call, Draw
 from nn_backprop import as_function, rules
@@ -40,7 +40,7 @@ def _linear_module(d: Draw) -> Made:
 def _conv_module(d: Draw) -> Made:
     dims = d.pick(1, 2, 2, 3)
     x, weight, bias, stride, padding, dilation, groups = conv(d, dims)
-    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    kind = getattr(nn, f"Conv{dims}d")
     fits = all(p < size for p, size in zip(padding, x.shape[-dims:], strict=True))
     mode: Any = d.pick("circular", "replicate") if fits and d.chance(0.4) else "zeros"
     module = kind(
@@ -140,17 +140,12 @@ MODULES: tuple[Callable[[Draw], Made], ...] = (
 )  # fmt: skip
 
 
-class Masking(Function):
-    """Multiplies by a mask, which has no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(mask)
-        return x * mask
-
-    @staticmethod
-    def backward(ctx: Any, *grad_z: Tensor) -> tuple:
-        return grad_z[0] * ctx.saved_tensors[0], None
+Masking = layer(
+    "Masking",
+    lambda x, mask: x * mask,
+    lambda grad_z, z, x, mask: (grad_z * mask, None),
+    classic=True,
+)
 
 
 class ByRules(nn.Module):

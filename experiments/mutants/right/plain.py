@@ -48,11 +48,6 @@ def _attention(d: Draw) -> Call:
     )  # fmt: skip
 
 
-def _gather(d: Draw) -> Call:
-    n, m = d.size(), d.size()
-    return _plain(torch.gather, d.x(n, m), 1, d.index(m, n, d.size()))
-
-
 def _index_add(d: Draw) -> Call:
     n, m, k = d.size(), d.size(), d.size()
     return _plain(torch.index_add, d.x(n, m), 0, d.index(n, k), d.x(k, m))
@@ -60,31 +55,23 @@ def _index_add(d: Draw) -> Call:
 
 def _embedding(d: Draw) -> Call:
     n = d.size(2, 3, 5, 11)
-    return _plain(
-        F.embedding, d.index(n, *d.shape(1, 2)), d.x(n, d.size()), padding_idx=d.pick(None, 0)
-    )
+    rows, weight = d.index(n, *d.shape(1, 2)), d.x(n, d.size())
+    return _plain(F.embedding, rows, weight, padding_idx=d.pick(None, 0))
 
 
 def _pooled(d: Draw) -> Call:
     dims = d.pick(1, 2, 3)
     if d.chance(0.5):
-        functions: tuple[Any, ...] = (
-            F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
-            F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
-        )  # fmt: skip
         shape = [d.size(1, 2, 3), d.size(1, 2), *(d.size() for _ in range(dims))]
-        function = functions[dims - 1 + 3 * d.pick(0, 1)]
+        function = getattr(F, f"adaptive_{d.pick('avg', 'max')}_pool{dims}d")
         return _plain(function, d.x(*shape), [d.size(1, 2, 3) for _ in range(dims)])
-    x, kernel, stride, padding = pool(d, dims)
-    functions = (F.max_pool1d, F.max_pool2d, F.max_pool3d,
-                 F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)  # fmt: skip
-    return _plain(functions[dims - 1 + 3 * d.pick(0, 1)], x, kernel, stride, padding)
+    arguments = pool(d, dims)
+    return _plain(getattr(F, f"{d.pick('max', 'avg')}_pool{dims}d"), *arguments)
 
 
 def _convolved(d: Draw) -> Call:
     dims = d.pick(1, 2, 2, 3)
-    function = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
-    return _plain(function, *conv(d, dims))
+    return _plain(getattr(F, f"conv{dims}d"), *conv(d, dims))
 
 
 def _interpolate(d: Draw) -> Call:
@@ -145,7 +132,7 @@ TORCH: tuple[Callable[[Draw], Call], ...] = (
         F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.mse_loss)] * 2,
     *[lambda d, f=f: _plain(f, *_same(d, 2)) for f in (
         torch.maximum, torch.minimum, torch.fmax, torch.atan2, torch.hypot)],
-    _gather,
+    lambda d: _plain(torch.gather, d.x(n := d.size(), m := d.size()), 1, d.index(m, n, d.size())),
     _index_add,
     _interpolate,
     _cosine,

@@ -2,147 +2,101 @@
 
 import torch
 import torch.nn.functional as F
-from torch.autograd import Function
 
-from mutants.mutant import Case, Weighted, mutant, normal, written_out
-
-
-class CausalConv(Function):
-    """z_t sees x up to t only: the padding is all on the left."""
-
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return F.conv1d(F.pad(x, (weight.shape[2] - 1, 0)), weight)
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        x, weight = ctx.saved_tensors
-        k = weight.shape[2]
-        grad_padded = F.conv_transpose1d(grad_z, weight)
-        grad_x = grad_padded[..., : x.shape[2]]  # the padding stands on the left, not on the right
-        windows = F.pad(x, (k - 1, 0)).unfold(2, k, 1)
-        return grad_x, torch.einsum("not,nctk->ock", grad_z, windows)
-
+from mutants.mutant import layer_of, mutant, numbers
 
 MULTIPLIER = 2
 
 
-def depthwise(x, weight):
-    """Every channel has kernels of its own, `MULTIPLIER` of them."""
-    return F.conv2d(x, weight, groups=x.shape[1])
+# z_t sees x up to t only: the padding is all on the left.
+@layer_of(
+    lambda x, weight: F.conv1d(F.pad(x, (weight.shape[2] - 1, 0)), weight), (2, 3, 11), (5, 3, 3)
+)
+def causal(grad_z, z, x, weight):
+    k = weight.shape[2]
+    grad_padded = F.conv_transpose1d(grad_z, weight)
+    windows = F.pad(x, (k - 1, 0)).unfold(2, k, 1)
+    return grad_padded[..., k - 1 :], torch.einsum("not,nctk->ock", grad_z, windows)
 
 
-def depthwise_backward(grad_z, z, x, weight, mistake=""):
+# Every channel has kernels of its own, `MULTIPLIER` of them.
+@layer_of(lambda x, weight: F.conv2d(x, weight, groups=x.shape[1]), (2, 3, 7, 5), (6, 1, 3, 2))
+def depthwise(grad_z, z, x, weight):
     windows = x.unfold(2, weight.shape[2], 1).unfold(3, weight.shape[3], 1)
     grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
     for o in range(len(weight)):
         c = o // MULTIPLIER
-        back = F.conv_transpose2d(grad_z[:, o : o + 1], weight[o : o + 1])[:, 0]
-        if mistake == "set, not added":
-            grad_x[:, c] = back
-        else:
-            grad_x[:, c] += back
+        grad_x[:, c] += F.conv_transpose2d(grad_z[:, o : o + 1], weight[o : o + 1])[:, 0]
         grad_weight[o, 0] = torch.einsum("nhw,nhwpq->pq", grad_z[:, o], windows[:, c])
     return grad_x, grad_weight
 
 
-def ring(x, weight):
-    """A convolution on a circle."""
+def around(x, weight, mode):
     p = weight.shape[2] // 2
-    return F.conv1d(F.pad(x, (p, p), mode="circular"), weight)
+    return F.pad(x, (p, p), mode=mode)
 
 
-def ring_backward(grad_z, z, x, weight, mistake=""):
-    k = weight.shape[2]
-    p = k // 2
+@layer_of(lambda x, weight: F.conv1d(around(x, weight, "circular"), weight), (2, 3, 7), (3, 3, 5))
+def ring(grad_z, z, x, weight):
+    k, p = weight.shape[2], weight.shape[2] // 2
     grad_padded = F.conv_transpose1d(grad_z, weight)
     grad_x = grad_padded[..., p:-p].clone()
-    if mistake != "cropped only":
-        grad_x[..., -p:] += grad_padded[..., :p]
-        grad_x[..., :p] += grad_padded[..., -p:]
-    windows = F.pad(x, (p, p), mode="circular").unfold(2, k, 1)
+    grad_x[..., -p:] += grad_padded[..., :p]
+    grad_x[..., :p] += grad_padded[..., -p:]
+    windows = around(x, weight, "circular").unfold(2, k, 1)
     return grad_x, torch.einsum("not,nctk->ock", grad_z, windows)
 
 
-class MirrorConv(Function):
-    """A convolution whose border is padded by reflection, the edge itself not repeated."""
-
-    @staticmethod
-    def forward(x, weight):
-        p = weight.shape[2] // 2
-        return F.conv1d(F.pad(x, (p, p), mode="reflect"), weight)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        x, weight = ctx.saved_tensors
-        k, p = weight.shape[2], weight.shape[2] // 2
-        grad_padded = F.conv_transpose1d(grad_z, weight)
-        grad_x = grad_padded[..., p:-p].clone()
-        grad_x[..., :p] += grad_padded[..., :p].flip(-1)  # one place off: the edge has no image
-        grad_x[..., -p:] += grad_padded[..., -p:].flip(-1)
-        windows = F.pad(x, (p, p), mode="reflect").unfold(2, k, 1)
-        return grad_x, torch.einsum("not,nctk->ock", grad_z, windows)
+# The border is padded by reflection, the edge itself not repeated.
+@layer_of(lambda x, weight: F.conv1d(around(x, weight, "reflect"), weight), (2, 3, 7), (3, 3, 5))
+def mirror(grad_z, z, x, weight):
+    k, p = weight.shape[2], weight.shape[2] // 2
+    grad_padded = F.conv_transpose1d(grad_z, weight)
+    grad_x = grad_padded[..., p:-p].clone()
+    grad_x[..., 1 : p + 1] += grad_padded[..., :p].flip(-1)
+    grad_x[..., -p - 1 : -1] += grad_padded[..., -p:].flip(-1)
+    windows = around(x, weight, "reflect").unfold(2, k, 1)
+    return grad_x, torch.einsum("not,nctk->ock", grad_z, windows)
 
 
-def grouped(x, weight):
-    return F.conv1d(x, weight, groups=2)
-
-
-def grouped_backward(grad_z, z, x, weight, mistake=""):
+@layer_of(lambda x, weight: F.conv1d(x, weight, groups=2), (2, 6, 7), (4, 3, 3))
+def grouped(grad_z, z, x, weight):
     grads_x, grads_weight = [], []
     windows = x.unfold(2, weight.shape[2], 1)
     parts = zip(grad_z.chunk(2, 1), weight.chunk(2), windows.chunk(2, 1), strict=True)
     for grad_part, weight_part, window in parts:
         grads_x.append(F.conv_transpose1d(grad_part, weight_part))
         grads_weight.append(torch.einsum("not,nctk->ock", grad_part, window))
-    axis = 2 if mistake == "stacked behind the channels" else 1
-    return torch.stack(grads_x, axis).flatten(1, 2), torch.cat(grads_weight)
+    return torch.stack(grads_x, 1).flatten(1, 2), torch.cat(grads_weight)
 
 
-def strided(x, weight):
-    return F.conv2d(x, weight, stride=2)
-
-
-def strided_backward(grad_z, z, x, weight, mistake=""):
+@layer_of(lambda x, weight: F.conv2d(x, weight, stride=2), (2, 2, 11, 7), (5, 2, 3, 3))
+def strided(grad_z, z, x, weight):
     """grad_weight is x convolved with grad_z, the stride of the forward being its dilation."""
-    stride, dilation = (2, 1) if mistake == "stride kept a stride" else (1, 2)
-    grad_weight = F.conv2d(
-        x.transpose(0, 1), grad_z.transpose(0, 1), stride=stride, dilation=dilation
-    ).transpose(0, 1)
+    x, upstream = x.transpose(0, 1), grad_z.transpose(0, 1)
+    grad_weight = F.conv2d(x, upstream, stride=1, dilation=2).transpose(0, 1)
     grad_weight = grad_weight[..., : weight.shape[2], : weight.shape[3]]
     return F.conv_transpose2d(grad_z, weight, stride=2), grad_weight
 
 
-class Upscale(Weighted):
-    """A transposed convolution with as many channels out as in."""
-
-    class Step(Function):
-        @staticmethod
-        def forward(ctx, x, weight):
-            ctx.save_for_backward(x, weight)
-            return F.conv_transpose1d(x, weight, stride=2)
-
-        @staticmethod
-        def backward(ctx, grad_z):
-            x, weight = ctx.saved_tensors
-            windows = grad_z.unfold(2, weight.shape[2], 2)
-            # weight is (in, out, k) here, unlike a plain convolution's
-            grad_weight = torch.einsum("nct,notk->ock", x, windows)
-            return F.conv1d(grad_z, weight, stride=2), grad_weight
+# As many channels out as in; the weight is (in, out, k).
+@layer_of(
+    lambda x, weight: F.conv_transpose1d(x, weight, stride=2),
+    lambda: (*numbers((3, 5, 7)), *numbers((5, 5, 3), seed=1)),
+)
+def upscale(grad_z, z, x, weight):
+    windows = grad_z.unfold(2, weight.shape[2], 2)
+    return F.conv1d(grad_z, weight, stride=2), torch.einsum("nct,notk->cok", x, windows)
 
 
-def locally_connected(x, weight, bias):
-    """A kernel of its own at every position: weight (T, O, C, k)."""
-    windows = x.unfold(2, weight.shape[3], 1)
-    return torch.einsum("nctk,tock->not", windows, weight) + bias
-
-
-def locally_connected_backward(grad_z, z, x, weight, bias):
+# A kernel of its own at every position: weight (T, O, C, k).
+@layer_of(
+    lambda x, weight, bias: (
+        torch.einsum("nctk,tock->not", x.unfold(2, weight.shape[3], 1), weight) + bias
+    ),
+    *((3, 2, 7), (5, 3, 2, 3), (3, 5)),
+)
+def locally_connected(grad_z, z, x, weight, bias):
     k = weight.shape[3]
     grad_windows = torch.einsum("not,tock->nctk", grad_z, weight)
     grad_x = torch.zeros_like(x)
@@ -152,66 +106,46 @@ def locally_connected_backward(grad_z, z, x, weight, bias):
     return grad_x, grad_weight, grad_z.sum(0)
 
 
-class ConvRelu(Function):
-    """Convolution and ReLU in one."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        a = F.conv2d(x, weight, bias).clamp(min=0)
-        ctx.save_for_backward(x, weight, a)
-        return a
-
-    @staticmethod
-    def backward(ctx, grad_a):
-        x, weight, a = ctx.saved_tensors
-        grad_bias = grad_a.sum((0, 2, 3))  # before the mask
-        grad_z = grad_a * (a > 0)
-        windows = x.unfold(2, weight.shape[2], 1).unfold(3, weight.shape[3], 1)
-        grad_weight = torch.einsum("nohw,nchwpq->ocpq", grad_z, windows)
-        return F.conv_transpose2d(grad_z, weight), grad_weight, grad_bias
+@layer_of(
+    lambda x, weight, bias: F.conv2d(x, weight, bias).clamp(min=0),
+    (2, 3, 7, 5), (5, 3, 3, 2), (5,),
+)  # fmt: skip
+def conv_relu(grad_a, a, x, weight, bias):
+    grad_z = grad_a * (a > 0)
+    windows = x.unfold(2, weight.shape[2], 1).unfold(3, weight.shape[3], 1)
+    grad_weight = torch.einsum("nohw,nchwpq->ocpq", grad_z, windows)
+    return F.conv_transpose2d(grad_z, weight), grad_weight, grad_z.sum((0, 2, 3))
 
 
-def true_convolution(x, weight):
-    """What mathematicians call a convolution: the kernel mirrored."""
-    return F.conv2d(x, weight.flip(2, 3))
-
-
-def true_convolution_backward(grad_z, z, x, weight, mistake=""):
+# What mathematicians call a convolution: the kernel mirrored.
+@layer_of(lambda x, weight: F.conv2d(x, weight.flip(2, 3)), (2, 3, 7, 5), (5, 3, 2, 3))
+def true_convolution(grad_z, z, x, weight):
     windows = x.unfold(2, weight.shape[2], 1).unfold(3, weight.shape[3], 1)
     grad_mirrored = torch.einsum("nohw,nchwpq->ocpq", grad_z, windows)
-    axes = [2] if mistake == "rows only" else [2, 3]
-    return F.conv_transpose2d(grad_z, weight.flip(2, 3)), grad_mirrored.flip(axes)
+    return F.conv_transpose2d(grad_z, weight.flip(2, 3)), grad_mirrored.flip([2, 3])
 
 
-# fmt: off
 CONVOLUTION = (
-    written_out("convolution/causal convolution cropped on the wrong side", ("shifted",),
-        lambda: CausalConv, normal((2, 3, 11), (5, 3, 3))),
+    mutant("convolution/causal convolution cropped on the wrong side", "shifted", causal,
+        classic=True, change={"[..., k - 1 :]": "[..., : x.shape[2]]"}),
     mutant("convolution/depthwise kernels of one channel overwrite each other",
-        ("overwritten", "subset"),
-        Case(depthwise, depthwise_backward, normal((2, 3, 7, 5), (6, 1, 3, 2))),
-        mistake="set, not added"),
-    mutant("convolution/gradient of the circular padding dropped", ("missing-term", "subset"),
-        Case(ring, ring_backward, normal((2, 3, 7), (3, 3, 5))), mistake="cropped only"),
-    written_out("convolution/reflected border folded back on the edge",
-        ("shifted", "wrong-operand"), lambda: MirrorConv, normal((2, 3, 7), (3, 3, 5))),
-    mutant("convolution/grad_x's groups interleaved", ("permuted",),
-        Case(grouped, grouped_backward, normal((2, 6, 7), (4, 3, 3))), classic=True,
-        mistake="stacked behind the channels"),
+        "overwritten subset", depthwise, change={"grad_x[:, c] +=": "grad_x[:, c] ="}),
+    mutant("convolution/gradient of the circular padding dropped", "missing-term subset", ring,
+        change={"grad_x[..., -p:] += grad_padded[..., :p]": "",
+                "grad_x[..., :p] += grad_padded[..., -p:]": ""}),
+    mutant("convolution/reflected border folded back on the edge", "shifted wrong-operand", mirror,
+        change={"[..., 1 : p + 1]": "[..., :p]", "[..., -p - 1 : -1]": "[..., -p:]"}),
+    mutant("convolution/grad_x's groups interleaved", "permuted", grouped, classic=True,
+        change={"stack(grads_x, 1)": "stack(grads_x, 2)"}),
     mutant("convolution/grad_weight slides by the stride instead of dilating by it",
-        ("wrong-operand",), Case(strided, strided_backward, normal((2, 2, 11, 7), (5, 2, 3, 3))),
-        mistake="stride kept a stride"),
-    written_out("convolution/transposed convolution's grad_weight as out by in", ("transposed",),
-        lambda: Upscale(5, 5, 3), normal((3, 5, 7))),
-    mutant("convolution/locally connected kernels' gradient shared", ("wrong-reduction",),
-        Case(locally_connected, locally_connected_backward,
-             normal((3, 2, 7), (5, 3, 2, 3), (3, 5))),
-        weight=lambda at: at.grad_weight.sum(0, keepdim=True).repeat(len(at.weight), 1, 1, 1)),
-    written_out("convolution/fused ReLU's mask missing in grad_bias",
-        ("missing-factor", "wrong-operand"), lambda: ConvRelu,
-        normal((2, 3, 7, 5), (5, 3, 3, 2), (5,))),
-    mutant("convolution/mirrored kernel's gradient mirrored back along one axis", ("flipped",),
-        Case(true_convolution, true_convolution_backward, normal((2, 3, 7, 5), (5, 3, 2, 3))),
-        classic=True, mistake="rows only"),
-)
-# fmt: on
+        "wrong-operand", strided, change={"stride=1, dilation=2": "stride=2, dilation=1"}),
+    mutant("convolution/transposed convolution's grad_weight as out by in", "transposed", upscale,
+        classic=True, given=1, change={"->cok": "->ock"}),
+    mutant("convolution/locally connected kernels' gradient shared", "wrong-reduction",
+        locally_connected,
+        weight=lambda at: at.grad_weight.sum(0, keepdim=True).repeat(5, 1, 1, 1)),
+    mutant("convolution/fused ReLU's mask missing in grad_bias", "missing-factor wrong-operand",
+        conv_relu, classic=True, change={"grad_z.sum((0, 2, 3))": "grad_a.sum((0, 2, 3))"}),
+    mutant("convolution/mirrored kernel's gradient mirrored back along one axis", "flipped",
+        true_convolution, classic=True, change={"flip([2, 3])": "flip([2])"}),
+)  # fmt: skip

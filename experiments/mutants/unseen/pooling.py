@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mutants.mutant import Case, mutant, normal, numbers, written_out
+from mutants.mutant import layer, layer_of, mutant, normal, numbers, written_out
 
 
 class MaxOverTime(nn.Module):
@@ -29,72 +29,45 @@ class MaxOverTime(nn.Module):
         return self.Apply.apply(x, self)
 
 
-class Smooth(Function):
-    """Means over windows of 3, every 2 steps."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.shape = x.shape
-        return F.avg_pool1d(x, 3, stride=2)
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        grad_x = grad_z.new_zeros(ctx.shape)
-        share = grad_z / 2  # the stride for the size
-        for t in range(share.shape[2]):
-            grad_x[..., 2 * t : 2 * t + 3] += share[..., t : t + 1]
-        return grad_x
+# Means over windows of 3, every 2 steps.
+@layer_of(lambda x: F.avg_pool1d(x, 3, stride=2), (2, 3, 11))
+def smooth(grad_z, z, x):
+    grad_x, share = torch.zeros_like(x), grad_z / 3
+    for t in range(share.shape[2]):
+        grad_x[..., 2 * t : 2 * t + 3] += share[..., t : t + 1]
+    return (grad_x,)
 
 
 def bins(size: int, count: int) -> list[slice]:
     return [slice(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
 
 
-def adaptive(x):
-    return F.adaptive_avg_pool2d(x, (3, 2))
-
-
-def adaptive_backward(grad_z, z, x, mistake=""):
+@layer_of(lambda x: F.adaptive_avg_pool2d(x, (3, 2)), (2, 3, 7, 5))
+def adaptive(grad_z, z, x):
     grad_x = torch.zeros_like(x)
     for i, rows in enumerate(bins(x.shape[2], 3)):
         for j, columns in enumerate(bins(x.shape[3], 2)):
             area = (rows.stop - rows.start) * (columns.stop - columns.start)
-            share = (grad_z[:, :, i, j] / area)[..., None, None]
-            if mistake == "set, not added":
-                grad_x[:, :, rows, columns] = share
-            else:
-                grad_x[:, :, rows, columns] += share
+            grad_x[:, :, rows, columns] += (grad_z[:, :, i, j] / area)[..., None, None]
     return (grad_x,)
 
 
-def cubic_mean(x):
-    """Lp pooling with p = 3 over windows of 3; what is left at the end is not pooled."""
-    return x.unfold(2, 3, 3).abs().pow(3).sum(-1).pow(1 / 3)
-
-
-def cubic_mean_backward(grad_z, z, x, mistake=""):
+# Lp pooling with p = 3 over windows of 3; what is left at the end is not pooled.
+@layer_of(lambda x: x.unfold(2, 3, 3).abs().pow(3).sum(-1).pow(1 / 3), (2, 5, 11))
+def cubic_mean(grad_z, z, x):
     windows = x.unfold(2, 3, 3)
-    slope = windows.abs() ** 2 / z[..., None] ** 2
-    if mistake != "no sign":
-        slope = slope * windows.sign()
+    slope = windows.abs() ** 2 / z[..., None] ** 2 * windows.sign()
     grad_x = torch.zeros_like(x)
     grad_x[..., : 3 * z.shape[2]] = (grad_z[..., None] * slope).flatten(2)
     return (grad_x,)
 
 
-class Enlarge(Function):
-    """Every pixel four times; the backward sums blocks of 2 by 2 where it believes them to lie."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.shape = x.shape
-        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        n, c, h, w = ctx.shape
-        sizes, strides = (n, c, h, 2, w, 2), (4 * c * h * w, 4 * h * w, 4 * w, 2 * w, 2, 1)
-        return torch.as_strided(grad_z, sizes, strides).sum((3, 5))
+# Every pixel four times.
+@layer_of(lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3), (2, 3, 5, 3))
+def enlarge(grad_z, z, x):
+    n, c, h, w = x.shape
+    blocks = grad_z.reshape(n, c, h, 2, w, 2)
+    return (blocks.sum((3, 5)),)
 
 
 def interpolation(size: int, out: int, corners: bool) -> Tensor:
@@ -109,12 +82,11 @@ def interpolation(size: int, out: int, corners: bool) -> Tensor:
     return near / near.sum(1, keepdim=True)
 
 
-def bilinear(x):
-    return F.interpolate(x, size=(7, 11), mode="bilinear", align_corners=True)
-
-
-def bilinear_backward(grad_z, z, x, mistake=""):
-    corners = mistake != "corners not aligned"
+@layer_of(
+    lambda x: F.interpolate(x, size=(7, 11), mode="bilinear", align_corners=True), (2, 2, 3, 5)
+)
+def bilinear(grad_z, z, x):
+    corners = True
     rows = interpolation(x.shape[2], z.shape[2], corners)
     columns = interpolation(x.shape[3], z.shape[3], corners)
     return (torch.einsum("nchw,hi,wj->ncij", grad_z, rows, columns),)
@@ -123,19 +95,12 @@ def bilinear_backward(grad_z, z, x, mistake=""):
 class SubPixel(nn.Module):
     """A pixel shuffle by 2, with a gain for every channel."""
 
-    class Shuffle(Function):
-        @staticmethod
-        def forward(x):
-            return F.pixel_shuffle(x, 2)
+    @staticmethod
+    def exchanged(grad_z, z, x):
+        blocks = grad_z.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # n c h r w s
+        return (blocks.permute(0, 1, 5, 3, 2, 4).flatten(1, 3),)  # r before s is right
 
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            pass
-
-        @staticmethod
-        def backward(ctx, grad_z):
-            blocks = grad_z.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # n c h r w s
-            return blocks.permute(0, 1, 5, 3, 2, 4).flatten(1, 3)  # r before s is right
+    Shuffle = layer("Shuffle", lambda x: F.pixel_shuffle(x, 2), exchanged)
 
     def __init__(self):
         super().__init__()
@@ -148,37 +113,32 @@ class SubPixel(nn.Module):
 FRAME, HOP = 5, 2
 
 
-def frames(x):
-    """Overlapping frames of a signal: (N, frames, FRAME)."""
-    return x.unfold(1, FRAME, HOP).clone()
-
-
-def frames_backward(grad_z, z, x, mistake=""):
+# Overlapping frames of a signal: (N, frames, FRAME).
+@layer_of(lambda x: x.unfold(1, FRAME, HOP).clone(), (3, 11))
+def frames(grad_z, z, x):
     place = (torch.arange(z.shape[1])[:, None] * HOP + torch.arange(FRAME)).flatten()
-    grad_x = torch.zeros_like(x).index_add(1, place, grad_z.flatten(1))
-    if mistake == "overlap averaged":
-        grad_x = grad_x / torch.bincount(place, minlength=x.shape[1])
-    return (grad_x,)
+    return (torch.zeros_like(x).index_add(1, place, grad_z.flatten(1)),)
 
 
-# fmt: off
 POOLING = (
-    written_out("pooling/place of the maximum kept on self", ("stale-state",), MaxOverTime,
+    written_out("pooling/place of the maximum kept on self", "stale-state", MaxOverTime,
         normal((3, 5, 7))),
-    written_out("pooling/average divided by the stride", ("scale",), lambda: Smooth,
-        normal((2, 3, 11))),
-    mutant("pooling/overlapping adaptive bins overwrite each other", ("overwritten",),
-        Case(adaptive, adaptive_backward, normal((2, 3, 7, 5))), mistake="set, not added"),
-    mutant("pooling/Lp pooling without the sign of x", ("missing-factor", "wrong-branch"),
-        Case(cubic_mean, cubic_mean_backward, normal((2, 5, 11))), mistake="no sign",
-        classic=True),
-    written_out("pooling/blocks of the enlarged gradient read as if contiguous",
-        ("assumes-contiguous",), lambda: Enlarge, normal((2, 3, 5, 3))),
-    mutant("pooling/bilinear weights without aligned corners", ("wrong-operand",),
-        Case(bilinear, bilinear_backward, normal((2, 2, 3, 5))), mistake="corners not aligned"),
-    written_out("pooling/pixel shuffle's sub-rows and sub-columns exchanged",
-        ("permuted", "transposed"), SubPixel, normal((2, 12, 5, 3))),
-    mutant("pooling/overlapping frames averaged", ("wrong-reduction", "missing-factor"),
-        Case(frames, frames_backward, normal((3, 11))), mistake="overlap averaged"),
-)
-# fmt: on
+    mutant("pooling/average divided by the stride", "scale", smooth, classic=True,
+        change={"grad_z / 3": "grad_z / 2"}),
+    mutant("pooling/overlapping adaptive bins overwrite each other", "overwritten", adaptive,
+        change={"+=": "="}),
+    mutant("pooling/Lp pooling without the sign of x", "missing-factor wrong-branch", cubic_mean,
+        classic=True, change={" * windows.sign()": ""}),
+    mutant("pooling/blocks of the enlarged gradient read as if contiguous", "assumes-contiguous",
+        enlarge, classic=True,
+        change={"grad_z.reshape(n, c, h, 2, w, 2)":
+                "torch.as_strided(grad_z, (n, c, h, 2, w, 2), "
+                "(4 * c * h * w, 4 * h * w, 4 * w, 2 * w, 2, 1))"}),
+    mutant("pooling/bilinear weights without aligned corners", "wrong-operand", bilinear,
+        change={"corners = True": "corners = False"}),
+    written_out("pooling/pixel shuffle's sub-rows and sub-columns exchanged", "permuted transposed",
+        SubPixel, normal((2, 12, 5, 3))),
+    mutant("pooling/overlapping frames averaged", "wrong-reduction missing-factor", frames,
+        change={"grad_z.flatten(1)),)":
+                "grad_z.flatten(1)) / torch.bincount(place, minlength=x.shape[1]),)"}),
+)  # fmt: skip

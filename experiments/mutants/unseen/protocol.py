@@ -1,51 +1,34 @@
 """Mistakes unseen, in the graph and in the protocol between torch and a Function."""
 
 import torch
-from torch.autograd import Function
 
-from mutants.mutant import Case, Weighted, mutant, normal, numbers, written_out
-
-
-class AveragedOverCalls(Weighted):
-    """A linear layer whose grad_weight is divided by how often the layer has been called."""
-
-    class Step(Function):
-        @staticmethod
-        def forward(ctx, x, weight, owner):
-            ctx.save_for_backward(x, weight)
-            ctx.owner = owner
-            owner.calls += 1
-            return x @ weight.T
-
-        @staticmethod
-        def backward(ctx, grad_z):
-            x, weight = ctx.saved_tensors
-            grad_weight = grad_z.T @ x / ctx.owner.calls
-            return grad_z @ weight, grad_weight, None
-
-    def __init__(self):
-        super().__init__(7, 5, seed=3)
-        self.calls = 0
-
-    def forward(self, x):
-        return self.Step.apply(x, self.weight, self)
+from mutants.mutant import Case, Owned, layer_of, mutant, normal, numbers, written_out
 
 
-class AddTanh(Function):
-    """A residual connection: x + tanh(y)."""
+class AveragedOverCalls(Owned):
+    """grad_weight is divided by how often the layer has been called."""
 
-    @staticmethod
-    def forward(ctx, x, y):
-        a = torch.tanh(y)
-        ctx.save_for_backward(a)
-        return x + a
+    calls = 0
 
-    @staticmethod
-    def backward(ctx, grad_z):
-        (a,) = ctx.saved_tensors
-        grad_x = grad_z
-        grad_y = grad_z.mul_(1 - a**2)  # in the memory that is grad_x as well
-        return grad_x, grad_y
+    def sees(self, x):
+        self.calls += 1
+
+    def grad_weight(self, grad_z, x):
+        return grad_z.T @ x / self.calls
+
+
+class SampledGradient(Owned):
+    """grad_weight is estimated from half of the samples, drawn anew each time."""
+
+    def grad_weight(self, grad_z, x):
+        drawn = torch.rand(len(x), 1) < 0.5
+        return 2 * (grad_z * drawn).T @ x
+
+
+# A residual connection.
+@layer_of(lambda x, y: x + torch.tanh(y), (5, 7), (5, 7))
+def add_tanh(grad_z, z, x, y):
+    return grad_z, grad_z * (1 - torch.tanh(y) ** 2)
 
 
 RUNNING_SUM = Case(
@@ -61,88 +44,51 @@ def running_sum_in_memory_order(at):
     return flat.view(at.x.shape).flip(1).cumsum(1).flip(1)
 
 
-def distances(x, y):
-    """Of every row of x from every row of y."""
-    return (x[:, None] - y).square().sum(-1).sqrt()
-
-
-def distances_backward(grad_z, z, x, y, mistake=""):
-    distance = z
-    if mistake == "expanded":  # ‖x‖² − 2 x·y + ‖y‖², which cancels
-        squares = x.square().sum(1)[:, None] + y.square().sum(1)
-        distance = (squares - 2 * x @ y.T).clamp(min=1e-6).sqrt()
-    along = (grad_z / distance)[..., None] * (x[:, None] - y)
-    return along.sum(1), -along.sum(0)
-
-
 def far_from_the_origin():
     return tuple(u + 200 for u in numbers((3, 5), (7, 5), dtype=torch.float32))
 
 
-class GuardsExchanged(Function):
-    """x weightᵀ; each gradient is worked out where the other one is asked for."""
-
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return x @ weight.T
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        x, weight = ctx.saved_tensors
-        grad_x = grad_weight = None
-        weight_asked, x_asked = ctx.needs_input_grad  # in the wrong order
-        if x_asked:
-            grad_x = grad_z @ weight
-        if weight_asked:
-            grad_weight = grad_z.T @ x
-        return grad_x, grad_weight
+# Of every row of x from every row of y.
+@layer_of(lambda x, y: (x[:, None] - y).square().sum(-1).sqrt(), far_from_the_origin)
+def distances(grad_z, z, x, y):
+    distance = z
+    along = (grad_z / distance)[..., None] * (x[:, None] - y)
+    return along.sum(1), -along.sum(0)
 
 
-class SampledGradient(Weighted):
-    """A linear layer that estimates grad_weight from half of the samples, drawn anew each time."""
-
-    class Step(Function):
-        @staticmethod
-        def forward(ctx, x, weight):
-            ctx.save_for_backward(x, weight)
-            return x @ weight.T
-
-        @staticmethod
-        def backward(ctx, grad_z):
-            x, weight = ctx.saved_tensors
-            drawn = torch.rand(len(x), 1) < 0.5
-            return grad_z @ weight, 2 * (grad_z * drawn).T @ x
+def expanded(x, y):
+    """The distances as ‖x‖² − 2 x·y + ‖y‖², which cancels."""
+    squares = x.square().sum(1)[:, None] + y.square().sum(1)
+    return (squares - 2 * x @ y.T).clamp(min=1e-6).sqrt()
 
 
-def siamese(x, y, weight):
-    """Two inputs through one layer."""
-    return x @ weight.T, y @ weight.T
+@layer_of(lambda x, weight: x @ weight.T, (3, 5), (7, 5))
+def guarded(grad_z, z, x, weight, asked):
+    x_asked, weight_asked = asked
+    return grad_z @ weight if x_asked else None, grad_z.T @ x if weight_asked else None
 
 
-def siamese_backward(grad_z, z, x, y, weight):
+# Two inputs through one layer.
+@layer_of(lambda x, y, weight: (x @ weight.T, y @ weight.T), (3, 5), (3, 5), (7, 5))
+def siamese(grad_z, z, x, y, weight):
     return grad_z[0] @ weight, grad_z[1] @ weight, grad_z[0].T @ x + grad_z[1].T @ y
 
 
-DISTANCES = Case(distances, distances_backward, far_from_the_origin)
-
-# fmt: off
 PROTOCOL = (
-    written_out("protocol/gradient divided by the number of calls so far",
-        ("stale-state", "scale"), AveragedOverCalls, normal((3, 5))),
-    written_out("protocol/residual's upstream gradient shared and then overwritten",
-        ("mutates-input",), lambda: AddTanh, normal((5, 7), (5, 7))),
-    mutant("protocol/upstream gradient read in memory order", ("assumes-contiguous",),
-        RUNNING_SUM, x=running_sum_in_memory_order),
-    mutant("protocol/distance recomputed with cancellation", ("wrong-precision",), DISTANCES,
-        mistake="expanded"),
-    written_out("protocol/guards of two gradients exchanged", ("needs-input-grad",),
-        lambda: GuardsExchanged, normal((3, 5), (7, 5))),
-    written_out("protocol/gradient from samples drawn at random", ("nondeterministic", "subset"),
+    written_out("protocol/gradient divided by the number of calls so far", "stale-state scale",
+        lambda: AveragedOverCalls(7, 5, seed=3), normal((3, 5))),
+    mutant("protocol/residual's upstream gradient shared and then overwritten", "mutates-input",
+        add_tanh, classic=True,
+        change={"grad_z * (1 - torch.tanh(y) ** 2)": "grad_z.mul_(1 - torch.tanh(y) ** 2)"}),
+    mutant("protocol/upstream gradient read in memory order", "assumes-contiguous", RUNNING_SUM,
+        x=running_sum_in_memory_order),
+    mutant("protocol/distance recomputed with cancellation", "wrong-precision", distances,
+        change={"distance = z": "distance = expanded(x, y)"}),
+    mutant("protocol/guards of two gradients exchanged", "needs-input-grad", guarded, classic=True,
+        change={"x_asked, weight_asked = asked": "weight_asked, x_asked = asked"}),
+    written_out("protocol/gradient from samples drawn at random", "nondeterministic subset",
         lambda: SampledGradient(5, 3, seed=3), normal((7, 3))),
     mutant("protocol/upstream gradients of two outputs exchanged for a shared weight",
-        ("permuted", "wrong-operand"),
-        Case(siamese, siamese_backward, normal((3, 5), (3, 5), (7, 5))), classic=True,
-        weight=lambda at: at.grad_z[1].T @ at.x + at.grad_z[0].T @ at.y),
-)
-# fmt: on
+        "permuted wrong-operand", siamese, classic=True,
+        change={"grad_z[0].T @ x + grad_z[1].T @ y": "grad_z[1].T @ x + grad_z[0].T @ y"}),
+)  # fmt: skip
