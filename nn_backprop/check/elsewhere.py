@@ -6,7 +6,7 @@ import torch
 
 from nn_backprop.check.findings import Findings, agree
 from nn_backprop.check.report import Cause, Entry, Probe
-from nn_backprop.check.target.refusals import Unsuitable
+from nn_backprop.check.target.arguments import Unsuitable
 from nn_backprop.check.target.target import Target
 
 # The inputs times these: branches that only large, small or negative inputs take.

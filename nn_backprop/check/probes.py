@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nn_backprop.check.report import Cause, Probe, in_one_line
 from nn_backprop.check.target.custom_functions import returned_gradients
-from nn_backprop.check.target.random_state import seeded
+from nn_backprop.check.target.state import seeded
 from nn_backprop.check.target.target import (
     ForwardRaised,
     Gradients,

@@ -7,7 +7,7 @@ from nn_backprop.check.oracle.oracle import Oracle
 from nn_backprop.check.oracle.rounding import SAFETY
 from nn_backprop.check.report import Cause, Probe, in_one_line
 from nn_backprop.check.target.custom_functions import differentiated_forwards
-from nn_backprop.check.target.random_state import seeded
+from nn_backprop.check.target.state import seeded
 from nn_backprop.check.target.target import Gradients, Target, backward
 
 NAME = "second derivative"

@@ -10,8 +10,8 @@ from nn_backprop.check.findings import Findings, agree
 from nn_backprop.check.judge import POWER, judge
 from nn_backprop.check.oracle.oracle import ELEMENTWISE, Oracle
 from nn_backprop.check.report import Cause, Entry, Verdict, dtype_name, in_one_line
+from nn_backprop.check.target.arguments import Unsuitable
 from nn_backprop.check.target.custom_functions import returned_gradients
-from nn_backprop.check.target.refusals import Unsuitable
 from nn_backprop.check.target.target import ForwardRaised, Target
 
 # A check of the verdict alone, as the probes make several, knows of fewer elements one by one.

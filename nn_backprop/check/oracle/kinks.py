@@ -11,6 +11,7 @@ the directions that tied elements share has to be right too.
 import torch
 from torch import Tensor
 
+from nn_backprop.check.oracle.directions import unit
 from nn_backprop.check.oracle.oracle import Oracle
 from nn_backprop.check.target.target import Tensors
 
@@ -48,12 +49,11 @@ def accepted(
 
     groups: list[tuple[Tensor, Tensor]] = []  # (elements, the outputs that they move)
     for i in chosen:
-        unit = torch.zeros(value.numel(), dtype=torch.float64)
-        unit[i] = 1
-        moved = within(unit, must_be_kink=True)
+        direction = unit(flat, i)
+        moved = within(direction, must_be_kink=True)
         if moved is None:
             return ""
-        elements = unit > 0
+        elements = direction > 0
         apart = []
         for other_elements, other_moved in groups:  # elements that move one output belong together
             if (other_moved & moved).any():
@@ -99,9 +99,7 @@ def _wrong(actual: Tensor, expected: Tensor, tolerance: float) -> tuple[int, lis
 def _refuted(
     oracle: Oracle, name: str, i: int, actual: float, expected: float, upstream: list[Tensor]
 ) -> bool:
-    unit = torch.zeros(oracle.target.values[name].numel(), dtype=torch.float64)
-    unit[i] = 1
-    outputs, _ = oracle.differences.along(name, unit.reshape(oracle.target.values[name].shape))
+    outputs, _ = oracle.differences.along(name, unit(oracle.target.values[name], i))
     error = abs(actual - expected)
     step = 50 * oracle.differences.rounding(upstream) / error  # rounding is then 2 % of the error
     if not 0 < step < 1:

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nn_backprop.check.oracle import forward_mode
+from nn_backprop.check.oracle import directions
 from nn_backprop.check.oracle.differences import Differences
-from nn_backprop.check.oracle.directions import random_direction, signs, typical, units
-from nn_backprop.check.oracle.noise import noise_of, zero_for_none
-from nn_backprop.check.target.refusals import Unsuitable
+from nn_backprop.check.oracle.directions import random_direction, signs, typical, unit
+from nn_backprop.check.oracle.rounding import noise_of, zero_for_none
+from nn_backprop.check.target.arguments import Unsuitable
 from nn_backprop.check.target.target import ForwardRaised, Target, Tensors, Upstream
 
 # More elements than these are checked along random directions instead, at first.
@@ -59,10 +59,7 @@ class Oracle:
     the plain forward is taken from: the target or the reference.
     """
 
-    def __init__(
-        self, target: Target, source: Target, dtype: torch.dtype, given: bool,
-        most: int = ELEMENTWISE,
-    ):  # fmt: skip
+    def __init__(self, target: Target, source: Target, dtype: torch.dtype, given: bool, most: int):
         self.target, self.source, self.dtype, self.given = target, source, dtype, given
         self.most = most  # elements found one by one
         self.directions = DIRECTIONS if most == ELEMENTWISE else FEW_DIRECTIONS
@@ -86,7 +83,7 @@ class Oracle:
         except Unsuitable:
             raise
         except Exception:  # what torch cannot differentiate has to be differenced
-            plain = {}
+            pass
         # Where autograd plays other formulas than the target's own backward, or plays none.
         others = self.given or self.target.is_numpy or bool(called)
         self._measure_noise(plain, upstream, others)
@@ -95,9 +92,7 @@ class Oracle:
         if not by_forward_mode:
             self.plain = set(trusted)
         rest = [name for name in self.target.values if name not in self.plain]
-        if (
-            rest and plain and not by_forward_mode
-        ):  # the plain forward is not what is differentiated
+        if rest and plain and not by_forward_mode:  # it is not the plain forward that is derived
             before = self.noise
             self._measure_noise({}, upstream, others)
             self.noise = {n: max(v, self.noise[n]) if n in rest else v for n, v in before.items()}
@@ -138,21 +133,21 @@ class Oracle:
     def by_forward_mode(self, name: str, upstream: list[Tensor], elementwise: bool) -> Expected:
         """One gradient by dual numbers: its elements, or its products with random directions."""
         value = self.target.values[name]
-        directions = self._directions(value, elementwise)
-        products = [forward_mode.product(self.target, name, v, upstream) for v in directions]
+        along = self._directions(value, elementwise)
+        products = [directions.product(self.target, name, v, upstream) for v in along]
         if elementwise:
             gradient = torch.tensor(products, dtype=torch.float64).reshape(value.shape)
             return Expected("forward mode", self.noise[name], gradient)
         exact = [(product, 0.0) for product in products]
-        return Expected("forward-mode products", self.noise[name], None, directions, exact)
+        return Expected("forward-mode products", self.noise[name], None, along, exact)
 
     def by_differences(self, name: str, upstream: list[Tensor], elementwise: bool) -> Expected:
         """The same by differences of the outputs."""
         value = self.target.values[name]
-        directions = self._directions(value, elementwise)
-        pairs = self.differences.slopes(name, directions, upstream)
+        along = self._directions(value, elementwise)
+        pairs = self.differences.slopes(name, along, upstream)
         if not elementwise:
-            return Expected("difference products", self.noise[name], None, directions, pairs)
+            return Expected("difference products", self.noise[name], None, along, pairs)
         gradient = torch.tensor([s for s, _ in pairs], dtype=torch.float64).reshape(value.shape)
         worst = max((e for _, e in pairs), default=0.0)
         largest = gradient.abs().max().item() if pairs else 0.0
@@ -160,8 +155,9 @@ class Oracle:
         return Expected("differences", uncertainty, gradient)
 
     def _directions(self, value: Tensor, elementwise: bool) -> list[Tensor]:
-        return list(units(value)) if elementwise else [
-            signs(value, seed) for seed in range(self.directions)]  # fmt: skip
+        if elementwise:
+            return [unit(value, i) for i in range(value.numel())]
+        return [signs(value, seed) for seed in range(self.directions)]
 
     def _measure_noise(self, plain: Tensors, upstream: list[Tensor], others: bool) -> None:
         found = noise_of(self.source, self.dtype, plain, upstream, others)
@@ -193,7 +189,7 @@ class Oracle:
             direction = random_direction(value, seed=7)
             try:
                 if by_forward_mode:
-                    product = forward_mode.product(target, name, direction, upstream)
+                    product = directions.product(target, name, direction, upstream)
                 else:
                     product = (direction * plain[name]).sum().item()
             except Exception:  # no forward-mode formula
