@@ -64,14 +64,14 @@ class Entry:
     shape: tuple[int, ...]
     oracle: str
     """Where the expected gradient comes from."""
-    verdict: Verdict
-    error: float
+    verdict: Verdict = "pass"
+    error: float = 0.0
     """Largest |actual − expected|."""
-    relative_error: float
+    relative_error: float = 0.0
     """The same over the largest |expected|."""
-    units: float
+    units: float = 0.0
     """The same over what the oracle itself is uncertain by, rounding included."""
-    smallest_visible: float
+    smallest_visible: float = 0.0
     """The smallest |actual − expected| of one entry that would have been called an error."""
     worst_index: tuple[int, ...] | None = None
     actual: float | None = None
@@ -80,6 +80,11 @@ class Entry:
     """At the worst index."""
     note: str = ""
     """What is special: a kink, a gradient that is zero, why nothing can be said."""
+
+    def judged(self, verdict: Verdict, note: str) -> "Entry":
+        """This entry, with that verdict and note from here on."""
+        self.verdict, self.note = verdict, note
+        return self
 
 
 @dataclass

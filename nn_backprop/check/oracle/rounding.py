@@ -24,7 +24,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nn_backprop.check.target.target import ForwardRaised, Gradients, Target, Tensors, Upstream
+from nn_backprop.check.target.target import (
+    ForwardRaised,
+    Gradients,
+    Target,
+    Tensors,
+    Upstream,
+    filled,
+)
 
 SAFETY = 16.0
 RUNS = 2
@@ -103,10 +110,7 @@ class Noise:
 
 def zero_for_none(grads: Gradients, target: Target) -> Tensors:
     """In float64, with zeros where there is no gradient."""
-    return {
-        n: torch.zeros_like(target.values[n], dtype=torch.float64) if g is None else g.double()
-        for n, g in grads.items()
-    }
+    return {n: filled(g, target.values[n]) for n, g in grads.items()}
 
 
 def noise_of(

@@ -288,13 +288,9 @@ class Target:
 
 
 def backward(
-    outputs: list[Tensor],
-    leaves: Tensors,
-    upstream: Upstream,
-    wanted: Wanted = None,
-    **options: bool,
+    outputs: list[Tensor], leaves: Tensors, upstream: Upstream, wanted: Wanted = None, **how: bool
 ) -> dict[str, Tensor | None]:
-    """Autograd's gradients of the leaves; `options` are those of torch.autograd.grad."""
+    """Autograd's gradients of the leaves; `how` is for torch.autograd.grad."""
     names = [n for n in leaves if wanted is None or n in wanted]
     pairs = zip(outputs, upstream, strict=True)
     kept = [(z, u) for z, u in pairs if u is not None and z.requires_grad]
@@ -302,7 +298,7 @@ def backward(
         return dict.fromkeys(names)
     grads = torch.autograd.grad(
         [z for z, _ in kept], [leaves[n] for n in names], [u for _, u in kept],
-        allow_unused=True, **options,
+        allow_unused=True, **how,
     )  # fmt: skip
     for name, grad in zip(names, grads, strict=True):
         if grad is not None and grad.layout != torch.strided:
@@ -311,6 +307,13 @@ def backward(
                 "ask for a dense one, as with sparse=False"
             )
     return dict(zip(names, grads, strict=True))
+
+
+def filled(grad: Tensor | None, value: Tensor) -> Tensor:
+    """A gradient of that value in float64; zeros if there is none."""
+    if grad is None:
+        return torch.zeros(value.shape, dtype=torch.float64, device=value.device)
+    return grad.detach().double()
 
 
 class _DefaultsOf(TorchFunctionMode):
