@@ -26,6 +26,8 @@ from nn_backprop.check.target.target import (
     Target,
     Upstream,
     backward,
+    filled,
+    largest,
 )
 
 Found = tuple[str, str] | None  # the kind of cause, and the reason
@@ -54,8 +56,7 @@ class Probing:
     def difference(self, actual: Gradients, expected: Gradients, slack: float = 1.0) -> str:
         """The first gradient that rounding does not explain, in words; or nothing."""
         for name, grad in actual.items():
-            a = _zero_if_none(grad, self.target.values[name])
-            e = _zero_if_none(expected[name], self.target.values[name])
+            a, e = (filled(g, self.target.values[name]) for g in (grad, expected[name]))
             allowed = slack * self.noise[name]
             error = (a - e).abs()
             wrong = ~(error <= allowed) & (a != e) & ~(a.isnan() & e.isnan())
@@ -63,11 +64,13 @@ class Probing:
                 i = int(torch.where(wrong, error.nan_to_num(nan=torch.inf), -1.0).argmax())
                 index = np.unravel_index(i, a.shape)
                 where = f"[{', '.join(str(int(j)) for j in index)}]" if a.dim() else ""
-                return (
-                    f"grad_{name}{where} is {a.flatten()[i].item():.5g} "
-                    f"instead of {e.flatten()[i].item():.5g}"
-                )
+                ours, right = a.flatten()[i].item(), e.flatten()[i].item()
+                return f"grad_{name}{where} is {ours:.5g} instead of {right:.5g}"
         return ""
+
+    def filled(self, grads: Gradients) -> dict[str, Tensor]:
+        """In float64, with zeros for what is None."""
+        return {name: filled(grads[name], value) for name, value in self.target.values.items()}
 
     def mistake(
         self, kind: str, words: str, actual: Gradients, expected: Gradients, slack: float = 1.0
@@ -100,8 +103,8 @@ def run(probing: Probing) -> Iterator[tuple[Probe, Cause | None]]:
         else:
             steady = steady and probe is not _twice
             kind, reason = found
-            sentence = f"{SENTENCES[kind]} (probe: {name})"
-            yield Probe(name, "fail", reason), Cause(kind, sentence, reason)
+            detail = f"{SENTENCES[kind]} (probe: {name})"
+            yield Probe(name, "fail", reason), Cause(kind, detail, reason)
 
 
 SENTENCES = {
@@ -160,9 +163,8 @@ def _unchanged(p: Probing) -> Found:
         if not in_place_forward and not _equal(tensor.detach(), original):
             who = "forward" if not _equal(seen, original) else "backward"
             return "mutates-input", f"the {who} has changed {name}"
-    for u, original in zip(upstream, p.upstream, strict=True):
-        if not _equal(u, original):
-            return "mutates-input", "the upstream gradient is not what it was before the call"
+    if not all(map(_equal, upstream, p.upstream)):
+        return "mutates-input", "the upstream gradient is not what it was before the call"
     return None
 
 
@@ -171,11 +173,11 @@ def _two_consumers(p: Probing) -> Found:
     other = [_flipped(u) for u in p.upstream]
     with seeded(p.target.seed):
         outputs = p.target.forward(handed, fresh=True)
-        kept = [(z, u, v) for z, u, v in zip(outputs, p.upstream, other, strict=True)
-                if z.requires_grad]  # fmt: skip
-        if not kept:
+        triples = zip(outputs, p.upstream, other, strict=True)
+        parts = [(z * u).sum() + (z * v).sum() for z, u, v in triples if z.requires_grad]
+        if not parts:
             raise Skipped("no output requires grad")
-        loss = torch.stack([(z * u).sum() + (z * v).sum() for z, u, v in kept]).sum()
+        loss = torch.stack(parts).sum()
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     together = p.gradients([u + v for u, v in zip(p.upstream, other, strict=True)])
     apart = dict(zip(leaves, grads, strict=True))
@@ -195,8 +197,7 @@ def _two_calls(p: Probing) -> Found:
         raise Skipped(f"other inputs raise {in_one_line(error)}") from error
     for order in ((0, 1), (1, 0)):
         calls = []
-        first = p.target.fresh()
-        second = copy.copy(elsewhere)
+        first, second = p.target.fresh(), copy.copy(elsewhere)
         second.module = first.module
         for target in (first, second):
             leaves, handed = target.leaves_of()
@@ -236,9 +237,8 @@ def _each_output(p: Probing) -> Found:
         words = f"with no upstream gradient but that of {p.target.output_names[k]}, "
         if found := p.mistake("detached", words, grads, p.gradients(zeros)):
             return found
-        for name, grad in grads.items():
-            value = p.target.values[name]
-            total[name] = _zero_if_none(total[name], value) + _zero_if_none(grad, value)
+        for name, value in p.target.values.items():
+            total[name] = filled(total[name], value) + filled(grads[name], value)
     words = "summed over the outputs one by one, "
     return p.mistake("subset", words, total, p.base, slack=len(p.upstream))
 
@@ -258,16 +258,14 @@ def _linear(p: Probing) -> Found:
     large = 2.0 ** (4 if any(torch.finfo(u.dtype).bits < 32 for u in p.upstream) else 12)
     mixed = p.gradients([2 * v - u for u, v in zip(p.upstream, other, strict=True)])
     scaled = p.gradients([large * u for u in p.upstream])
-    expected, expected_scaled = {}, {}
-    for name, value in p.target.values.items():
-        first, second = (_zero_if_none(g[name], value) for g in (p.base, theirs))
-        expected[name] = 2 * second - first
-        expected_scaled[name] = large * first
+    first, second = p.filled(p.base), p.filled(theirs)
+    expected = {n: 2 * second[n] - first[n] for n in first}
+    expected_scaled = {n: large * first[n] for n in first}
 
     def comparable(found: Gradients, promised: dict[str, Tensor]) -> bool:  # nothing overflows
-        largest = max((g.abs().max().item() for g in promised.values() if g.numel()), default=0)
         finite = all(g is None or g.isfinite().all() for g in found.values())
-        return finite and largest < torch.finfo(p.target.dtype).max / 8
+        limit = torch.finfo(p.target.dtype).max / 8
+        return finite and max(map(largest, promised.values()), default=0) < limit
 
     difference = p.difference(mixed, expected, slack=8) if comparable(mixed, expected) else ""
     if comparable(scaled, expected_scaled):
@@ -286,11 +284,11 @@ def _twice(p: Probing) -> Found:
         p.gradients(p.other_upstream())
         words = "after a call with another upstream gradient, "
         return p.mistake("stale-state", words, p.gradients(), p.base)
+    numbers = [p.filled(grads) for grads in calls[1:]]
     steps = [
-        {n: _zero_if_none(after[n], v) - _zero_if_none(before[n], v)
-         for n, v in p.target.values.items()}
-        for before, after in itertools.pairwise(calls[1:])
-    ]  # fmt: skip
+        {name: after[name] - before[name] for name in after}
+        for before, after in itertools.pairwise(numbers)
+    ]
     if not p.difference(steps[0], steps[1], slack=8) and p.difference(calls[2], calls[1]):
         return "stale-state", f"every call adds the same to what the last one left: {difference}"
     return "nondeterministic", f"with the same random seed, called again: {difference}"
@@ -300,20 +298,22 @@ def _backward_twice(p: Probing) -> Found:
     leaves, handed = p.target.leaves_of()
     with seeded(p.target.seed):
         outputs = p.target.forward(handed, fresh=True)
-        first = backward(outputs, leaves, p.copies(), retain_graph=True)
-        first = {n: None if g is None else g.clone() for n, g in first.items()}
+
+        def again() -> Gradients:
+            grads = backward(outputs, leaves, p.copies(), retain_graph=True)
+            return {n: None if g is None else g.clone() for n, g in grads.items()}
+
+        first = again()
         try:
-            second = backward(outputs, leaves, p.copies(), retain_graph=True)
+            difference = p.difference(again(), first)
         except Exception as error:
             raise Skipped(f"a second backward raises {in_one_line(error)}") from error
-        difference = p.difference(second, first)
         if not difference:
             return None
-        grads: list[Gradients] = []
+        grads = []
         for _ in range(2):
             torch.default_generator.manual_seed(p.target.seed)
-            again = backward(outputs, leaves, p.copies(), retain_graph=True)
-            grads.append({n: None if g is None else g.clone() for n, g in again.items()})
+            grads.append(again())
     if p.difference(grads[0], grads[1]):
         return "stale-state", f"the backward again, over the same graph: {difference}"
     return "nondeterministic", f"the backward draws random numbers of its own: {difference}"
@@ -330,10 +330,9 @@ def _raw(p: Probing) -> Found:
     for name, grad in p.target.arguments.by_name(returned[0]).items():
         shape = p.target.values[name].shape
         if grad is not None and grad.shape != shape:
-            return "wrong-reduction", (
-                f"backward returns grad_{name} of shape {tuple(grad.shape)} for {name} of shape "
-                f"{tuple(shape)}; autograd's engine sums it in silence, other callers do not"
-            )
+            what = f"grad_{name} of shape {tuple(grad.shape)} for {name} of shape {tuple(shape)}"
+            why = "autograd's engine sums it in silence, other callers do not"
+            return "wrong-reduction", f"backward returns {what}; {why}"
     return None
 
 
@@ -390,9 +389,3 @@ def _offset(t: Tensor) -> Tensor:
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.nan_to_num(nan=7.25), b.nan_to_num(nan=7.25))
-
-
-def _zero_if_none(grad: Tensor | None, value: Tensor) -> Tensor:
-    if grad is None:
-        return torch.zeros(value.shape, dtype=torch.float64, device=value.device)
-    return grad.detach().double()

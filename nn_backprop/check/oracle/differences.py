@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nn_backprop.check.oracle.directions import PaddingStays, typical
 from nn_backprop.check.oracle.rounding import Rounding
-from nn_backprop.check.target.target import ForwardRaised, Target
+from nn_backprop.check.target.target import ForwardRaised, Target, largest
 
 Outputs = Callable[[float], list[Tensor]]
 
@@ -70,10 +70,10 @@ class Differences:
         eps = torch.finfo(self.target.values[name].dtype).eps
         found = [(math.nan, math.inf)] * len(directions)
         for longer in range(3):
-            largest = max((abs(s) for s, e in found if e < 0.1 * abs(s)), default=0.0)
+            most = max((abs(s) for s, e in found if e < 0.1 * abs(s)), default=0.0)
             for i, direction in enumerate(directions):
                 slope, error = found[i]
-                if error <= 1e-6 * max(largest, abs(slope)):
+                if error <= 1e-6 * max(most, abs(slope)):
                     continue
                 outputs, scales = self.along(name, direction)
                 if longer < len(scales):
@@ -157,8 +157,7 @@ def extrapolated(
         if since > 5 and (resolved or still):
             break
     if not has_moved and best == 0:  # below the rounding of outputs of size 1, nothing is seen
-        largest = max((u.abs().max().item() for u in upstream if u.numel()), default=0.0)
-        error = max(error, eps * largest / max(1.0, scale))
+        error = max(error, eps * max(map(largest, upstream), default=0.0) / max(1.0, scale))
     # Steps longer than a period of the function, or beyond a kink, may agree with one another by
     # accident: the slope counts if the shortest steps agree.
     size = _size(noise, upstream)

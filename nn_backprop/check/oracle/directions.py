@@ -21,6 +21,11 @@ def unit(value: Tensor, i: int) -> Tensor:
     return direction.reshape(value.shape)
 
 
+def normal(value: Tensor, draws: torch.Generator) -> Tensor:
+    """Independent normal numbers."""
+    return torch.randn(value.shape, generator=draws, dtype=torch.float64)
+
+
 def signs(value: Tensor, seed: int) -> Tensor:
     """±1 at random."""
     draws = torch.Generator().manual_seed(seed)
@@ -29,8 +34,7 @@ def signs(value: Tensor, seed: int) -> Tensor:
 
 def random_direction(value: Tensor, seed: int) -> Tensor:
     """Normal, each element in proportion to its own size and that of the others."""
-    draws = torch.Generator().manual_seed(seed)
-    direction = torch.randn(value.shape, generator=draws, dtype=torch.float64)
+    direction = normal(value, torch.Generator().manual_seed(seed))
     return direction * (value.detach().cpu().double().abs() + typical(value)) / 2
 
 

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from nn_backprop.check.oracle import directions
 from nn_backprop.check.oracle.differences import Differences
-from nn_backprop.check.oracle.directions import random_direction, signs, typical, unit
+from nn_backprop.check.oracle.directions import normal, random_direction, signs, typical, unit
 from nn_backprop.check.oracle.rounding import noise_of, zero_for_none
 from nn_backprop.check.target.arguments import Unsuitable
-from nn_backprop.check.target.target import ForwardRaised, Target, Tensors, Upstream
+from nn_backprop.check.target.target import ForwardRaised, Target, Tensors, Upstream, largest
 
 # More elements than these are checked along random directions instead, at first.
 ELEMENTWISE = 3000
@@ -150,8 +150,7 @@ class Oracle:
             return Expected("difference products", self.noise[name], None, along, pairs)
         gradient = torch.tensor([s for s, _ in pairs], dtype=torch.float64).reshape(value.shape)
         worst = max((e for _, e in pairs), default=0.0)
-        largest = gradient.abs().max().item() if pairs else 0.0
-        uncertainty = max(worst, DIFFERENCE_FLOOR * largest, self.noise[name])
+        uncertainty = max(worst, DIFFERENCE_FLOOR * largest(gradient), self.noise[name])
         return Expected("differences", uncertainty, gradient)
 
     def _directions(self, value: Tensor, elementwise: bool) -> list[Tensor]:
@@ -211,7 +210,7 @@ class Oracle:
         for inwards in (False, True):
             nearby = {}
             for name, value in self.source.values.items():
-                move = torch.randn(value.shape, generator=draws, dtype=torch.float64).to(value)
+                move = normal(value, draws).to(value)
                 size = torch.where(value == 0, typical(value), value.abs())
                 nearby[name] = value + 2.0**-6 * move * size
                 if inwards:

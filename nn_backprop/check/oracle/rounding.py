@@ -31,6 +31,7 @@ from nn_backprop.check.target.target import (
     Tensors,
     Upstream,
     filled,
+    largest,
 )
 
 SAFETY = 16.0
@@ -140,14 +141,14 @@ def noise_of(
         except Exception:  # it is the backward that raises, as will be found
             return noise
         base = {n: g for n, g in base.items() if g.isfinite().all()}
-    sizes = {n: g.abs().max().item() if g.numel() else 0.0 for n, g in base.items()}
+    sizes = {n: largest(g) for n, g in base.items()}
     # The other way in float64, of whose spacing there is no part.
     share = 2.0**6 if dtype == torch.float64 else 2.0**-6
     largest_move = dict.fromkeys(base, 0.0)
 
     def moves(keep_ties: bool, share: float = 1.0) -> dict[str, float]:
         """The largest move of each gradient by `share` of the spacing."""
-        largest = dict.fromkeys(base, 0.0)
+        most = dict.fromkeys(base, 0.0)
         for run in range(RUNS):
             # The mode's salt grows by one with each operation: seeds far apart do not meet.
             mode = Rounding(dtype, 1 + 100_003 * run, keep_ties, share)
@@ -160,9 +161,9 @@ def noise_of(
                     grads = gradients(moved, moved_upstream)
                 noise.terms = max(noise.terms, mode.terms)
                 for name, grad in zero_for_none(grads, source).items():
-                    if name in base and grad.numel():
-                        largest[name] = max(largest[name], (grad - base[name]).abs().max().item())
-        return largest
+                    if name in base:
+                        most[name] = max(most[name], largest(grad - base[name]))
+        return most
 
     for keep_ties in (True, False):
         found = moves(keep_ties)
@@ -176,26 +177,26 @@ def noise_of(
                 largest_move[name] = max(largest_move[name], found[name])
             else:
                 noise.across.add(name)
-    half = torch.finfo(dtype).bits < 32
+    info = torch.finfo(dtype)
+    half = info.bits < 32
     growth = HALF if half else math.sqrt(noise.terms)
     # Another backward may work with the rounded outputs: y(1 − y) is 0 where a sigmoid has come
     # within rounding of 1. So what changes ⟨u, z⟩ by less than the rounding of a z up to 1, over
     # the range of the smallest x, or of 1, the scale of exp and its kin, is not seen.
     outputs = source.outputs({n: v.clone() for n, v in source.values.items()})
     pairs = zip(outputs, upstream, strict=True)
-    size_of_z = math.sqrt(sum((z.clamp(-1, 1) * u).square().sum().item() for z, u in pairs))
-    size_of_z *= others
-    eps = torch.finfo(dtype).eps
-    spacing = eps * torch.finfo(dtype).smallest_normal
+    size_of_z = sum((z.clamp(-1, 1) * u).square().sum().item() for z, u in pairs)
+    size_of_z = math.sqrt(size_of_z) * others
+    spacing = info.eps * info.smallest_normal
     # Products on the way may have lost digits below the smallest normal number.
     underflow = 0.0 if half else 2.0**20 * spacing
     # The same of outputs that are all below it: another backward may divide them.
-    largest_z = max((z.abs().max().item() for z in outputs if z.numel()), default=0.0)
+    largest_z = max(map(largest, outputs), default=0.0)
     lost = min(1.0, spacing / largest_z) if largest_z else 0.0
     for name, size in sizes.items():
         smallest = source.values[name].abs().min().item() if size else 1.0
         smallest = 1.0 if source.is_numpy else smallest  # whose operations are not seen
-        least = eps * size_of_z / max(1.0, smallest)
-        move = max(largest_move[name], eps * size, lost * size)
+        least = info.eps * size_of_z / max(1.0, smallest)
+        move = max(largest_move[name], info.eps * size, lost * size)
         noise.by_name[name] = max(growth * move, least, underflow)
     return noise

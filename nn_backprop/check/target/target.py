@@ -210,12 +210,16 @@ class Target:
             raise Unsuitable(nothing + hint_at_dataclasses([z for _, z in found]))
         return [z for _, z in kept]
 
+    def run(self) -> list[Tensor]:
+        """The outputs at the target's own values, with a graph."""
+        return self.forward(self.leaves_of()[1])
+
     def look_for_declared(self) -> None:
         """Finds the outputs that are marked as not differentiable, to leave them out."""
         if self.declared is not None:
             return
         with custom_functions.marked_outputs() as marked:
-            outputs = self.forward(self.leaves_of()[1])
+            outputs = self.run()
         ids = {id(t) for t in marked}
         pairs = zip(self.output_names, outputs, strict=True)
         self.declared = frozenset(name for name, z in pairs if id(z) in ids)
@@ -314,6 +318,11 @@ def filled(grad: Tensor | None, value: Tensor) -> Tensor:
     if grad is None:
         return torch.zeros(value.shape, dtype=torch.float64, device=value.device)
     return grad.detach().double()
+
+
+def largest(t: Tensor | None) -> float:
+    """The largest |entry|; 0 if there is none."""
+    return t.abs().max().item() if t is not None and t.numel() else 0.0
 
 
 class _DefaultsOf(TorchFunctionMode):
