@@ -1,6 +1,7 @@
 """Why the gradients are wrong: what the probes have shown, and what the diagnosis makes of them."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -63,10 +64,8 @@ def _causes_here(found: Findings, wrong: list[Entry]) -> list[Cause]:
     """The causes of gradients that are wrong in the target itself."""
     actual = found.actual
     if found.wide is not found.subject and found.subject.dtype != torch.float64:
-        try:
+        with suppress(Exception):  # a backward for its own precision only
             actual = found.wide.gradients([u.clone() for u in found.wide_upstream])
-        except Exception:  # the backward takes its own precision only
-            pass
 
         def passes(name: str) -> bool:
             given = (found.oracle, name, actual[name], found.expected[name], found.wide_upstream)

@@ -25,8 +25,7 @@ class Findings:
     """The target of one check, and what has been found about it."""
 
     subject: Target
-    original: Any
-    """What the subject was made from."""
+    original: Any  # what the subject was made from
     reference: Any
     second_order: bool
     depth: Depth
@@ -39,10 +38,8 @@ class Findings:
     wide_upstream: list[Tensor] = field(init=False)
     oracle: Oracle = field(init=False)
     expected: dict[str, Expected] = field(init=False)
-    actual: Gradients = field(init=False)
-    """The gradients under test, in their own precision."""
-    causes: list[Cause] = field(default_factory=list)
-    """What the probes have shown."""
+    actual: Gradients = field(init=False)  # the gradients under test, in their own precision
+    causes: list[Cause] = field(default_factory=list)  # what the probes have shown
 
     @property
     def wrong(self) -> list[Entry]:

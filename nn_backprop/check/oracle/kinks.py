@@ -36,9 +36,8 @@ def accepted(
     def within(direction: Tensor, must_be_kink: bool) -> Tensor | None:
         """Which outputs the direction moves, if what `actual` says along it is possible."""
         right, moved_right = _one_sided(oracle, name, direction, upstream, scale)
-        left, moved_left = _one_sided(oracle, name, -direction, upstream, scale)
-        left = -left
-        claimed = (flat * direction).sum().item()
+        fall, moved_left = _one_sided(oracle, name, -direction, upstream, scale)
+        left, claimed = -fall, (flat * direction).sum().item()
         size = max(abs(left), abs(right), tolerance)
         if must_be_kink and abs(left - right) <= 10 * RTOL * size:
             return None
@@ -67,10 +66,8 @@ def accepted(
         for direction in (together, same | elements):
             if within(direction.double(), must_be_kink=False) is None:
                 return ""
-    return (
-        f"{count} of {flat.numel()} entries lie at a kink, where any value between the "
-        "one-sided slopes is right"
-    )
+    where = f"{count} of {flat.numel()} entries lie at a kink"
+    return f"{where}, where any value between the one-sided slopes is right"
 
 
 def unseen(
@@ -122,8 +119,7 @@ def _one_sided(
     oracle: Oracle, name: str, direction: Tensor, upstream: list[Tensor], scale: float
 ) -> tuple[float, Tensor]:
     """The slope of ⟨u, f⟩ towards a direction, from two steps, and which outputs move."""
-    target = oracle.target
-    value = target.values[name]
+    target, value = oracle.target, oracle.target.values[name]
 
     def outputs(step: float) -> Tensor:
         handed: Tensors = {n: v.clone() for n, v in target.values.items()}
@@ -133,9 +129,8 @@ def _one_sided(
     u = torch.cat([grad_z.double().flatten() for grad_z in upstream])
     zero = outputs(0.0)
     rises = [outputs(scale * step) - zero for step in STEPS]
-    coarse, fine = (
-        (rise * u).sum().item() / (scale * s) for rise, s in zip(rises, STEPS, strict=True)
-    )
+    pairs = zip(rises, STEPS, strict=True)
+    coarse, fine = ((rise * u).sum().item() / (scale * step) for rise, step in pairs)
     return 2 * fine - coarse, rises[1] != 0
 
 
@@ -144,9 +139,6 @@ def _sharing(oracle: Oracle, name: str, moved: Tensor, upstream: list[Tensor]) -
     value = oracle.target.values[name]
     if name not in oracle.plain:
         return torch.zeros(value.numel(), dtype=torch.bool)
-    masked, start = [], 0
-    for grad_z in upstream:
-        part = moved[start : start + grad_z.numel()].reshape(grad_z.shape)
-        masked.append(grad_z * part)
-        start += grad_z.numel()
+    parts = moved.split([u.numel() for u in upstream])
+    masked = [u * part.reshape(u.shape) for u, part in zip(upstream, parts, strict=True)]
     return oracle.at(masked)[name].flatten() != 0

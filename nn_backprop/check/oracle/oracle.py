@@ -43,13 +43,11 @@ class Expected:
     oracle: str
     uncertainty: float
     """Absolute: what rounding, or the oracle's own error, may account for in one entry."""
-    value: Tensor | None = None
-    """float64; None if only products with `directions` are known."""
+    value: Tensor | None = None  # float64; None if only products with `directions` are known
     directions: list[Tensor] = field(default_factory=list)
     products: list[tuple[float, float]] = field(default_factory=list)
     """⟨direction, gradient⟩ and its own error."""
-    unknown: str = ""
-    """Why there is no expected gradient, if there is none."""
+    unknown: str = ""  # why there is no expected gradient, if there is none
 
 
 class Oracle:
@@ -59,16 +57,16 @@ class Oracle:
     the plain forward is taken from: the target or the reference.
     """
 
-    def __init__(self, target: Target, source: Target, dtype: torch.dtype, given: bool, most: int):
+    def __init__(
+        self, target: Target, source: Target, dtype: torch.dtype, given: bool,
+        most: int = ELEMENTWISE,
+    ):  # fmt: skip
         self.target, self.source, self.dtype, self.given = target, source, dtype, given
         self.most = most  # elements found one by one
         self.directions = DIRECTIONS if most == ELEMENTWISE else FEW_DIRECTIONS
-        self.plain: set[str] = set()
-        """Names whose gradient the plain forward is trusted with."""
-        self.terms = 1.0
-        """The longest sum met in the computation."""
-        self.noise: dict[str, float] = {}
-        """What rounding may do to each gradient."""
+        self.plain: set[str] = set()  # names whose gradient the plain forward is trusted with
+        self.terms = 1.0  # the longest sum met in the computation
+        self.noise: dict[str, float] = {}  # what rounding may do to each gradient
         self.across: set[str] = set()
         """Names whose gradient rounding moves across a kink: not noise, but another branch."""
         self.differences = Differences(target)

@@ -105,8 +105,7 @@ class Noise:
     by_name: dict[str, float]
     across: set[str] = field(default_factory=set)
     """Names whose gradient rounding moves across a kink: not noise, but another branch."""
-    terms: float = 1.0
-    """The longest sum met."""
+    terms: float = 1.0  # the longest sum met
 
 
 def zero_for_none(grads: Gradients, target: Target) -> Tensors:

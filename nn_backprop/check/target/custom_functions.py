@@ -28,8 +28,7 @@ class Call:
     args: tuple
     needs_grad: tuple[bool, ...]
     """Which of the arguments required grad; the others are constants of this call."""
-    where: str
-    """The innermost module that it happened in, by its dotted name."""
+    where: str  # the innermost module that it happened in, by its dotted name
 
 
 def has_ctx(function: type[Function]) -> bool:

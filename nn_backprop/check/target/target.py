@@ -152,10 +152,11 @@ class Target:
             if self.keys and len(other.keys) < len(self.keys):
                 shapes = [tuple(self.values[n].shape) for n in self.keys]
                 if [tuple(p.shape) for p in theirs.values()] != shapes:
-                    raise Unsuitable(
-                        "the reference's parameters match the target's neither by name nor by "
-                        f"place: {', '.join(theirs) or 'none'} for {', '.join(self.keys)}"
+                    which = f"{', '.join(theirs) or 'none'} for {', '.join(self.keys)}"
+                    why = (
+                        "the reference's parameters match the target's neither by name nor by place"
                     )
+                    raise Unsuitable(f"{why}: {which}")
                 other.keys = dict(zip(self.keys, theirs, strict=True))
             state = (*reference.named_parameters(), *reference.named_buffers())
             taken = set(other.keys.values())
@@ -220,20 +221,19 @@ class Target:
             return
         with custom_functions.marked_outputs() as marked:
             outputs = self.run()
-        ids = {id(t) for t in marked}
         pairs = zip(self.output_names, outputs, strict=True)
-        self.declared = frozenset(name for name, z in pairs if id(z) in ids)
+        self.declared = frozenset(name for name, z in pairs if any(z is t for t in marked))
 
     def outputs(self, values: Tensors) -> list[Tensor]:
         """The forward's outputs as numbers without a graph; `values` are new tensors, which it may
         work in. Where it asks for gradients itself, it is run under autograd."""
-        if not self.asks_for_gradients:
-            try:
+        try:
+            if not self.asks_for_gradients:
                 with torch.no_grad():
                     return self.forward(values)
-            except ForwardRaised as raised:
-                if "require grad" not in str(raised):
-                    raise
+        except ForwardRaised as raised:
+            if "require grad" not in str(raised):
+                raise
         self.asks_for_gradients = True
         with torch.enable_grad():
             for value in values.values():
@@ -306,10 +306,8 @@ def backward(
     )  # fmt: skip
     for name, grad in zip(names, grads, strict=True):
         if grad is not None and grad.layout != torch.strided:
-            raise Unsuitable(
-                f"the gradient of {name} is a sparse tensor, which the checker does not support: "
-                "ask for a dense one, as with sparse=False"
-            )
+            what = f"the gradient of {name} is a sparse tensor, which the checker does not support"
+            raise Unsuitable(f"{what}: ask for a dense one, as with sparse=False")
     return dict(zip(names, grads, strict=True))
 
 
