@@ -148,8 +148,8 @@ class _Comparison:
         )  # fmt: skip
 
     def _mismatch(self, name: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
-        if not actual.isfinite().all():
-            bad = (~actual.isfinite()).nonzero()
+        bad = (~actual.isfinite()).nonzero()
+        if len(bad):
             where = f", first at {tuple(bad[0].tolist())}" if actual.dim() else ""
             evidence = f"{len(bad)} of {actual.numel()} entries{where}; expected is finite"
             detail = f"grad_{name} is not finite: it holds NaN or Inf"
@@ -188,8 +188,8 @@ class _Comparison:
             if surplus:
                 evidence += f"; of names that nobody expected there are: {', '.join(surplus)}"
             report.causes.append(Cause("detached", f"{_grads(missing)} missing", evidence, 1.0))
-        wrong = [e for e in report.tensors if e.verdict == "fail"]
-        wrong = [e for e in wrong if e.name not in (*missing, *surplus)]
+        alone = {*missing, *surplus}
+        wrong = [e for e in report.tensors if e.verdict == "fail" and e.name not in alone]
         if wrong:
             worst = max(wrong, key=lambda e: e.relative_error).relative_error
             by = f", by up to {worst:.3g} of the largest entry" if math.isfinite(worst) else ""

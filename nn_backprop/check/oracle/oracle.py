@@ -101,11 +101,9 @@ class Oracle:
             if name in self.plain:
                 result[name] = Expected(kind, self.noise[name], plain[name])
                 continue
+            find = self.by_forward_mode if name in trusted else self.by_differences
             try:
-                if name in trusted:
-                    result[name] = self.by_forward_mode(name, upstream, elementwise)
-                else:
-                    result[name] = self.by_differences(name, upstream, elementwise)
+                result[name] = find(name, upstream, elementwise)
             except ForwardRaised as raised:
                 why = f"cannot be differenced: beside the given values the forward raises {raised}"
                 result[name] = Expected("none", 0.0, unknown=why)
@@ -122,10 +120,9 @@ class Oracle:
         if name not in self.across:
             return None
         low = self.source.cast(self.dtype)
-        try:
+        grad = None
+        with suppress(Exception):  # no plain forward in that precision
             grad = low.plain_gradients([u.to(self.dtype) for u in upstream])[name]
-        except Exception:  # no plain forward in that precision
-            return None
         return None if grad is None else grad.detach().double().cpu()
 
     def by_forward_mode(self, name: str, upstream: list[Tensor], elementwise: bool) -> Expected:

@@ -7,8 +7,8 @@ backward. That is the first oracle. The classes are changed for the time of a ca
 their `apply`, since `apply` is often taken hold of beforehand: ``relu = ReLU.apply``.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,12 +90,8 @@ def recorded_calls(module: torch.nn.Module | None = None) -> Iterator[list[Call]
 
     enter = register_module_forward_pre_hook(entering)
     leave = register_module_forward_hook(leaving, always_call=True)
-    try:
-        with _changed({f: recording(f) for f in _custom_functions()}):
-            yield calls
-    finally:
-        enter.remove()
-        leave.remove()
+    with enter, leave, _changed({f: recording(f) for f in _custom_functions()}):
+        yield calls
 
 
 @contextmanager
@@ -108,11 +104,8 @@ def marked_outputs() -> Iterator[list[Tensor]]:
         marked.extend(tensors)
         mark(ctx, *tensors)
 
-    FunctionCtx.mark_non_differentiable = noted  # type: ignore[assignment, method-assign]
-    try:
+    with _changed({FunctionCtx: {"mark_non_differentiable": noted}}):
         yield marked
-    finally:
-        FunctionCtx.mark_non_differentiable = mark  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -133,9 +126,8 @@ def returned_gradients(function: type[Function], returned: list[tuple]) -> Itera
 
 def _is_wrapped(operand: Any) -> bool:
     """Whether it is one of vmap's or jvp's tensors, which mean nothing outside."""
-    if not isinstance(operand, Tensor):
-        return False
-    return torch._C._functorch.is_functorch_wrapped_tensor(operand)
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return isinstance(operand, Tensor) and is_wrapped(operand)
 
 
 def _plain(function: type[Function], called: set[type[Function]]) -> dict[str, Any]:
@@ -202,21 +194,18 @@ def _custom_functions() -> list[type[Function]]:
 
 
 @contextmanager
-def _changed(changes: dict[type[Function], dict[str, Any]]) -> Iterator[None]:
-    before: list[tuple[Callable, tuple]] = []
-    try:
-        for function, attributes in changes.items():
+def _changed(changes: Mapping[type, dict[str, Any]]) -> Iterator[None]:
+    """Inside, these classes have other attributes."""
+    with ExitStack() as undo:
+        for changed, attributes in changes.items():
+            own = vars(changed)
             for name, value in attributes.items():
-                own = vars(function)
                 if name in own:
-                    before.append((setattr, (function, name, own[name])))
+                    undo.callback(setattr, changed, name, own[name])
                 else:
-                    before.append((delattr, (function, name)))
-                setattr(function, name, value)
+                    undo.callback(delattr, changed, name)
+                setattr(changed, name, value)
         yield
-    finally:
-        for undo, args in reversed(before):
-            undo(*args)
 
 
 def numpy_pair(forward: Callable, backward: Callable) -> type[Function]:

@@ -62,7 +62,7 @@ class Target:
         self.declared: frozenset[str] | None = None  # not differentiable, once that is known
         self.placing = Placing()
         self.native: torch.dtype | None = None  # what it was cast from
-        self.module: nn.Module | None = None
+        self.module: nn.Module | None = None  # a copy of `pristine`, the caller's
         self.pristine: nn.Module | None = None
         self.function: type[Function] | None = None
         bound = getattr(target, "__self__", None)
@@ -152,11 +152,10 @@ class Target:
             if self.keys and len(other.keys) < len(self.keys):
                 shapes = [tuple(self.values[n].shape) for n in self.keys]
                 if [tuple(p.shape) for p in theirs.values()] != shapes:
-                    which = f"{', '.join(theirs) or 'none'} for {', '.join(self.keys)}"
-                    why = (
-                        "the reference's parameters match the target's neither by name nor by place"
+                    raise Unsuitable(
+                        "the reference's parameters match the target's neither by name nor by "
+                        f"place: {', '.join(theirs) or 'none'} for {', '.join(self.keys)}"
                     )
-                    raise Unsuitable(f"{why}: {which}")
                 other.keys = dict(zip(self.keys, theirs, strict=True))
             state = (*reference.named_parameters(), *reference.named_buffers())
             taken = set(other.keys.values())
