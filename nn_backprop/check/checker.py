@@ -93,14 +93,13 @@ def _probe(found: Findings) -> None:
     """The protocol, what is called inside, and the same gradients elsewhere."""
     probing = probes.Probing(found.subject, found.upstream, found.actual, _noise(found))
     for probe, cause in probes.run(probing):
-        found.add(probe, *filter(None, [cause]))
+        found.add(probe, cause)
     steady = found.report.probes[0].outcome != "fail"  # the same call twice
     right = found.report.verdict != "fail" and steady
     has_functions = check_functions(found)
     look_elsewhere(found, right, ranges=not has_functions)
     if found.second_order:
-        probe, cause = second_derivative(found.oracle, found.wide_upstream)
-        found.add(probe, *filter(None, [cause]))
+        found.add(*second_derivative(found.oracle, found.wide_upstream))
 
 
 def _noise(found: Findings) -> dict[str, float]:

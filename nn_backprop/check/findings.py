@@ -56,9 +56,9 @@ class Findings:
         """A check of the same target elsewhere."""
         return self.check(subject, self.original, self.reference, depth=depth)
 
-    def add(self, probe: Probe, *causes: Cause) -> None:
+    def add(self, probe: Probe, *causes: Cause | None) -> None:
         self.report.probes.append(probe)
-        self.causes += causes
+        self.causes += filter(None, causes)
 
     def add_from(self, where: str, report: Report) -> None:
         """The causes found in a part of the target."""

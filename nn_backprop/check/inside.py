@@ -30,9 +30,7 @@ def check_functions(found: Findings) -> bool:
         constant = [i for i, needs in enumerate(call.needs_grad) if not needs]
         try:
             local = Target(call.function, call.args, {}, None, subject.seed, constant)
-            inner = found.check(
-                local, call.function, second_order=found.second_order, depth="alone"
-            )
+            inner = found.check(local, call.function, None, found.second_order, "alone")
         except ValueError:
             continue
         checked = True
