@@ -8,7 +8,7 @@ import copy
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -138,9 +138,18 @@ def close(actual: Tensor, expected: Tensor, rtol: float = RTOL, least: float = 0
 
 
 def all_close(actual: dict, expected: dict, rtol: float = RTOL, least: float = 0.0) -> None:
+    """Of the same names, and each close; None where None is expected."""
     assert actual.keys() == expected.keys()
-    for name in expected:
-        close(actual[name], expected[name], rtol, least)
+    for name, wanted in expected.items():
+        with about(name):
+            assert (actual[name] is None) == (wanted is None)
+            if wanted is not None:
+                close(actual[name], wanted, rtol, least)
+
+
+def each_close(actual: Iterable, expected: Iterable, **tolerance: float) -> None:
+    """One after the other, as many, and each close; None where None is expected."""
+    all_close(dict(enumerate(actual)), dict(enumerate(expected)), **tolerance)
 
 
 def matches_autograd(case: Case, rule: Rule | None = None, device: str = "cpu") -> None:
@@ -201,7 +210,6 @@ def by_differences(case: Case) -> dict[str, Tensor]:
     grad_z = play(case).grad_z
     forward = inspect.unwrap(case.rule.forward)  # without the check of shapes, which takes time
 
-    @torch.no_grad()
     def scalar() -> Tensor:
         torch.default_generator.manual_seed(case.seed)
         return (forward(*arguments)[0] * grad_z).sum()
@@ -210,17 +218,13 @@ def by_differences(case: Case) -> dict[str, Tensor]:
     def derivative(tensor: Tensor) -> Tensor:
         grad = torch.zeros_like(tensor)
         for place in itertools.product(*map(range, tensor.shape)):
-            value = tensor[place].item()
-
-            def quotient(step: float, place=place, value=value) -> Tensor:
+            value, at = tensor[place].item(), {}
+            for step in (STEP, -STEP, STEP / 2, -STEP / 2):
                 tensor[place] = value + step
-                above = scalar()
-                tensor[place] = value - step
-                below = scalar()
-                tensor[place] = value
-                return (above - below) / (2 * step)
-
-            grad[place] = (4 * quotient(STEP / 2) - quotient(STEP)) / 3
+                at[step] = scalar() / (2 * step)
+            tensor[place] = value
+            wide, narrow = at[STEP] + at[-STEP], at[STEP / 2] + at[-STEP / 2]
+            grad[place] = (4 * narrow - wide) / 3
         return grad
 
     return {name: derivative(arguments[case.rule.tensors[name]]) for name in case.names}
@@ -233,25 +237,20 @@ def linear_in(case: Case) -> list[str]:
 def is_the_adjoint(case: Case, rule: Rule | None = None) -> None:
     """⟨A x, u⟩ = ⟨x, Aᵀ u⟩, where A x is the change of z from 0 to x, and Aᵀ u the gradient."""
     rule, played = rule or case.rule, play(case, rule)
+
+    @torch.no_grad()
+    def z_with(name: str, value: Tensor) -> Tensor:
+        arguments, _ = rule.arguments(*case.draw())
+        arguments[rule.tensors[name]].copy_(value)
+        torch.manual_seed(case.seed)
+        return rule.forward(*arguments)[0]
+
     for name in linear_in(case):
-
-        @torch.no_grad()
-        def forward(value: Tensor, name=name) -> Tensor:
-            args, kwargs = case.draw()
-            arguments, _ = rule.arguments(args, kwargs)
-            arguments[rule.tensors[name]].copy_(value)
-            torch.manual_seed(case.seed)
-            return rule.forward(*arguments)[0]
-
-        operand = played.operands[name].detach()
-        direction = torch.randn(
-            operand.shape,
-            dtype=operand.dtype,
-            generator=torch.Generator().manual_seed(case.seed + 2),
-        )
-        change = forward(direction) - forward(torch.zeros_like(direction))
+        grad, seeded = played.grads[name], torch.Generator().manual_seed(case.seed + 2)
+        x = torch.randn(grad.shape, dtype=grad.dtype, generator=seeded)
+        change = z_with(name, x) - z_with(name, torch.zeros_like(x))
         # The tolerance is relative to the terms of the sum, which may cancel.
-        left, right = change * played.grad_z, direction * played.grads[name]
+        left, right = change * played.grad_z, x * grad
         bound = RTOL * (left.abs().sum() + right.abs().sum()).item()
         assert_close(left.sum(), right.sum(), rtol=0.0, atol=bound)
 
@@ -283,14 +282,9 @@ def backprop_agrees(model, loss_fn, inputs, targets, rtol: float = RTOL) -> None
 
     assert loss.shape == () and not loss.requires_grad and not hasattr(loss, "_made_by")
     assert_close(loss, expected_loss.detach(), rtol=rtol, atol=rtol)
-    assert list(grads) == list(parameters)
+    assert list(grads) == list(parameters)  # in this order
     largest = max((g.abs().max().item() for g in expected if g is not None), default=0.0)
-    for (name, grad), wanted in zip(grads.items(), expected, strict=True):
-        assert (grad is None) == (wanted is None), name
-        if grad is not None:
-            assert_close(grad, wanted, rtol=rtol, atol=rtol * largest)
-    for (name, buffer), wanted in zip(
-        model.named_buffers(), reference.buffers(), strict=True
-    ):  # running statistics, moved once
-        assert torch.equal(buffer, wanted), name
+    all_close(grads, dict(zip(parameters, expected, strict=True)), rtol, largest)
+    # Running statistics, moved once.
+    assert all(map(torch.equal, model.buffers(), reference.buffers()))
     assert all(p.grad is None for p in model.parameters())

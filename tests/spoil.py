@@ -48,7 +48,7 @@ WINGS = {
     "engines": (
         [f"nn_backprop.{prefix}{name}" for prefix in ("", "engines.")
          for name in ("tape", "replay", "by_hand", "by_hand_fast", "function")],
-        ["tape", "tape_refusals", "replay", "by_hand", "by_hand_fast", "function", "backprop",
+        ["tape", "tape_refusals", "replay", "by_hand", "function", "backprop",
          "random_networks", "engines"],
     ),
     "oracle": (

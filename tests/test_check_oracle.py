@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from suspects import Square, cancels, double, expect, function
+from suspects import Square, cancels, double, expect, function, slowly
 from torch import Tensor, nn
 from torch.autograd import Function
 
@@ -143,9 +143,10 @@ def test_the_extrapolated_slope_is_within_its_own_error():
         assert error <= 1e-7 * max(abs(slope), abs(f(x))) or f is math.tanh
 
 
-def test_a_fast_function_is_not_called_wrong():
+@pytest.mark.parametrize("seed", [0, slowly(1), slowly(2)])
+def test_a_fast_function_is_not_called_wrong(seed):
     """Where every step is longer than a period, differences tell nothing."""
-    for speed, seed in itertools.product([1, 32, 1024], range(3)):
+    for speed in (1, 32, 1024):
         x = double(3, 5, seed=seed)
         report = expect("pass", lambda x, speed=speed: (speed * x).square().sin(), x)
         assert report.tensors[0].oracle == "forward mode", report

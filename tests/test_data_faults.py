@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product as every
@@ -25,7 +25,7 @@ import platformdirs
 import pytest
 import torch
 from offline import go_offline, quiet
-from properties import refuses
+from properties import naming, refuses
 
 from nn_backprop.data import DataError, download, files, load, loading, prepare, repair, verify
 
@@ -34,22 +34,17 @@ IMAGES = "train-images-idx3-ubyte"
 ALL_OK = {name: "ok" for name in files.NAMES}
 
 
-def official_files() -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def contents() -> dict[str, bytes]:
     """The eight files by name: as the official ones, but of fewer images."""
-    pixels = torch.Generator().manual_seed(3)
-    contents = {}
+    pixels, plain = torch.Generator().manual_seed(3), {}
     for split, n in (("train", TRAIN), ("t10k", TEST)):
         noise = torch.randint(256, (n * 28 * 28,), generator=pixels, dtype=torch.uint8)
         header = struct.pack(">4B3I", 0, 0, 8, 3, n, 28, 28)
-        contents[f"{split}-images-idx3-ubyte"] = header + noise.numpy().tobytes()
+        plain[f"{split}-images-idx3-ubyte"] = header + noise.numpy().tobytes()
         header = struct.pack(">4BI", 0, 0, 8, 1, n)
-        contents[f"{split}-labels-idx1-ubyte"] = header + bytes(i % 10 for i in range(n))
-    return contents | {f"{name}.gz": gzip.compress(data) for name, data in contents.items()}
-
-
-@pytest.fixture(scope="module")
-def contents():
-    return official_files()
+        plain[f"{split}-labels-idx1-ubyte"] = header + bytes(i % 10 for i in range(n))
+    return plain | {f"{name}.gz": gzip.compress(data) for name, data in plain.items()}
 
 
 class Server:
@@ -126,12 +121,27 @@ def fill(root: Path, contents: dict[str, bytes], suffix: str = "") -> Path:
     return raw
 
 
-def tree(root: Path) -> dict[str, tuple[int, int]]:
+def tree(root: Path) -> dict[Path, tuple[int, int]]:
     """Every path under root with its size and time of change."""
-    return {
-        str(path.relative_to(root)): (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in root.rglob("*")
-    }
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in root.rglob("*")}
+
+
+@contextmanager
+def unchanged(root: Path):
+    before = tree(root)
+    yield
+    assert tree(root) == before
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """Sets how long an attempt, and all of them together, may take without a byte."""
+
+    def patience(attempt: float, quiet: float) -> None:
+        monkeypatch.setattr(download, "ATTEMPT_SECONDS", attempt)
+        monkeypatch.setattr(download, "QUIET_SECONDS", quiet)
+
+    return patience
 
 
 def leftovers(raw: Path) -> set[str]:
@@ -145,9 +155,8 @@ def test_good_files_are_used_without_network(server, contents, tmp_path):
     for suffix in ("", ".gz"):
         root = tmp_path / f"root{suffix}"
         fill(root, contents, suffix)
-        before = tree(root)
-        data = load("mnist", root, say=quiet)
-        assert suffix or tree(root) == before  # not even a lock
+        with nullcontext() if suffix else unchanged(root):  # not even a lock
+            data = load("mnist", root, say=quiet)
         assert data.images.shape == (TRAIN + TEST, 1, 28, 28)
         assert data.images[1, 0].numpy().tobytes() == contents[IMAGES][16 + 784 : 16 + 2 * 784]
         assert data.images[-1, 0].numpy().tobytes() == contents["t10k-images-idx3-ubyte"][-784:]
@@ -160,20 +169,19 @@ def test_good_files_are_used_without_network(server, contents, tmp_path):
 
 def test_verify_names_each_problem_and_writes_nothing(server, contents, tmp_path):
     raw = fill(tmp_path, contents)
-    size = len(contents[IMAGES])
     (raw / IMAGES).write_bytes(contents[IMAGES][:47])
     (raw / "train-labels-idx1-ubyte").unlink()
     (raw / "t10k-images-idx3-ubyte").unlink()
     (raw / "t10k-images-idx3-ubyte.gz").write_bytes(contents["t10k-images-idx3-ubyte.gz"])
     (raw / "t10k-labels-idx1-ubyte").write_bytes(contents["t10k-labels-idx1-ubyte"] + b"0")
-    before = tree(tmp_path)
-    assert verify(tmp_path) == {
-        IMAGES: f"truncated: 47 of {size:,} bytes",
-        "train-labels-idx1-ubyte": "missing",
-        "t10k-images-idx3-ubyte": "not extracted (archive beside it is good)",
-        "t10k-labels-idx1-ubyte": f"too long: {TEST + 9} instead of {TEST + 8} bytes",
-    }
-    assert tree(tmp_path) == before and not server.requests
+    with unchanged(tmp_path):
+        assert verify(tmp_path) == {
+            IMAGES: f"truncated: 47 of {len(contents[IMAGES]):,} bytes",
+            "train-labels-idx1-ubyte": "missing",
+            "t10k-images-idx3-ubyte": "not extracted (archive beside it is good)",
+            "t10k-labels-idx1-ubyte": f"too long: {TEST + 9} instead of {TEST + 8} bytes",
+        }
+    assert not server.requests
 
 
 FAULTS = {
@@ -202,23 +210,20 @@ def test_a_bad_file_is_repaired(server, contents, tmp_path):
         assert not leftovers(raw), case
 
 
-def test_what_a_killed_process_left_is_cleared_away(contents, tmp_path):
+def test_what_a_killed_process_left_is_cleared_and_what_torchvision_left_is_not_taken(
+    contents, tmp_path
+):
     raw = fill(tmp_path, contents)
     (raw / IMAGES).unlink()
     for name in (f"{IMAGES}.part", f"{IMAGES}.gz.part"):
         (raw / name).write_bytes(contents[IMAGES][:100])
-    prepare(tmp_path, quiet)
-    assert verify(tmp_path) == ALL_OK and not leftovers(raw)
-
-
-def test_an_unverified_copy_in_processed_is_not_taken(contents, tmp_path):
-    fill(tmp_path, contents)
-    processed = tmp_path / "MNIST" / "processed"  # where old versions of torchvision kept theirs
+    processed = tmp_path / "MNIST" / "processed"  # where old versions kept theirs, unverified
     processed.mkdir()
     for name in ("training.pt", "test.pt"):
         wrong = torch.zeros(TRAIN, 28, 28, dtype=torch.uint8), torch.zeros(TRAIN, dtype=torch.int64)
         torch.save(wrong, processed / name)
     assert load("mnist", tmp_path).images.any()
+    assert verify(tmp_path) == ALL_OK and not leftovers(raw)
 
 
 # Faults of the network
@@ -244,13 +249,17 @@ def half(server, handler, name):
     server.send_body(handler, data[: len(data) // 2], len(data))
 
 
-def page(server, handler, name):
-    server.send_body(handler, b"<html>Please log in</html>", 26)
+def body(content):
+    """Answers with what this makes of the right one."""
+
+    def answer(server, handler, name):
+        data = content(server.contents[name])
+        server.send_body(handler, data, len(data))
+
+    return answer
 
 
-def one_bit(server, handler, name):
-    data = FAULTS["one bit"](server.contents[name])
-    server.send_body(handler, data, len(data))
+one_bit = body(FAULTS["one bit"])
 
 
 def endless(server, handler, name):
@@ -270,26 +279,24 @@ def stalled_half_way(server, handler, name):
     server.over.wait()
 
 
-def test_a_bad_answer_is_named_and_harms_nothing(server, contents, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "ATTEMPT_SECONDS", 0.3)
-    monkeypatch.setattr(download, "QUIET_SECONDS", 0.5)
+def test_a_bad_answer_is_named_and_harms_nothing(server, contents, tmp_path, patience):
+    patience(0.3, 0.5)
     raw = fill(tmp_path, contents)
     (raw / IMAGES).write_bytes(contents[IMAGES][:47])
-    before = tree(raw)
     for answer, sentence in (
         (not_found, "HTTP Error 404: Not Found"),
         (half, r"truncated: [\d,]+ of [\d,]+ bytes"),
-        (page, "truncated: 26 of [0-9,]+ bytes"),
+        (body(lambda right: b"<html>Please log in</html>"), "truncated: 26 of [0-9,]+ bytes"),
         (one_bit, "wrong bytes"),
         (endless, "too long"),
         (stalled, "nothing arrived for|timed out"),
         (stalled_half_way, "nothing arrived for|timed out"),
     ):
         server.answer = partial(answer, server)
-        said = refuses(sentence, prepare, tmp_path, quiet, error=DataError)
+        with naming(answer), unchanged(raw):
+            said = refuses(sentence, prepare, tmp_path, quiet, error=DataError)
         assert f"{raw / IMAGES} is truncated: 47 of" in said
         assert f"{server.url}/{IMAGES}.gz" in said
-        assert tree(raw) == before, answer
 
 
 def test_a_download_that_is_given_up_is_hung_up(server, tmp_path):
@@ -302,38 +309,34 @@ def test_a_download_that_is_given_up_is_hung_up(server, tmp_path):
             hung_up.set()
 
     server.answer = answer
-    with pytest.raises(DataError):
-        prepare(tmp_path, quiet)
+    refuses("", prepare, tmp_path, quiet, error=DataError)
     assert hung_up.wait(5)
 
 
 def test_a_refused_connection_is_tried_again_and_named(monkeypatch, tmp_path):
+    said: list[str] = []
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
         monkeypatch.setenv("NN_BACKPROP_MNIST_URL", f"http://127.0.0.1:{closed.getsockname()[1]}/")
-        said: list[str] = []
-        with pytest.raises(DataError, match=r"missing and could not be .* Connection refused"):
-            prepare(tmp_path, said.append)
+        sentence = "missing and could not be .* Connection refused"
+        refuses(sentence, prepare, tmp_path, said.append, error=DataError)
     assert sum("downloading" in line for line in said) == download.ROUNDS
 
 
-def test_a_second_try_succeeds(server, tmp_path):
+def test_after_a_failure_it_is_tried_again_and_the_mirror_that_works_is_asked_first(
+    server, monkeypatch, tmp_path
+):
     def flaky(handler, name):
-        (not_found if server.requests.total() == 1 else Server.send)(server, handler, name)
+        bad = "/bad/" in handler.path or server.requests.total() == 1
+        (not_found if bad else Server.send)(server, handler, name)
 
     server.answer = flaky
-    prepare(tmp_path, quiet)
-    assert verify(tmp_path) == ALL_OK and server.requests[f"/{IMAGES}.gz"] == 2
+    prepare(tmp_path / "one", quiet)
+    assert verify(tmp_path / "one") == ALL_OK and server.requests[f"/{IMAGES}.gz"] == 2
 
-
-def test_the_mirror_that_works_is_asked_first(server, monkeypatch, tmp_path):
-    def answer(handler, name):
-        (not_found if "/bad/" in handler.path else Server.send)(server, handler, name)
-
-    server.answer = answer
     monkeypatch.setenv("NN_BACKPROP_MNIST_URL", f"{server.url}/bad/ {server.url}/good")
-    prepare(tmp_path, quiet)
-    assert verify(tmp_path) == ALL_OK
+    prepare(tmp_path / "two", quiet)
+    assert verify(tmp_path / "two") == ALL_OK
     assert sum(n for path, n in server.requests.items() if "/bad/" in path) == 1
 
 
@@ -346,19 +349,16 @@ def test_torchvisions_mirrors_are_used_unless_others_are_named(monkeypatch):
     assert download.mirrors() is not MNIST.mirrors  # ours is reordered
 
 
-def test_many_silent_mirrors_share_one_deadline(server, monkeypatch, tmp_path):
-    monkeypatch.setattr(download, "ATTEMPT_SECONDS", 0.25)
-    monkeypatch.setattr(download, "QUIET_SECONDS", 0.6)
+def test_many_silent_mirrors_share_one_deadline(server, monkeypatch, tmp_path, patience):
+    patience(0.25, 0.6)
     monkeypatch.setenv("NN_BACKPROP_MNIST_URL", " ".join(f"{server.url}/{i}" for i in range(11)))
-    server.answer = lambda handler, name: stalled(server, handler, name)
-    with pytest.raises(DataError):
-        prepare(tmp_path, quiet)
+    server.answer = partial(stalled, server)
+    refuses("", prepare, tmp_path, quiet, error=DataError)
     assert server.requests.total() <= 3
 
 
-def test_a_slow_download_that_progresses_is_neither_cut_nor_the_last(server, monkeypatch, tmp_path):
-    monkeypatch.setattr(download, "ATTEMPT_SECONDS", 0.6)
-    monkeypatch.setattr(download, "QUIET_SECONDS", 0.7)
+def test_a_slow_download_that_progresses_is_neither_cut_nor_the_last(server, patience, tmp_path):
+    patience(0.6, 0.7)
 
     def slow(handler, name):
         data = server.contents[name]
@@ -377,22 +377,19 @@ def test_a_slow_download_that_progresses_is_neither_cut_nor_the_last(server, mon
     assert verify(tmp_path) == ALL_OK and server.requests[f"/{IMAGES}.gz"] == 2
 
 
-def test_a_name_server_that_never_answers_is_given_up(server, monkeypatch, tmp_path):
+def test_a_name_server_that_never_answers_is_given_up(server, monkeypatch, tmp_path, patience):
     def never(*args, **kwargs):
         server.over.wait(10)
         raise OSError("the name server was waited for")
 
-    monkeypatch.setattr(download, "ATTEMPT_SECONDS", 0.2)
-    monkeypatch.setattr(download, "QUIET_SECONDS", 0.3)
+    patience(0.2, 0.3)
     monkeypatch.setattr(socket, "getaddrinfo", never)
-    with pytest.raises(DataError, match="nothing arrived for"):
-        prepare(tmp_path, quiet)
+    refuses("nothing arrived for", prepare, tmp_path, quiet, error=DataError)
 
 
 def test_an_interrupted_download_leaves_nothing(monkeypatch, contents, tmp_path):
     raw = fill(tmp_path, contents)
     (raw / IMAGES).write_bytes(b"")
-    before = tree(raw)
 
     def interrupted(url: str, patience: float) -> Iterator[bytes]:
         yield b"some bytes"
@@ -400,9 +397,8 @@ def test_an_interrupted_download_leaves_nothing(monkeypatch, contents, tmp_path)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(download, "stream", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with unchanged(raw), pytest.raises(KeyboardInterrupt):
         prepare(tmp_path, quiet)
-    assert tree(raw) == before
 
 
 # Other processes
@@ -446,8 +442,8 @@ def test_a_lock_that_is_never_released_is_named(server, monkeypatch, tmp_path):
     said: list[str] = []
     with open(lock, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match=f"another process has held {lock}"):
-            prepare(tmp_path, said.append)
+        sentence = f"another process has held {lock}"
+        refuses(sentence, prepare, tmp_path, said.append, error=DataError)
     assert said == [f"MNIST: waiting for another process, which holds {lock}"]
     assert not server.requests
 
@@ -476,40 +472,36 @@ def read_only(contents, monkeypatch):
     with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own is closed to other users
         top = Path(name)
         top.chmod(0o755)
-        root, cache = top / "root", top / "cache"
+        cache = top / "cache"
         cache.mkdir()
         cache.chmod(0o777)
         monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: cache / name)
 
         def make(suffix: str) -> tuple[Path, Path]:
+            root = top / f"root{suffix}"
             fill(root, contents, suffix)
             for path in [root, *root.rglob("*")]:
                 path.chmod(0o555 if path.is_dir() else 0o444)
             return root, cache / "nn_backprop"
 
         yield make
-        for path in [root, *root.rglob("*")]:
+        for path in top.rglob("root*/**"):
             path.chmod(0o755)
 
 
-def test_plain_files_are_used_from_a_read_only_root(server, read_only):
-    root, cache = read_only("")
-    before = tree(root)
-    with unprivileged():
-        data = load("mnist", root)
-    assert data.reason == f"MNIST found in {root}"
-    assert tree(root) == before and not cache.exists() and not server.requests
-
-
-def test_archives_in_a_read_only_root_are_extracted_into_the_cache(server, read_only):
-    root, cache = read_only(".gz")
-    before = tree(root)
-    said: list[str] = []
-    with unprivileged():
-        data = load("mnist", root, say=said.append)
-    assert len(data.images) == TRAIN + TEST and data.reason == f"MNIST found in {cache}"
-    assert f"MNIST: {root} cannot be written (Permission denied); trying elsewhere" in said
-    assert tree(root) == before and not server.requests
+def test_a_read_only_root_is_read_and_archives_in_it_are_extracted_into_the_cache(
+    server, read_only
+):
+    for suffix in ("", ".gz"):
+        root, cache = read_only(suffix)
+        said: list[str] = []
+        with unchanged(root), unprivileged():
+            data = load("mnist", root, say=said.append)
+        assert len(data.images) == TRAIN + TEST and not server.requests
+        assert data.reason == f"MNIST found in {cache if suffix else root}"
+        assert cache.exists() is bool(suffix)
+        cannot = f"MNIST: {root} cannot be written (Permission denied); trying elsewhere"
+        assert (cannot in said) is bool(suffix)
 
 
 def test_a_root_that_is_no_folder_is_left_for_the_cache(contents, tmp_path):
@@ -522,5 +514,5 @@ def test_a_full_disk_is_named(contents, monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(download.os, "replace", full)
-    with pytest.raises(DataError, match=f"{tmp_path} cannot be written .No space left on device"):
-        prepare(tmp_path, quiet)
+    sentence = f"{tmp_path} cannot be written .No space left on device"
+    refuses(sentence, prepare, tmp_path, quiet, error=DataError)

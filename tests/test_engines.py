@@ -3,10 +3,11 @@
 import copy
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from comparison import about
+from comparison import about, each_close
 from torch import Tensor, nn
 
 from nn_backprop import engines
@@ -39,12 +40,18 @@ def all_in_one_type(name: str) -> bool:
     return not any(isinstance(m, (nn.BatchNorm2d, KWinners)) for m in MODELS[name]().modules())
 
 
-def close_to(model: nn.Module, expected: list[Tensor]) -> None:
-    """The gradients, relative to the largest entry of each."""
-    for (key, grad), want in zip(gradients(model).items(), expected, strict=True):
-        largest = want.abs().max().item()
-        with about(key):
-            torch.testing.assert_close(grad, want, rtol=1e-10, atol=1e-10 * largest)
+def gives(compute: Callable, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Loss, gradients and buffers, as autograd has them on a copy; returns the loss."""
+    copied = copy.deepcopy(model)
+    expected_loss = copied.loss(copied(inputs), targets)
+    expected = torch.autograd.grad(expected_loss, list(copied.parameters()))
+    loss = compute(model, inputs, targets)
+    assert loss.shape == () and not loss.requires_grad and loss.grad_fn is None
+    torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-12, atol=0)
+    each_close(gradients(model).values(), expected)
+    for value, moved in zip(model.buffers(), copied.buffers(), strict=True):
+        torch.testing.assert_close(value, moved, rtol=1e-10, atol=1e-12)
+    return loss
 
 
 each_model = pytest.mark.parametrize("name", MODELS)
@@ -53,65 +60,49 @@ each_model = pytest.mark.parametrize("name", MODELS)
 @each_model
 def test_an_engine_gives_the_loss_and_the_gradients(name):
     for engine in engines_of(name):
-        model, inputs, targets = made(name)
-        copied, state = copy.deepcopy(model), copy.deepcopy(model.state_dict())
-        expected_loss = copied.loss(copied(inputs), targets)
-        expected = torch.autograd.grad(expected_loss, list(copied.parameters()))
-        inputs_before = inputs.clone()
-        for _ in range(2):  # the second call starts anew, it does not add to .grad
-            model.load_state_dict(state)  # what it counts in a buffer decides what it does next
-            with about(engine):
-                loss = ENGINES[engine](model, inputs, targets)
-                assert loss.shape == () and not loss.requires_grad and loss.grad_fn is None
-                torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-12, atol=0)
-                close_to(model, expected)
-        assert torch.equal(inputs, inputs_before)
+        model, *batch = made(name)
+        before = [t.clone() for t in batch]
+        with about(engine):
+            for _ in range(2):  # the second call starts anew, it does not add to .grad
+                loss = gives(ENGINES[engine], model, *batch)
+            assert all(map(torch.equal, batch, before))
 
-        # `fit` reads the losses of many steps at once, later: an engine must not reuse them.
-        kept, value = gradients(model), loss.item()
-        values = {key: grad.clone() for key, grad in kept.items()}
-        for parameter in model.parameters():
-            parameter.grad = None
-        ENGINES[engine](model, 2 * inputs, targets.flip(0))
-        assert loss.item() == value, engine
-        assert all(torch.equal(kept[key], values[key]) for key in kept), engine
+            # `fit` reads the losses of many steps at once, later: an engine must not reuse them.
+            kept, value = list(gradients(model).values()), loss.item()
+            values = [grad.clone() for grad in kept]
+            for parameter in model.parameters():
+                parameter.grad = None
+            ENGINES[engine](model, 2 * batch[0], batch[1].flip(0))
+            assert loss.item() == value and all(map(torch.equal, kept, values))
 
 
 def test_by_hand_refuses_a_network_that_nobody_has_written_out():
-    model = nn.Sequential(nn.Linear(3, 5))
+    model = nn.Sequential(nn.Linear(3, 5)).double()
     model.loss = nn.functional.cross_entropy
-    inputs, targets = torch.randn(2, 3), torch.tensor([0, 4])
+    batch = torch.randn(2, 3).double(), torch.tensor([0, 4])
     sentence = "^by-hand gradients are written out for MLP and CNN, not for Sequential: use the eng"
     with pytest.raises(ValueError, match=sentence):
-        ENGINES["by-hand"](model, inputs, targets)
-    for other in ("autograd", "tape"):
-        ENGINES[other](model, inputs, targets)
-        assert model[0].weight.grad.any()
+        ENGINES["by-hand"](model, *batch)
+    gives(ENGINES["tape"], model, *batch)
 
 
 def test_in_precision_keeps_the_parameters_and_computes_as_a_low_copy_does():
     for name in filter(all_in_one_type, MODELS):
         for engine in engines_of(name):
-            with about(name, engine):
-                computes_as_a_low_copy(name, engine)
-
-
-def computes_as_a_low_copy(name: str, engine: str) -> None:
-    model, inputs, targets = made(name, torch.float32)
-    compute = in_precision(ENGINES[engine], torch.bfloat16)
-    for step in range(3):  # the parameters change in between
-        low = copy.deepcopy(model).bfloat16()
-        expected = ENGINES[engine](low, inputs.bfloat16(), targets)
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        loss = compute(model, inputs.bfloat16() if step else inputs, targets)
-        assert loss.dtype == torch.bfloat16 and torch.equal(loss, expected)
-        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-        for key, parameter in model.named_parameters():
-            assert parameter.dtype == parameter.grad.dtype == torch.float32
-            assert torch.equal(parameter.grad, low.get_parameter(key).grad.float())
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter -= 0.1 * parameter.grad
+            model, inputs, targets = made(name, torch.float32)
+            compute = in_precision(ENGINES[engine], torch.bfloat16)
+            for step in range(3):  # the parameters change in between
+                low = copy.deepcopy(model).bfloat16()
+                expected = ENGINES[engine](low, inputs.bfloat16(), targets)
+                before = copy.deepcopy(model.state_dict())
+                loss = compute(model, inputs.bfloat16() if step else inputs, targets)
+                with about(name, engine, step), torch.no_grad():
+                    assert loss.dtype == torch.bfloat16 and torch.equal(loss, expected)
+                    assert all(map(torch.equal, model.state_dict().values(), before.values()))
+                    for key, parameter in model.named_parameters():
+                        assert parameter.dtype == parameter.grad.dtype == torch.float32
+                        assert torch.equal(parameter.grad, low.get_parameter(key).grad.float())
+                        parameter -= 0.1 * parameter.grad
 
 
 def test_updates_too_small_for_bfloat16_add_up():
@@ -129,18 +120,18 @@ def test_updates_too_small_for_bfloat16_add_up():
 
 @each_model
 def test_the_engines_agree_and_nothing_is_touched(name):
-    model, inputs, targets = made(name, torch.float32)
-    ENGINES["autograd"](model, inputs, targets)
-    state = copy.deepcopy(model.state_dict())
-    grads = {key: grad.clone() for key, grad in gradients(model).items()}
-    found = disagreements(model, inputs, targets)
+    model, *batch = made(name, torch.float32)
+    ENGINES["autograd"](model, *batch)
+    touched = [*model.state_dict().values(), *gradients(model).values()]
+    before = [t.clone() for t in touched]
+    found = disagreements(model, *batch)
     assert [*found] == engines_of(name)[1:]
     for distances in found.values():
-        assert distances.keys() == grads.keys()
+        assert distances.keys() == gradients(model).keys()
         assert max(distances.values()) < 1e-12  # in float64, though the model is in float32
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert all(torch.equal(grad, grads[key]) for key, grad in gradients(model).items())
+    after = [*model.state_dict().values(), *gradients(model).values()]
+    assert all(map(torch.equal, after, before))
+    assert all(a.dtype == b.dtype for a, b in zip(after, before, strict=True))
 
 
 def spoilt(parameter: str, change):
@@ -190,30 +181,22 @@ def test_where_autograd_says_zero(monkeypatch):
 def test_in_precision_leaves_batch_norm_to_the_model_itself():
     """In float32, and with its running statistics where an evaluation will look for them."""
     for engine in ("autograd", "tape"):
-        with about(engine):
-            leaves_batch_norm_to_the_model(engine)
-
-
-def leaves_batch_norm_to_the_model(engine: str) -> None:
-    model, inputs, targets = made("fast-cnn", torch.float32)
-    twin = copy.deepcopy(model)
-    ENGINES[engine](twin, inputs, targets)
-    compute = in_precision(for_training(engine), torch.bfloat16)
-    loss = compute(model, inputs, targets)
-    assert abs(loss - twin.loss(twin(inputs), targets)) < 0.05
-    for (key, value), expected in zip(
-        model.named_parameters(), gradients(twin).values(), strict=True
-    ):
-        assert value.dtype == value.grad.dtype == torch.float32, key
-        error = (value.grad - expected).norm() / expected.norm()
-        assert error < 0.2, (key, error)  # 8 bits, over a few layers; a lost one would have 1
-    means = [norm.running_mean for norm in model.norms]
-    for mean in means:
-        assert mean.dtype == torch.float32 and mean.any()
-    model.eval()
-    before = [mean.clone() for mean in means]
-    compute(model, inputs, targets)
-    assert all(torch.equal(mean, was) for mean, was in zip(means, before, strict=True))
+        model, *batch = made("fast-cnn", torch.float32)
+        twin = copy.deepcopy(model)
+        expected_loss = ENGINES[engine](twin, *batch)
+        compute = in_precision(for_training(engine), torch.bfloat16)
+        assert abs(compute(model, *batch) - expected_loss) < 0.05, engine
+        for (key, p), expected in zip(
+            model.named_parameters(), gradients(twin).values(), strict=True
+        ):
+            assert p.dtype == p.grad.dtype == torch.float32, (engine, key)
+            error = (p.grad - expected).norm() / expected.norm()
+            assert error < 0.2, (engine, key)  # 8 bits, some layers; a lost one would have 1
+        means = [norm.running_mean for norm in model.norms]
+        assert all(mean.dtype == torch.float32 and mean.any() for mean in means), engine
+        before = [mean.clone() for mean in means]
+        compute(model.eval(), *batch)
+        assert all(map(torch.equal, means, before)), engine
 
 
 @each_model
@@ -221,8 +204,7 @@ def test_for_training_gives_what_the_engine_gives_whatever_changes_in_between(na
     """Another batch size, the last smaller batch, new values, another place, another model."""
     for engine in engines_of(name):
         model, inputs, targets = made(name)
-        other = copy.deepcopy(model)
-        compute = for_training(engine)
+        other, compute = copy.deepcopy(model), for_training(engine)
         for change in range(6):
             if change == 2:
                 inputs, targets = inputs[:3], targets[:3]
@@ -233,14 +215,8 @@ def test_for_training_gives_what_the_engine_gives_whatever_changes_in_between(na
                     parameter.data = parameter.data.clone() * 1.5
             if change == 5:
                 model = other
-            expected_loss = ENGINES[engine](copied := copy.deepcopy(model), inputs, targets)
             with about(engine, change):
-                loss = compute(model, inputs, targets)
-                torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
-                close_to(model, list(gradients(copied).values()))
-                buffers = zip(model.buffers(), copied.buffers(), strict=True)
-                for value, expected in buffers:
-                    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
+                gives(compute, model, inputs, targets)
 
 
 def test_for_training_by_hand_writes_into_one_flat_parameter():
@@ -273,26 +249,22 @@ def test_has_bfloat16_says_what_torch_says_of_the_processor(monkeypatch):
 def test_one_engine_serves_one_model_after_another():
     """Also where a later one is given the place in memory of one that is gone."""
     for engine, low in itertools.product(ENGINES, [False, True]):
-        with about(engine, low):
-            serves_one_model_after_another(engine, low)
-
-
-def serves_one_model_after_another(engine: str, low: bool) -> None:
-    compute = for_training(engine)
-    if low:
-        compute = in_precision(compute, torch.bfloat16)
-    for seed in range(4):
-        torch.manual_seed(seed)
-        model = MODELS["mlp"]()
-        inputs, targets = torch.randn(N, 1, 28, 28), torch.randint(10, (N,))
-        expected = model.loss(model(inputs), targets)
-        loss = compute(model, inputs, targets)
-        torch.testing.assert_close(loss.float(), expected, rtol=0.02, atol=0)
-        wanted = torch.autograd.grad(expected, list(model.parameters()))
-        for grad, want in zip(gradients(model).values(), wanted, strict=True):
-            # In bfloat16 a unit near 0 may switch; another model's gradient would differ by 1.
-            assert (grad - want).norm() < 0.3 * want.norm()
-        del model
+        compute = for_training(engine)
+        if low:
+            compute = in_precision(compute, torch.bfloat16)
+        for seed in range(4):
+            torch.manual_seed(seed)
+            model = MODELS["mlp"]()
+            inputs, targets = torch.randn(N, 1, 28, 28), torch.randint(10, (N,))
+            expected = model.loss(model(inputs), targets)
+            wanted = torch.autograd.grad(expected, list(model.parameters()))
+            with about(engine, low, seed):
+                loss = compute(model, inputs, targets)
+                torch.testing.assert_close(loss.float(), expected, rtol=0.02, atol=0)
+                for grad, want in zip(gradients(model).values(), wanted, strict=True):
+                    # In bfloat16 a unit near 0 may switch; another model's would differ by 1.
+                    assert (grad - want).norm() < 0.3 * want.norm()
+            del model
 
 
 def test_a_model_that_cannot_be_replayed_is_recorded_at_every_step():

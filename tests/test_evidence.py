@@ -1,6 +1,5 @@
 """Intervals and verdicts, and the results of the experiments' smoke runs."""
 
-import json
 import math
 import random
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import t
+from test_studies import smoke_rows
 
 from nn_backprop.studies.evidence import (
     at_least,
@@ -24,7 +24,6 @@ from nn_backprop.studies.evidence import (
     median_interval,
     one_of,
     quartiles,
-    write_results,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -118,43 +117,28 @@ def test_the_intervals_of_the_mean_and_of_one_more_are_students(n):
     assert one_more == pytest.approx(wider)
 
 
-def test_results_are_written_whole(tmp_path):
+def test_a_table_in_markdown():
     rows = [{"model": "mlp", "accuracy": 0.5}]
-    claim = at_least("accuracy", 0.4, [0.5, 0.6])
-    write_results(tmp_path / "results.json", "name", {"seeds": 2}, rows, [claim], {}, 1.5)
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results) == {"experiment", "config", "rows", "claims", "machine", "seconds"}
-    assert set(results["claims"][0]) == {"claim", "published", "measured", "interval", "verdict"}
-    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
     assert markdown_table(rows) == "| model | accuracy |\n| --- | --- |\n| mlp | 0.5 |\n"
 
 
 @pytest.mark.slow
 def test_accuracy_smoke(tmp_path):
-    results = _smoke("accuracy", tmp_path)
-    assert [row["model"] for row in results["rows"]] == ["happy", "mlp", "cnn"]
-    assert [row["parameters"] for row in results["rows"]] == [13_002, 101_770, 18_378]
-    for row in results["rows"]:
-        mean, deviation = map(float, row["test accuracy, %"].split(" ± "))
-        assert 0 < float(row["lowest, %"]) <= mean < 100
-        assert deviation < 30
-    assert float(results["rows"][1]["validation, %"]) > 70  # two epochs of the MLP, chance is 10
-    assert results["claims"] == []  # they speak of MNIST
+    rows, claims = smoke_rows("accuracy", tmp_path)
+    assert [(row["model"], row["seed"]) for row in rows] == [
+        (model, seed) for model in ("happy", "mlp", "cnn") for seed in (0, 1)
+    ]
+    assert {row["parameters"] for row in rows} == {13_002, 101_770, 18_378}
+    assert all(0 < row["test_accuracy"] < 1 and row["train_seconds"] > 0 for row in rows)
+    # two epochs; chance is 0.1
+    assert rows.where(model="mlp").values("validation_accuracy").mean() > 0.7
+    assert len(claims) == 3
 
 
 def test_feeding_smoke(tmp_path):
-    results = _smoke("feeding", tmp_path)
-    assert len(results["config"]["pairs"]) == 2
-    assert all(slow > 0 and fast > 0 for slow, fast in results["config"]["pairs"])
-
-
-def _smoke(name: str, folder: Path) -> dict:
-    command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), "--smoke"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    (results,) = folder.glob(f"runs/{name}/*/results.json")
-    assert {"results.md", "results.png"} <= {path.name for path in results.parent.iterdir()}
-    return json.loads(results.read_text())
+    rows, claims = smoke_rows("feeding", tmp_path)
+    assert len(rows) == 1 and not claims
+    assert rows[0]["data_loader"] > 0 and rows[0]["one_tensor"] > 0
 
 
 @pytest.mark.parametrize("script", ["accuracy --seeds 1", "feeding --repeats 0"])

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from nn_backprop import figures
 
 
-def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
+def texts(labels) -> list[str]:
+    return [label.get_text() for label in labels]
 
 
 def rendered(figure: Figure) -> Figure:
@@ -46,12 +46,12 @@ def test_the_confusion_matrix_says_counts_and_shares():
     counts = torch.tensor([[998, 2, 0], [0, 0, 0], [1, 3, 4]])
     figure = rendered(figures.confusion_matrix(counts, ["a", "b", "c"]))
     axes = figure.axes[0]
-    assert texts(figure) == [str(count) for count in counts.flatten().tolist()]
+    shown = [text for each in figure.axes for text in texts(each.texts)]
+    assert shown == [str(count) for count in counts.flatten().tolist()]
     assert axes.get_title() == "Confusion matrix: 1002 of 1008 right, 99.40 %"
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
-    (margin,) = axes.child_axes
-    assert [label.get_text() for label in margin.get_yticklabels()] == ["99.8 %", "–", "50.0 %"]
-    (drawn,) = axes.images
+    assert texts(axes.get_yticklabels()) == ["a", "b", "c"]
+    (margin,), (drawn,) = axes.child_axes, axes.images
+    assert texts(margin.get_yticklabels()) == ["99.8 %", "–", "50.0 %"]
     colours = drawn.cmap(drawn.norm(drawn.get_array()))[..., :3]
     assert colours[0, 1].min() < 0.9  # 2 in 1000 stand out from none
     np.testing.assert_array_equal(colours[0, 2], to_rgb("white"))
@@ -102,11 +102,10 @@ def test_precision_recall_gives_the_average_precision_of_each_class():
     truth = torch.tensor([0, 0, 1, 1, 3])  # nothing is of class 2
     scores = torch.tensor([[9, 1, 1, 1], [3, 5, 1, 1], [2, 8, 1, 1], [4, 4, 1, 1], [1, 1, 1, 9]])
     is_class = torch.nn.functional.one_hot(truth).bool()
-    figure = rendered(figures.precision_recall(is_class, scores / 12))
-    (axes,) = figure.axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    (axes,) = rendered(figures.precision_recall(is_class, scores / 12)).axes
     # By hand: class 0 is found at ranks 1 and 3, class 1 at 1 and 3.
-    assert labels == ["0 · AP 0.8333", "1 · AP 0.8333", "3 · AP 1.0000"]
+    labels = ["0 · AP 0.8333", "1 · AP 0.8333", "3 · AP 1.0000"]
+    assert texts(axes.get_legend().get_texts()) == labels
     low, high = axes.get_xlim()
     assert low < 2 / 3 and high > 1
 
@@ -114,33 +113,34 @@ def test_precision_recall_gives_the_average_precision_of_each_class():
 def test_a_saved_figure_is_a_small_png_and_leaves_nothing_else(tmp_path):
     figures.save(figures.weight_images(torch.randn(64, 28, 28), "W"), tmp_path / "weights.png")
     (file,) = tmp_path.iterdir()
-    assert file.name == "weights.png"
+    assert file.name == "weights.png" and file.stat().st_size < 500_000
     assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert file.stat().st_size < 500_000
+
+
+def panels(*parts: figures.Panel) -> list:
+    return rendered(figures.side_by_side(parts, "all")).axes
 
 
 def test_panels_draw_lines_levels_words_and_an_image():
     curve = [(10, 0.5, 0.1), (100, 0.05, 0.01)]
     words = [("plain", 0.2, 0.0), ("hard", 0.4, 0.1)]
-    parts = [
+    first, second, third, _, *spare = panels(
         figures.Panel("a", "D", "error", {"one": curve, "two": curve}, "xy", True, {"limit": 0.02}),
         figures.Panel("b", lines={"two": words}),
         figures.Panel("c", image=torch.zeros(3, 5, dtype=torch.uint8)),
         figures.Panel("d", lines={"one": curve}),
-    ]
-    first, second, third, _, *spare = rendered(figures.side_by_side(parts, "all")).axes
+    )
     assert (first.get_xscale(), first.get_yscale(), second.get_yscale()) == ("log", "log", "linear")
-    assert [label.get_text() for label in first.get_xticklabels()] == ["10", "100"]
-    shown = [label.get_text() for label in first.get_yticklabels()]
-    assert {"2 %", "5 %", "10 %", "20 %"} <= set(shown)
-    legend = [text.get_text() for text in first.get_legend().get_texts()]
-    assert sorted(legend) == ["limit", "one", "two"]
+    assert texts(first.get_xticklabels()) == ["10", "100"]
+    assert {"2 %", "5 %", "10 %", "20 %"} <= set(texts(first.get_yticklabels()))
+    assert sorted(texts(first.get_legend().get_texts())) == ["limit", "one", "two"]
     one, two = (container[0] for container in first.containers)
+    of_words = second.containers[0][0]
     np.testing.assert_array_equal(one.get_xydata(), [[10, 0.5], [100, 0.05]])
-    assert second.containers[0][0].get_color() == two.get_color() != one.get_color()
-    assert second.containers[0][0].get_linestyle() == "None" and one.get_linestyle() == "-"
-    assert [label.get_text() for label in second.get_xticklabels()] == ["plain", "hard"]
-    assert second.containers[0][0].get_xdata().tolist() == [0, 1]
+    assert of_words.get_color() == two.get_color() != one.get_color()
+    assert of_words.get_linestyle() == "None" and one.get_linestyle() == "-"
+    assert texts(second.get_xticklabels()) == ["plain", "hard"]
+    assert of_words.get_xdata().tolist() == [0, 1]
     assert third.images[0].get_array().shape == (3, 5)
     assert len(spare) == 2 and not any(axes.axison for axes in spare)
 
@@ -151,12 +151,12 @@ def test_the_marks_of_a_word_stand_beside_one_another():
         "two": [("d", 0.3, 0.1), ("a", 0.4, 0.1)],
         "three": [("b", 0.2, 0.1)],
     }
-    (axes,) = rendered(figures.side_by_side([figures.Panel("a", lines=lines)], "all")).axes
+    (axes,) = panels(figures.Panel("a", lines=lines))
     one, two, three = (axis[0].get_xdata().astype(float) for axis in axes.containers)
     np.testing.assert_allclose(one, [-0.15, 0.85, 1.85, 2.85])
     np.testing.assert_allclose(two, [3, 0], atol=1e-12)
     np.testing.assert_allclose(three, [1.15])
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c", "d"]
+    assert texts(axes.get_xticklabels()) == ["a", "b", "c", "d"]
     assert {label.get_rotation() for label in axes.get_xticklabels()} == {30}
 
 
@@ -168,12 +168,12 @@ def test_weights_over_time_have_a_picture_for_each_network_and_moment():
     parts = [figures.Panel("a", lines={"one": [(1, 2.0, 0.5)]}), figures.Panel("b")]
     figure = rendered(figures.weights_over_time(weights, parts, "all"))
     *pictures, first, second = figure.axes
-    assert [axes.get_title() for axes in pictures] == ["before", "after", "", ""]
-    assert [axes.get_ylabel() for axes in pictures] == ["one", "", "two", ""]
-    assert [axes.get_xlabel() for axes in pictures] == ["± 0.25", "± 2", "± 0.25", "± 0.5"]
-    for axes, largest in zip(pictures, (0.25, 2, 0.25, 0.5), strict=True):
+    for axes, (name, moment, largest) in zip(pictures, (
+        ("one", "before", 0.25), ("", "after", 2), ("two", "", 0.25), ("", "", 0.5)
+    ), strict=True):  # fmt: skip
         (drawn,) = axes.images
-        assert drawn.get_clim() == (-largest, largest)
+        assert (axes.get_ylabel(), axes.get_title()) == (name, moment)
+        assert axes.get_xlabel() == f"± {largest}" and drawn.get_clim() == (-largest, largest)
         assert drawn.get_array().shape == (2 * 3 + 1, 2 * 5 + 1)
         assert min(drawn.cmap(drawn.norm(0.0))[:3]) > 0.95
     assert pictures[1].images[0].get_array()[0, 0] == -2
@@ -183,7 +183,7 @@ def test_weights_over_time_have_a_picture_for_each_network_and_moment():
 
 def test_a_bar_may_reach_further_to_one_side():
     lines = {"one": [(1, 5.0, (2.0, 0.5)), (2, 4.0, (1.0, 3.0))], "two": [(1, 2.0, 0.5)]}
-    (axes,) = rendered(figures.side_by_side([figures.Panel("a", lines=lines)], "b")).axes
+    (axes,) = panels(figures.Panel("a", lines=lines))
     bars = [segment for container in axes.containers for segment in container[2][0].get_segments()]
     np.testing.assert_allclose(bars, [[[1, 3], [1, 5.5]], [[2, 3], [2, 7]], [[1, 1.5], [1, 2.5]]])
 
@@ -194,8 +194,6 @@ def test_a_point_is_mean_and_deviation_and_crowded_places_share_round_ticks():
     measured = [8.123456, 20]
     for places, shared in ((apart, False), (crowded, True), (many, True), (measured, True)):
         lines = {f"{x}": [(x, 1.0, 0.1)] for x in places}
-        (axes,) = rendered(
-            figures.side_by_side([figures.Panel("a", lines=lines, log="x")], "b")
-        ).axes
+        (axes,) = panels(figures.Panel("a", lines=lines, log="x"))
         assert (list(axes.get_xticks()) != places) == shared
-        assert {label.get_text() for label in axes.get_xticklabels()} >= {"10", "20"}
+        assert set(texts(axes.get_xticklabels())) >= {"10", "20"}

@@ -1,5 +1,7 @@
 """A rule inside PyTorch's own graph: first and second derivatives, clear errors for the rest."""
 
+from dataclasses import replace
+
 import comparison as check
 import pytest
 import torch
@@ -22,14 +24,12 @@ def in_place(case: Case) -> bool:
 
 # `.apply` takes positional arguments.
 POSITIONAL = [case for case in CASES if not case.alias and not case.kwargs and not in_place(case)]
-every_rule = pytest.mark.parametrize("name", sorted({case.rule.name for case in POSITIONAL}))
+OF = {name: [case for case in POSITIONAL if case.rule.name == name]
+      for name in sorted({rule.name for rule in rules.TABLE.values()})}  # fmt: skip
+every_rule = pytest.mark.parametrize("name", OF)
 # gradcheck's own tolerances (1e-3) would let a rule pass that is wrong by a thousandth. Its step of
 # 1e-6 leaves 1e-16/1e-6 of rounding in numbers of order 1 to 100, so 1e-7 is what it can do.
 TOLERANCES = {"eps": 1e-6, "rtol": 1e-6, "atol": 1e-7}
-
-
-def of(name: str) -> list[Case]:
-    return [case for case in POSITIONAL if case.rule.name == name]
 
 
 def seeded(case: Case, rule: Rule | None = None):
@@ -61,80 +61,71 @@ def derivatives(function, case: Case) -> list[Tensor]:
     return [tensor.detach() for tensor in (z, *first, *second)]
 
 
-def test_every_rule_has_a_case():
-    assert {case.rule.name for case in POSITIONAL} == {rule.name for rule in rules.TABLE.values()}
-
-
 @every_rule
 def test_first_and_second_derivatives_are_torchs(name):
-    for case in of(name):
-        actual = derivatives(as_function(case.rule).apply, case)
-        for i, expected in enumerate(derivatives(case.function, case)):
-            with check.about(case.id, i):
-                check.close(actual[i], expected)
+    assert OF[name]
+    for case in OF[name]:
+        with check.about(case.id):
+            actual = derivatives(as_function(case.rule).apply, case)
+            check.each_close(actual, derivatives(case.function, case))
 
 
 @every_rule
 def test_gradcheck(name):
     """On the rule's smallest case: in fast mode, a weight of some thousand entries would hide an
     error of a thousandth."""
-    cases = [case for case in of(name) if not case.staircase]
+    cases = [case for case in OF[name] if not case.staircase]
     case = min(cases, key=lambda c: (-len(c.names), sum(t.numel() for t in leaves(c.draw()[0]))))
-    assert gradcheck(seeded(case), case.draw()[0], **TOLERANCES, fast_mode=True)
-    assert gradgradcheck(seeded(case), case.draw()[0], **TOLERANCES, fast_mode=True)
+    options = {**TOLERANCES, "fast_mode": True}
+    assert gradcheck(seeded(case), case.draw()[0], **options)
+    assert gradgradcheck(seeded(case), case.draw()[0], **options)
     for operand in case.names:
         wrong = seeded(case, check.spoilt(case.rule, operand))
-        assert not gradcheck(wrong, case.draw()[0], **TOLERANCES,
-                             fast_mode=True, raise_exception=False), operand  # fmt: skip
+        assert not gradcheck(wrong, case.draw()[0], **options, raise_exception=False), operand
 
 
 @every_rule
 def test_only_what_is_wanted_is_computed(name):
-    for case in of(name):
-        with check.about(case.id):
-            computes_what_is_wanted(case)
+    for case in OF[name]:
+        (args, _), asked = case.draw(), []
 
+        def backward(grad_z, saved, needs, rule=case.rule, asked=asked):
+            asked.append(sum(needs))
+            return rule.backward(grad_z, saved, needs)
 
-def computes_what_is_wanted(case: Case) -> None:
-    args, _ = case.draw()
-    asked = []
-
-    def backward(grad_z, saved, needs):
-        asked.append(sum(needs))
-        return case.rule.backward(grad_z, saved, needs)
-
-    function = seeded(case, Rule(case.rule.name, case.rule.forward, backward, case.rule.adapt))
-    z = function(*args)
-    grad_z = check.upstream(case, z)
-    together = torch.autograd.grad(z, leaves(args), grad_z)
-    for leaf, expected in zip(leaves(args), together, strict=True):
-        frozen = [a.detach() if isinstance(a, Tensor) and a is not leaf else a for a in args]
-        (grad,) = torch.autograd.grad(function(*frozen), leaf, grad_z)
-        check.close(grad, expected)
-    assert asked == [len(together)] + [1] * len(together)
+        function = seeded(case, replace(case.rule, backward=backward))
+        z = function(*args)
+        grad_z = check.upstream(case, z)
+        together = torch.autograd.grad(z, leaves(args), grad_z)
+        for leaf, expected in zip(leaves(args), together, strict=True):
+            frozen = [a.detach() if isinstance(a, Tensor) and a is not leaf else a for a in args]
+            (grad,) = torch.autograd.grad(function(*frozen), leaf, grad_z)
+            with check.about(case.id):
+                check.close(grad, expected)
+        assert asked == [len(together)] + [1] * len(together), case.id
 
 
 # --- second derivatives of rules that save something else than inputs and outputs ---
 
 
-def forward_saves_slope(z: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], tuple]:
-    return z.exp() * z, ((z.exp() * (z + 1),),)
-
-
-def forward_saves_list(z: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], tuple]:
-    return z.exp() * z, ([z.exp() * (z + 1)],)
+Shape = Float[Tensor, "..."]
 
 
 def backward_by_slope(grad_a: Tensor, saved: tuple, needs: tuple[bool, ...]) -> tuple:
     return (grad_a * saved[0][0],)
 
 
-@pytest.mark.parametrize("forward", [forward_saves_slope, forward_saves_list])
-def test_a_saved_intermediate_does_not_spoil_the_second_derivative(forward):
-    z = x(3, 5).draw(torch.Generator().manual_seed(0)).requires_grad_()
-    function = as_function(Rule("z_exp_z", forward, backward_by_slope)).apply
-    assert gradcheck(function, z, **TOLERANCES)
-    assert gradgradcheck(function, z, **TOLERANCES)
+def test_a_saved_intermediate_does_not_spoil_the_second_derivative():
+    for kind in (tuple, list):
+
+        def forward(z: Shape, kind=kind) -> tuple[Shape, tuple]:
+            return z.exp() * z, (kind([z.exp() * (z + 1)]),)
+
+        z = x(3, 5).draw(torch.Generator().manual_seed(0)).requires_grad_()
+        function = as_function(Rule("z_exp_z", forward, backward_by_slope)).apply
+        with check.about(kind):
+            assert gradcheck(function, z, **TOLERANCES)
+            assert gradgradcheck(function, z, **TOLERANCES)
 
 
 def test_buffers_move_once_however_often_it_is_differentiated():
@@ -145,8 +136,7 @@ def test_buffers_move_once_however_often_it_is_differentiated():
         z = function(*args)
         (grad,) = torch.autograd.grad(z, args[0], check.upstream(case, z), create_graph=True)
         torch.autograd.grad(grad.square().sum(), args[0])
-    for buffer, expected in zip(ours[1:3], torchs[1:3], strict=True):
-        check.close(buffer, expected)
+    check.each_close(ours[1:3], torchs[1:3])
 
 
 def test_buffers_that_have_moved_since_the_forward():
@@ -215,8 +205,7 @@ def test_inside_a_graph_of_torchs_own():
         image, weight, bias = drawn
         a = function(torch.sin(function(image.exp(), weight, bias)), weight, bias)
         grads.append(torch.autograd.grad(a.square().mean(), drawn))
-    for ours, torchs in zip(*grads, strict=True):
-        check.close(ours, torchs)
+    check.each_close(*grads)
 
 
 def test_one_function_a_rule():

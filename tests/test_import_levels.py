@@ -51,8 +51,7 @@ def violation(importer: str, imported: str) -> str:
     origin, *inner = imported.split(".")
     scripts = {"experiments", *(path.stem for path in EXPERIMENTS.iterdir())}  # and their folders
     ours = origin == "nn_backprop" or origin in scripts
-    private = ours and any(re.match("_[a-z]", name) for name in inner)
-    if private:
+    if ours and any(re.match("_[a-z]", name) for name in inner):
         return "a private name of another file"
     if where == "experiments":
         script = origin == "experiments" or (EXPERIMENTS / f"{origin}.py").exists()
@@ -73,20 +72,19 @@ def violation(importer: str, imported: str) -> str:
     return "" if wing == other or LEVELS[other] < LEVELS[wing] else f"{wing} is not above {other}"
 
 
-def sources() -> list[tuple[str, Path]]:
-    found = []
-    for path in sorted([*PACKAGE.rglob("*.py"), *EXPERIMENTS.rglob("*.py")]):
-        parts = list(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-        found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
-    return found
+def modules() -> dict[str, Path]:
+    """All sources of the package and the scripts, by their full names."""
+    paths = sorted([*PACKAGE.rglob("*.py"), *EXPERIMENTS.rglob("*.py")])
+    names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths]
+    return {n.removesuffix(".__init__"): path for n, path in zip(names, paths, strict=True)}
 
 
 def test_imports_point_downward():
-    found = sources()
-    assert {"nn_backprop", "nn_backprop.rules", "nn_backprop.rules.linear"} <= dict(found).keys()
+    found = modules()
+    assert {"nn_backprop", "nn_backprop.rules", "nn_backprop.rules.linear"} <= found.keys()
     wrong = {
         (module, imported): why
-        for module, path in found
+        for module, path in found.items()
         for imported in imports(path.read_text(), module, path.name == "__init__.py")
         if (why := violation(module, imported))
     }
@@ -94,53 +92,46 @@ def test_imports_point_downward():
 
 
 def test_a_violation_is_noticed_and_what_is_allowed_is_allowed():
-    for module, source in VIOLATIONS:
-        assert any(violation(module, n) for n in imports(source, module)), (module, source)
-    for module, source in ALLOWED:
-        assert not any(violation(module, n) for n in imports(source, module)), (module, source)
+    for table, allowed in ((VIOLATIONS, False), (ALLOWED, True)):
+        for module, sources in table.items():
+            for source in sources:
+                wrong = any(violation(module, name) for name in imports(source, module))
+                assert wrong != allowed, (module, source)
 
 
-VIOLATIONS = [
-    ("nn_backprop.rules.linear", "from nn_backprop.engines.tape import Tape"),
-    ("nn_backprop.rules.linear", "from nn_backprop import models"),
-    ("nn_backprop.rules.linear", "from ..engines import tape"),
-    ("nn_backprop.rules.linear", "from nn_backprop.data import load"),
-    ("nn_backprop.rules.linear", "import nn_backprop"),
-    ("nn_backprop.models.mlp", "def f():\n    from nn_backprop.engines.tape import Tape"),
-    ("nn_backprop.models.mlp", "from . import cnn, Tape\nfrom .. import engines"),
-    ("nn_backprop.layers.winners", "from nn_backprop.models import MLP"),
-    ("nn_backprop.engines.by_hand", "from nn_backprop.rules import TABLE"),
-    ("nn_backprop.engines.by_hand", "from . import tape"),
-    ("nn_backprop.engines.replay", "from nn_backprop.engines.tape import _name"),
-    ("nn_backprop.check.oracle.kinks", "from nn_backprop.rules import TABLE"),
-    ("nn_backprop.check.probes", "from nn_backprop.figures import grid"),
-    ("nn_backprop.training.loop", "from nn_backprop import Tape"),
-    ("nn_backprop.training.loop", "from nn_backprop.tracking import Run"),
-    ("nn_backprop.engines.engine", "import nn_backprop.__main__"),
-    ("nn_backprop.engines.engine", "from torch.utils.tensorboard import SummaryWriter"),
-    ("nn_backprop.tracking.run", "import matplotlib.pyplot as plt"),
-    ("nn_backprop.tracking.run", "import experiments.train"),
-    ("nn_backprop.tracking.run", "from nn_backprop.studies import study"),
-    ("nn_backprop.helpers", "from nn_backprop.rules import TABLE"),
-    ("nn_backprop", "from nn_backprop.__main__ import main"),
-    ("experiments.octave", "from experiments.train import Options"),
-    ("experiments.octave", "from experiments import train"),
-    ("experiments.octave", "import train"),
-    ("experiments.mutants.mutant", "import mutations"),
-    ("experiments.mutants.mutant", "from mutants.right.draw import _looks"),
-    ("experiments.octave", "from nn_backprop.engines.tape import _play"),
-    ("experiments.octave", "import matplotlib"),
-]
-ALLOWED = [
-    ("nn_backprop.layers.winners", "import torch\nfrom nn_backprop.rules import TABLE"),
-    ("nn_backprop.models.mlp", "from . import cnn\nfrom ..rules.linear import linear_forward"),
-    ("nn_backprop.engines.tape", "from nn_backprop.engines import by_hand"),
-    ("nn_backprop.training.loop", "from nn_backprop.data import ImageData"),
-    ("nn_backprop.__main__", "from nn_backprop import Tape, training"),
-    ("nn_backprop.tracking.run", "from torch.utils.tensorboard import SummaryWriter"),
-    ("experiments.octave", "from nn_backprop import Tape\nfrom nn_backprop.data import load"),
-    ("experiments.mutations", "from mutants import MUTANTS"),
-]
+VIOLATIONS = {
+    "nn_backprop.rules.linear": ["from nn_backprop.engines.tape import Tape",
+        "from nn_backprop import models", "from ..engines import tape",
+        "from nn_backprop.data import load", "import nn_backprop"],
+    "nn_backprop.models.mlp": ["def f():\n    from nn_backprop.engines.tape import Tape",
+        "from . import cnn, Tape\nfrom .. import engines"],
+    "nn_backprop.layers.winners": ["from nn_backprop.models import MLP"],
+    "nn_backprop.engines.by_hand": ["from nn_backprop.rules import TABLE", "from . import tape"],
+    "nn_backprop.engines.replay": ["from nn_backprop.engines.tape import _name"],
+    "nn_backprop.check.oracle.kinks": ["from nn_backprop.rules import TABLE"],
+    "nn_backprop.check.probes": ["from nn_backprop.figures import grid"],
+    "nn_backprop.training.loop": ["from nn_backprop import Tape",
+        "from nn_backprop.tracking import Run"],
+    "nn_backprop.engines.engine": ["import nn_backprop.__main__",
+        "from torch.utils.tensorboard import SummaryWriter"],
+    "nn_backprop.tracking.run": ["import matplotlib.pyplot as plt", "import experiments.train",
+        "from nn_backprop.studies import study"],
+    "nn_backprop.helpers": ["from nn_backprop.rules import TABLE"],
+    "nn_backprop": ["from nn_backprop.__main__ import main"],
+    "experiments.octave": ["from experiments.train import Options", "from experiments import train",
+        "import train", "from nn_backprop.engines.tape import _play", "import matplotlib"],
+    "experiments.mutants.mutant": ["import mutations", "from mutants.right.draw import _looks"],
+}  # fmt: skip
+ALLOWED = {
+    "nn_backprop.layers.winners": ["import torch\nfrom nn_backprop.rules import TABLE"],
+    "nn_backprop.models.mlp": ["from . import cnn\nfrom ..rules.linear import linear_forward"],
+    "nn_backprop.engines.tape": ["from nn_backprop.engines import by_hand"],
+    "nn_backprop.training.loop": ["from nn_backprop.data import ImageData"],
+    "nn_backprop.__main__": ["from nn_backprop import Tape, training"],
+    "nn_backprop.tracking.run": ["from torch.utils.tensorboard import SummaryWriter"],
+    "experiments.octave": ["from nn_backprop import Tape\nfrom nn_backprop.data import load"],
+    "experiments.mutations": ["from mutants import MUTANTS"],
+}  # fmt: skip
 
 
 def test_importing_the_package_is_light():

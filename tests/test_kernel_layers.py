@@ -13,11 +13,9 @@ from nn_backprop import layers, models
 from nn_backprop.models import counting
 
 SIZES = [  # channels, kernel, image, stride, padding, grid: odd ones, and a grid of all patches
-    (3, (2, 3), (11, 7), (2, 1), (1, 0), (3, 2)),
-    (1, 5, 13, 2, 0, 2),
-    (2, 3, 7, 1, 0, 5),
-    (1, 3, 5, 1, 1, 1),
-]
+    (3, (2, 3), (11, 7), (2, 1), (1, 0), (3, 2)), (1, 5, 13, 2, 0, 2),
+    (2, 3, 7, 1, 0, 5), (1, 3, 5, 1, 1, 1),
+]  # fmt: skip
 POOLINGS = ("average", "gaussian")
 
 
@@ -28,10 +26,13 @@ def patches_layer(sizes, pooling="average", D=5, **kind):
     )
 
 
-def image_for(layer, N=2):
-    generator = torch.Generator().manual_seed(4)
-    shape = (N, layer.in_channels, *layer.input_size)
+def drawn(*shape: int, seed: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+def image_for(layer, N=2):
+    return drawn(N, layer.in_channels, *layer.input_size)
 
 
 def vectors_layer(**kind):
@@ -42,7 +43,7 @@ def vectors_layer(**kind):
 
 
 def test_features_of_vectors_are_their_formula():
-    layer, x = vectors_layer(dtype=torch.float64), torch.randn(2, 7, 3, dtype=torch.float64)
+    layer, x = vectors_layer(dtype=torch.float64), drawn(2, 7, 3)
     z = layer(x)
     for n, m, o in every(range(2), range(7), range(5)):
         u = sum(float(x[n, m, i] * layer.weight[o, i]) for i in range(3))
@@ -135,7 +136,7 @@ def test_dimensions_multiply_adds_and_how_they_are_shown():
 def test_the_product_is_the_gaussian_kernel_within_its_derived_deviation():
     D, sigma = 200_000, 1.3
     layer = layers.RandomFourierFeatures(5, D, sigma, seed=2, dtype=torch.float64)
-    x = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = drawn(5, seed=1)
     for distance in (0.0, 0.7, 2.0, 5.0):
         y = x + distance * F.normalize(torch.ones(5, dtype=torch.float64), dim=0)
         k = math.exp(-(distance**2) / (2 * sigma**2))
@@ -167,7 +168,7 @@ def test_the_numbers_are_those_of_the_seed_in_every_type():
 
 
 def test_the_tape_gives_autograds_gradients_through_the_features():
-    cases = [(vectors_layer(), torch.randn(7, 3, dtype=torch.float64))]
+    cases = [(vectors_layer(), drawn(7, 3))]
     for pooling, sizes in every(POOLINGS, SIZES):
         features = patches_layer(sizes, pooling)
         cases.append((features, image_for(features, 3)))
@@ -188,23 +189,17 @@ def test_the_checker_passes_them():
 
 
 def test_the_gradient_of_the_input_is_the_one_that_the_docstring_derives():
-    layer = patches_layer(SIZES[0], dtype=torch.float64)
-    x = image_for(layer).requires_grad_()
-    z = layer(x)
-    grad_z = torch.randn_like(z)
-    grad_a = torch.einsum("kh,lw,nokl->nohw", layer.rows, layer.columns, grad_z)
-    u = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
-    grad_u = -math.sqrt(2 / 5) * grad_a * u.sin()
-    (through_u,) = torch.autograd.grad(u, x, grad_u.detach())
-    (expected,) = torch.autograd.grad(z, x, grad_z)
-    assert_close(through_u, expected)
-    vectors, x = vectors_layer(dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
-    x.requires_grad_()
-    z = vectors(x)
-    grad_z = torch.randn_like(z)
-    grad_u = -math.sqrt(2 / 5) * grad_z * F.linear(x, vectors.weight, vectors.bias).sin()
-    (expected,) = torch.autograd.grad(z, x, grad_z)
-    assert_close(torch.einsum("no,oi->ni", grad_u, vectors.weight).detach(), expected)
+    patches, vectors = patches_layer(SIZES[0], dtype=torch.float64), vectors_layer().double()
+    for layer, x in ((patches, image_for(patches)), (vectors, drawn(7, 3))):
+        z = layer(x.requires_grad_())
+        grad_z = torch.randn_like(z)
+        if layer is patches:
+            grad_a = torch.einsum("kh,lw,nokl->nohw", layer.rows, layer.columns, grad_z)
+            u = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
+        else:
+            grad_a, u = grad_z, F.linear(x, layer.weight, layer.bias)
+        grad_u = -math.sqrt(2 / 5) * grad_a * u.sin().detach()
+        assert_close(torch.autograd.grad(u, x, grad_u), torch.autograd.grad(z, x, grad_z))
 
 
 # --- σ ---
@@ -239,35 +234,35 @@ def test_random_patches_are_patches_and_none_is_constant():
 def test_what_is_refused_is_named():
     vectors, network = layers.RandomFourierFeatures, models.KernelNetwork
     one, pair = "must be an integer of at least 1", "must be an integer, or two, each at least"
-    refuses(f"in_features {one}, not 0", vectors, 0, 5)
-    refuses(f"out_features {one}", vectors, 5, 0)
-    refuses("at least 1, not 5.0", vectors, 3, 5.0)
-    for sigma in (0.0, -1.0, math.nan, math.inf):
-        refuses("sigma must be positive and finite", vectors, 5, 3, sigma)
-    for sizes, sentence in (  # channels, kernel, image, stride, padding, grid
-        ((0, 3, 7, 1, 0, 2), f"in_channels {one}"),
-        ((1, (3, 0), 7, 1, 0, 2), f"kernel_size {pair}"),
-        ((1, 3, 7, 0, 0, 2), f"stride {pair}"),
-        ((1, 3, 7, 1, -1, 2), f"padding {pair}"),
-        ((1, 3, 7, 1, "same", 2), f"padding {pair}"),
-        ((1, 3, 7, 1, 0, 0), f"grid {pair}"),
-        ((1, 3, 7, 1, 0, 6), r"larger than the map of \(5, 5\) patches"),
-        ((1, 8, 7, 1, 0, 1), r"larger than an image of \(7, 7\)"),
-        ((1, 3, 7, 1, 0, 2.0), "at least 1, not 2.0"),
-        ((1, (3, 3.0), 7, 1, 0, 2), r"at least 1, not \(3, 3.0\)"),
-        ((1, (3, 3, 3), 7, 1, 0, 2), r"at least 1, not \(3, 3, 3\)"),
-    ):
-        refuses(sentence, patches_layer, sizes)
-    right = (1, 3, 7, 1, 0, 2)
-    refuses(f"out_channels {one}", patches_layer, right, D=0)
-    refuses("at least 1, not 256.0", patches_layer, right, D=4096 / 16)
-    refuses(r"\['average', 'gaussian'\], not 'max'", patches_layer, right, "max")
-    refuses(r"image \(1, 7, 7\)", patches_layer(right), torch.zeros(1, 1, 7, 8))
-    refuses("or a batch of them, not", patches_layer(right), torch.zeros(7, 7))
-    refuses(r"\(1, 1, 1, 7, 7\)", patches_layer(right), torch.zeros(1, 1, 1, 7, 7))
-    refuses("two rows", layers.median_distance, torch.zeros(1, 3))
-    refuses("one pair", layers.median_distance, torch.zeros(2, 3), 0)
-    refuses("larger than images", layers.random_patches, torch.zeros(2, 1, 5, 5), 6, 9)
-    refuses("constant", layers.random_patches, torch.zeros(2, 1, 5, 5), 3, 9)
+    right, image = (1, 3, 7, 1, 0, 2), torch.zeros(2, 1, 5, 5)
+    layer, median, patches = patches_layer(right), layers.median_distance, layers.random_patches
+    for sentence, call, *arguments in (
+        (f"in_features {one}, not 0", vectors, 0, 5),
+        (f"out_features {one}", vectors, 5, 0),
+        ("at least 1, not 5.0", vectors, 3, 5.0),
+        *(("sigma must be positive and finite", vectors, 5, 3, sigma)
+          for sigma in (0.0, -1.0, math.nan, math.inf)),
+        # channels, kernel, image, stride, padding, grid
+        (f"in_channels {one}", patches_layer, (0, 3, 7, 1, 0, 2)),
+        (f"kernel_size {pair}", patches_layer, (1, (3, 0), 7, 1, 0, 2)),
+        (f"stride {pair}", patches_layer, (1, 3, 7, 0, 0, 2)),
+        (f"padding {pair}", patches_layer, (1, 3, 7, 1, -1, 2)),
+        (f"padding {pair}", patches_layer, (1, 3, 7, 1, "same", 2)),
+        (f"grid {pair}", patches_layer, (1, 3, 7, 1, 0, 0)),
+        (r"larger than the map of \(5, 5\) patches", patches_layer, (1, 3, 7, 1, 0, 6)),
+        (r"larger than an image of \(7, 7\)", patches_layer, (1, 8, 7, 1, 0, 1)),
+        ("at least 1, not 2.0", patches_layer, (1, 3, 7, 1, 0, 2.0)),
+        (r"at least 1, not \(3, 3.0\)", patches_layer, (1, (3, 3.0), 7, 1, 0, 2)),
+        (r"at least 1, not \(3, 3, 3\)", patches_layer, (1, (3, 3, 3), 7, 1, 0, 2)),
+        (f"out_channels {one}", patches_layer, right, "average", 0),
+        ("at least 1, not 256.0", patches_layer, right, "average", 4096 / 16),
+        (r"\['average', 'gaussian'\], not 'max'", patches_layer, right, "max"),
+        (r"image \(1, 7, 7\)", layer, torch.zeros(1, 1, 7, 8)),
+        ("or a batch of them, not", layer, torch.zeros(7, 7)),
+        (r"\(1, 1, 1, 7, 7\)", layer, torch.zeros(1, 1, 1, 7, 7)),
+        ("two rows", median, torch.zeros(1, 3)), ("one pair", median, torch.zeros(2, 3), 0),
+        ("larger than images", patches, image, 6, 9), ("constant", patches, image, 3, 9),
+    ):  # fmt: skip
+        refuses(sentence, call, *arguments)
     refuses("classes must be at least 1", network, classes=0)
     refuses("larger than the map", network, image_size=8)

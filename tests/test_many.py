@@ -152,21 +152,18 @@ def test_one_number_holds_for_all(data):
     assert_same(one, other, rtol=0)
 
 
-def test_after_each_epoch_the_parameters_are_up_to_date(data, monkeypatch):
-    monkeypatch.setattr(many, "group_size", lambda *_: 2)
-    models, calls = networks(), []
-    reference = networks()
-    fit_many(reference, data, seeds=SEEDS, lrs=RATES, schedule="constant", epochs=1, batch_size=7)
+def test_after_each_epoch_the_parameters_are_up_to_date(data, grouped):
+    grouped(2)
+    models, reference, calls = networks(), networks(), []
+    options = {"seeds": SEEDS, "lrs": RATES, "schedule": "constant", "batch_size": 7}
+    fit_many(reference, data, epochs=1, **options)
 
     def on_epoch(group, done):
         calls.append((group, done))
         if done == 1:
             assert_same(models[group], reference[group], rtol=0)
 
-    fit_many(
-        models, data, seeds=SEEDS, lrs=RATES, schedule="constant", epochs=2, batch_size=7,
-        on_epoch=on_epoch,
-    )  # fmt: skip
+    fit_many(models, data, epochs=2, on_epoch=on_epoch, **options)
     groups = [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert calls == [(group, done) for group in groups for done in (1, 2)]
 
@@ -198,21 +195,13 @@ def test_a_network_that_diverges_does_not_disturb_the_others(data):
 
 
 def test_the_loss_is_nan_from_the_epoch_of_the_divergence_on(data):
+    options = {"seeds": SEEDS, "optimizer": "sgd", "schedule": "constant", "batch_size": 100}
     rates = [0.01, 1e200, 0.01, 0.01, 0.01]
-    losses = fit_many(
-        networks(), data, seeds=SEEDS, lrs=rates, optimizer="sgd", schedule="constant", epochs=3,
-        batch_size=100,
-    )  # fmt: skip
+    losses = fit_many(networks(), data, lrs=rates, epochs=3, **options)
     assert losses[1, 0].isfinite() and losses[1, 1:].isnan().all()
     assert losses[[0, 2, 3, 4]].isfinite().all()
-
-
-def test_weights_lost_in_the_last_step_make_the_loss_nan(data):
-    models = networks()
-    losses = fit_many(
-        models, data, seeds=SEEDS, lrs=[0.01, 1e308, 0.01, 0.01, 0.01], weight_decays=1e5,
-        optimizer="sgd", schedule="constant", epochs=1, batch_size=100,
-    )  # fmt: skip
+    models, rates[1] = networks(), 1e308  # whose weights are lost in the last step
+    losses = fit_many(models, data, lrs=rates, weight_decays=1e5, epochs=1, **options)
     assert not models[1].layers[0].weight.isfinite().all()
     assert losses.isnan()[:, 0].tolist() == [False, True, False, False, False]
 
@@ -223,12 +212,11 @@ def test_evaluation_of_many(data, own_labels, grouped):
         grouped(group)
         models = networks(activation="tanh", loss=loss)
         found = evaluate_many(models, data, data.test, labels, batch_size)
-        assert found.loss.shape == found.accuracy.shape == (M,)
-        for m, model in enumerate(models):
-            own = data if labels is None else relabelled(data, labels[m])
-            one = evaluate(model, own, data.test)
-            assert found.loss[m].item() == pytest.approx(one.loss, rel=1e-12), case
-            assert found.accuracy[m].item() == pytest.approx(one.accuracy, rel=1e-12), case
+        own = [data if labels is None else relabelled(data, labels[m]) for m in range(M)]
+        each = [evaluate(model, its, data.test) for model, its in zip(models, own, strict=True)]
+        assert found.loss.tolist() == pytest.approx([one.loss for one in each], rel=1e-12), case
+        accuracies = pytest.approx([one.accuracy for one in each], rel=1e-12)
+        assert found.accuracy.tolist() == accuracies, case
         assert len(set(found.accuracy.tolist())) > 1
 
 
@@ -251,41 +239,37 @@ def changed(change):
     return models
 
 
-def freeze(models):
-    models[1].layers[0].bias.requires_grad_(False)
-
-
-def twice(models):
-    models[1] = models[0]
-
-
 def test_what_cannot_be_trained_is_refused(data):
+    def freeze(models):
+        models[1].layers[0].bias.requires_grad_(False)
+
     options = {"seeds": SEEDS, "lrs": RATES, "epochs": 2, "batch_size": 7}
+    four = networks(count=4)
     for models, sentence in (
         ([], "there are no networks"),
         ([CNN()], "only an MLP can be stacked, not CNN"),
-        (networks(count=4) + networks((25, 7, K), count=1), "must be alike.*and 4 is"),
-        (networks(count=4) + networks(activation="tanh", count=1), "must be alike"),
-        (networks(count=4) + networks(loss="squared_error", count=1), "must be alike"),
-        ([*networks(count=4), MLP((25, 11, K))], "must be alike"),
+        (four + networks((25, 7, K), count=1), "must be alike.*and 4 is"),
+        (four + networks(activation="tanh", count=1), "must be alike"),
+        (four + networks(loss="squared_error", count=1), "must be alike"),
+        ([*four, MLP((25, 11, K))], "must be alike"),
         (changed(lambda models: models[0].layers[1].float()), "differ in type or device"),
         (changed(freeze), "a parameter is frozen"),
-        (changed(twice), "the same network is there twice"),
+        ([*four, four[0]], "the same network is there twice"),
         (networks((24, K)), "the images have 25 pixels, the networks 24 inputs"),
         (networks((25, 2)), "labels must be in 0 to 1, not 0 to 2"),
     ):
         before = copy.deepcopy(models)
         refuses(sentence, fit_many, models, data, **options)
         assert_same(models, before, rtol=0)
-    models, before = networks(), networks()
+    models, before, sizes = networks(), networks(), "epochs and batch_size must be positive, not"
     for change, sentence in (
         ({"seeds": [1, 2]}, "there are 2 seeds for 5 networks"),
         ({"lrs": [0.1] * 6}, "there are 6 lrs for 5 networks"),
         ({"lrs": -0.1}, "lrs must be finite and not negative"),
         ({"weight_decays": [0.1]}, "there are 1 weight_decays for 5 networks"),
         ({"weight_decays": math.nan}, "weight_decays must be finite"),
-        ({"epochs": 0}, "epochs and batch_size must be positive, not 0 and 7"),
-        ({"batch_size": 0}, "epochs and batch_size must be positive, not 2 and 0"),
+        ({"epochs": 0}, f"{sizes} 0 and 7"),
+        ({"batch_size": 0}, f"{sizes} 2 and 0"),
         ({"optimizer": "lion"}, "optimizer must be sgd or adam, not 'lion'"),
         ({"schedule": "step"}, "schedule must be constant or one-cycle, not 'step'"),
         ({"labels": torch.zeros(M, 32).long()}, r"labels must be int64 \(5, 33\)"),

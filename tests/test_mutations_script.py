@@ -33,6 +33,7 @@ def test_a_smoke_run_leaves_rows_a_page_and_a_picture(tmp_path):
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_configuration_is_drawn_from_its_number_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     described = []

@@ -38,16 +38,16 @@ def plain(layer: OctaveConv2d, high: Tensor, low: Tensor) -> tuple[Tensor, Tenso
             for c, p, q in every(*map(range, weight.shape[1:]))
         )
 
-    pooled = torch.zeros(N, high.shape[1], h_low, w_low, dtype=high.dtype)
+    pooled = high.new_zeros(N, high.shape[1], h_low, w_low)
     for n, c, i, j in every(*map(range, pooled.shape)):
         pooled[n, c, i, j] = high[n, c, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean()
-    z_high = high.new_zeros(N, len(layer.bias_h), H, W)
+    z_high = layer.bias_h.view(-1, 1, 1).repeat(N, 1, H, W)
     for n, o, h, w in every(*map(range, z_high.shape)):
-        z_high[n, o, h, w] = layer.bias_h[o].item() + f(high, layer.weight_hh, n, o, h, w)
+        z_high[n, o, h, w] += f(high, layer.weight_hh, n, o, h, w)
         z_high[n, o, h, w] += f(low, layer.weight_lh, n, o, h // 2, w // 2)
-    z_low = high.new_zeros(N, len(layer.bias_l), h_low, w_low)
+    z_low = layer.bias_l.view(-1, 1, 1).repeat(N, 1, h_low, w_low)
     for n, o, h, w in every(*map(range, z_low.shape)):
-        z_low[n, o, h, w] = layer.bias_l[o].item() + f(low, layer.weight_ll, n, o, h, w)
+        z_low[n, o, h, w] += f(low, layer.weight_ll, n, o, h, w)
         z_low[n, o, h, w] += f(pooled, layer.weight_hl, n, o, h, w)
     return z_high, z_low
 
@@ -68,8 +68,8 @@ def test_first_and_last_layers_have_one_kind_on_one_side():
     high, low = first(torch.randn(2, 3, 5, 7))
     assert high.shape == (2, 5, 5, 7) and low.shape == (2, 2, 3, 4)
     assert last((high, low)).shape == (2, 5, 5, 7)
-    assert first.weight_lh is None and first.weight_ll is None
-    assert last.weight_hl is None and last.weight_ll is None and last.bias_l is None
+    assert first.weight_lh is first.weight_ll is None
+    assert last.weight_hl is last.weight_ll is last.bias_l is None
 
 
 def test_parameters_are_those_of_a_plain_convolution():
@@ -126,23 +126,17 @@ def test_the_gradients_are_those_of_the_derivation():
     grad_high, grad_low = (torch.randn_like(part) for part in z)
     torch.autograd.backward(z, (grad_high, grad_low))
 
-    def up(image):
-        return image.repeat_interleave(2, 2).repeat_interleave(2, 3)
-
-    def to_weight(image, grad, weight):
-        return conv2d_weight(image, weight.shape, grad, padding=1)
-
     def to_image(image, weight, grad):
         return conv2d_input(image.shape, weight, grad, padding=1)
 
     pooled, gathered = F.avg_pool2d(high.detach(), 2), 4 * F.avg_pool2d(grad_high, 2)
     hh, lh, hl, ll = layer.weight_hh, layer.weight_lh, layer.weight_hl, layer.weight_ll
-    assert_close(hh.grad, to_weight(high.detach(), grad_high, hh))
-    assert_close(lh.grad, to_weight(low.detach(), gathered, lh))
-    assert_close(ll.grad, to_weight(low.detach(), grad_low, ll))
-    assert_close(hl.grad, to_weight(pooled, grad_low, hl))
-    grad_pooled = to_image(pooled, hl, grad_low)
-    assert_close(high.grad, to_image(high, hh, grad_high) + up(grad_pooled) / 4)
+    for weight, image, grad in (
+        (hh, high, grad_high), (lh, low, gathered), (ll, low, grad_low), (hl, pooled, grad_low),
+    ):  # fmt: skip
+        assert_close(weight.grad, conv2d_weight(image.detach(), weight.shape, grad, padding=1))
+    from_pooled = F.interpolate(to_image(pooled, hl, grad_low), scale_factor=2) / 4
+    assert_close(high.grad, to_image(high, hh, grad_high) + from_pooled)
     assert_close(low.grad, to_image(low, ll, grad_low) + to_image(low, lh, gathered))
 
 
@@ -151,35 +145,33 @@ def test_the_gradients_are_those_of_the_derivation():
 
 def test_what_the_layer_refuses_is_named():
     one, pair = "must be an integer of at least 1, not", "must be an integer, or two, each at least"
-    for wrong, sentence in (
-        ({"in_channels": 0}, f"in_channels {one} 0"),
-        ({"out_channels": 2.0}, f"out_channels {one} 2.0"),
-        ({"in_channels": "5"}, f"in_channels {one} '5'"),
-        ({"kernel_size": (3, 0)}, rf"kernel_size {pair} 1, not \(3, 0\)"),
-        ({"kernel_size": 3.0}, f"kernel_size {pair} 1, not 3.0"),
-        ({"kernel_size": (3, 3, 3)}, f"kernel_size {pair} 1, not"),
-        ({"kernel_size": ()}, f"kernel_size {pair} 1, not"),
-        ({"stride": "1"}, f"stride {pair} 1, not '1'"),
-        ({"padding": None}, f"padding {pair} 0, not None"),
-        ({"padding": "valid"}, "keep the size of the maps, 'same' or .*, not 'valid'"),
-        ({"kernel_size": 4}, "kernel_size must be odd, to have a middle, not 4"),
-        ({"stride": 2}, "stride must be 1, not 2"),
-        ({"stride": [1, 2]}, r"stride must be 1, not \[1, 2\]"),
-        ({"padding": 0}, r"keep the size of the maps, 'same' or \(1, 1\), not 0"),
-        ({"alpha_in": 1}, "alpha_in must be from 0 to below 1, not 1"),
-        ({"alpha_out": -0.5}, "alpha_out must be from 0 to below 1, not -0.5"),
-        ({"alpha_in": 0.1}, "alpha_in = 0.1 makes 0 of 5 channels low"),
-        ({"alpha_out": 0.1}, "alpha_out = 0.1 makes 0 of 7 channels low"),
+    for name, wrong, sentence in (
+        ("in_channels", 0, f"in_channels {one} 0"),
+        ("out_channels", 2.0, f"out_channels {one} 2.0"),
+        ("in_channels", "5", f"in_channels {one} '5'"),
+        ("kernel_size", (3, 0), rf"kernel_size {pair} 1, not \(3, 0\)"),
+        ("kernel_size", 3.0, f"kernel_size {pair} 1, not 3.0"),
+        ("kernel_size", (3, 3, 3), f"kernel_size {pair} 1, not"),
+        ("kernel_size", (), f"kernel_size {pair} 1, not"),
+        ("stride", "1", f"stride {pair} 1, not '1'"),
+        ("padding", None, f"padding {pair} 0, not None"),
+        ("padding", "valid", "keep the size of the maps, 'same' or .*, not 'valid'"),
+        ("kernel_size", 4, "kernel_size must be odd, to have a middle, not 4"),
+        ("stride", 2, "stride must be 1, not 2"),
+        ("stride", [1, 2], r"stride must be 1, not \[1, 2\]"),
+        ("padding", 0, r"keep the size of the maps, 'same' or \(1, 1\), not 0"),
+        ("alpha_in", 1, "alpha_in must be from 0 to below 1, not 1"),
+        ("alpha_out", -0.5, "alpha_out must be from 0 to below 1, not -0.5"),
+        ("alpha_in", 0.1, "alpha_in = 0.1 makes 0 of 5 channels low"),
+        ("alpha_out", 0.1, "alpha_out = 0.1 makes 0 of 7 channels low"),
     ):
         right = {"in_channels": 5, "out_channels": 7, "kernel_size": 3}
-        refuses(sentence, OctaveConv2d, **(right | wrong))
-
-
-def test_maps_that_do_not_fit_are_refused():
+        refuses(sentence, OctaveConv2d, **(right | {name: wrong}))
+    # and maps that do not fit
     layer, (high, low) = OctaveConv2d(5, 7, 3, 0.4, 0.6), maps(5, 7, dtype=torch.float32)
-    wrong = [high, (high,), (low, high), (high, low[..., :3]), (high[0], low[0]), (high, low[:1])]
-    wrong += [(), [], "high", ("high", "low"), (high, None), None, (high, low, low)]
-    for x in wrong:
+    maps_that_do_not = [(), [], "high", ("high", "low"), (high, None), None, (high, low, low)]
+    maps_that_do_not += [high, (high,), (low, high), (high, low[..., :3]), (high[0], low[0])]
+    for x in (*maps_that_do_not, (high, low[:1])):
         refuses(r"takes a pair of \(N, 3, H, W\) and \(N, 2, ⌈H/2⌉", layer, x)
     first = OctaveConv2d(5, 7, 3, 0, 0.6)
     refuses(r"takes \(N, 5, H, W\), not \(2, 3, 5, 7\) and", first, (high, low))

@@ -19,16 +19,18 @@ TARGETS = torch.tensor([0, -1, 4, -1, 2, 3, -7])  # any negative number says "un
 RADIUS, WEIGHT = 1.5, 0.7
 
 
+def drawn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
 def logits(dtype=torch.float64) -> Tensor:
-    return torch.randn(N, K, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    return drawn(N, K, seed=1).to(dtype)
 
 
 def features(dtype=torch.float64) -> Tensor:
     """Of the known, 0 is inside the sphere, 2 outside, 4 on it, 5 at 0; 6 is unknown, at 0 too."""
-    drawn = torch.randn(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    drawn = drawn / drawn.norm(dim=1, keepdim=True)
     lengths = torch.tensor([0.4, 2.0, 2.5, 0.3, RADIUS, 0.0, 0.0], dtype=torch.float64)
-    return (drawn * lengths[:, None]).to(dtype)
+    return (F.normalize(drawn(N, D, seed=2)) * lengths[:, None]).to(dtype)
 
 
 def garbage(z: Tensor, y: Tensor) -> Tensor:
@@ -40,16 +42,26 @@ def garbage(z: Tensor, y: Tensor) -> Tensor:
 # --- values ---
 
 
-def test_the_entropic_loss_is_its_formula():
-    z, expected = logits(), 0.0
-    for n in range(N):
+def test_the_losses_are_their_formulas():
+    z, f, entropic, sphere = logits(), features(), 0.0, 0.0
+    for n, y in enumerate(TARGETS.tolist()):
         total = sum(math.exp(z[n, k]) for k in range(K))
         minus_log = [-math.log(math.exp(z[n, k]) / total) for k in range(K)]
-        y = int(TARGETS[n])
-        expected += minus_log[y] if y >= 0 else sum(minus_log) / K
-    assert EntropicOpenSetLoss()(z, TARGETS).item() == pytest.approx(expected / N, rel=1e-12)
+        entropic += minus_log[y] if y >= 0 else sum(minus_log) / K
+        r = math.sqrt(sum(float(f[n, i]) ** 2 for i in range(D)))
+        sphere += max(RADIUS - r, 0) ** 2 if y >= 0 else r**2
+    value = EntropicOpenSetLoss()(z, TARGETS)
+    assert value.item() == pytest.approx(entropic / N, rel=1e-12)
     known = TARGETS.clamp(min=0)  # without unknowns it is cross entropy
     assert_close(EntropicOpenSetLoss()(z, known), F.cross_entropy(z, known))
+    more = ObjectosphereLoss(RADIUS, WEIGHT)(z, f, TARGETS) - value
+    assert more.item() == pytest.approx(WEIGHT * sphere / N, rel=1e-12)
+    # the garbage class is cross entropy of K + 1 classes
+    z, weight = drawn(N, K + 1, seed=4), [0.5 + 1.5 * k / K for k in range(K + 1)]
+    classes = [int(y) if y >= 0 else K for y in TARGETS]
+    each = [-weight[c] * math.log(z[n].softmax(0)[c]) for n, c in enumerate(classes)]
+    expected = sum(each) / sum(weight[c] for c in classes)
+    assert garbage(z, TARGETS).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_equal_logits_are_best_for_the_unknown_and_nothing_else_is():
@@ -66,44 +78,6 @@ def test_equal_logits_are_best_for_the_unknown_and_nothing_else_is():
             assert loss(moved, unknown) > least
 
 
-def test_descent_on_the_unknown_ends_at_equal_logits():
-    z = logits().requires_grad_()
-    optimizer = torch.optim.SGD([z], lr=10)
-    for _ in range(80):
-        optimizer.zero_grad()
-        EntropicOpenSetLoss()(z, torch.full((N,), -1)).backward()
-        optimizer.step()
-    assert_close(z.softmax(1), torch.full((N, K), 1 / K, dtype=torch.float64), rtol=0, atol=1e-6)
-
-
-def test_the_objectosphere_is_its_formula():
-    z, f = logits(), features()
-    expected = 0.0
-    for n in range(N):
-        r = math.sqrt(sum(float(f[n, i]) ** 2 for i in range(D)))
-        expected += max(RADIUS - r, 0) ** 2 if TARGETS[n] >= 0 else r**2
-    value = ObjectosphereLoss(RADIUS, WEIGHT)(z, f, TARGETS) - EntropicOpenSetLoss()(z, TARGETS)
-    assert value.item() == pytest.approx(WEIGHT * expected / N, rel=1e-12)
-
-
-def test_of_an_unknown_both_terms_are_least_at_features_of_0_if_the_last_layer_has_no_bias():
-    last = torch.randn(K, D, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    loss, unknown = ObjectosphereLoss(RADIUS, WEIGHT), torch.tensor([-1])
-    f = torch.zeros(1, D, dtype=torch.float64, requires_grad=True)
-    value = loss(f @ last.T, f, unknown)
-    value.backward()
-    assert value.item() == pytest.approx(math.log(K), rel=1e-14) and f.grad.abs().max() < 1e-15
-
-
-def test_the_garbage_class_is_cross_entropy_of_k_plus_1_classes():
-    z = torch.randn(N, K + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    weight = [0.5 + 1.5 * k / K for k in range(K + 1)]
-    classes = [int(y) if y >= 0 else K for y in TARGETS]
-    each = [-weight[c] * math.log(z[n].softmax(0)[c]) for n, c in enumerate(classes)]
-    expected = sum(each) / sum(weight[c] for c in classes)
-    assert garbage(z, TARGETS).item() == pytest.approx(expected, rel=1e-12)
-
-
 # --- gradients ---
 
 
@@ -118,9 +92,8 @@ def test_the_gradients_pass_the_checker():
             assert len(names_checked(report)) == len(inputs)
     f = features()
     f[4:6] = f[:2]  # no kink, so that there are second derivatives
-    assert check_gradients(EntropicOpenSetLoss(), logits(), TARGETS, second_order=True).ok
-    objectosphere = ObjectosphereLoss(RADIUS, WEIGHT)
-    assert check_gradients(objectosphere, logits(), f, TARGETS, second_order=True).ok
+    for loss, *more in ((EntropicOpenSetLoss(),), (ObjectosphereLoss(RADIUS, WEIGHT), f)):
+        assert check_gradients(loss, logits(), *more, TARGETS, second_order=True).ok
 
 
 def test_the_gradients_are_those_of_the_derivation():
@@ -132,15 +105,9 @@ def test_the_gradients_are_those_of_the_derivation():
         assert_close(z.grad[n], (S[n] - q) / N, rtol=1e-12, atol=1e-15)
         F_n = f.detach()[n]
         r = F_n.norm().item()
-        if y < 0:
-            expected = 2 * WEIGHT / N * F_n
-        elif r == 0:
-            expected = torch.zeros_like(F_n)
-        else:
-            expected = -2 * WEIGHT / N * max(RADIUS - r, 0) * F_n / r
-        assert_close(f.grad[n], expected, rtol=1e-12, atol=1e-12)
-    assert f.grad[0].norm().item() == pytest.approx(2 * WEIGHT / N * (RADIUS - 0.4))
-    assert f.grad[2].abs().max() == 0  # outside
+        slope = 1 if y < 0 else -max(RADIUS - r, 0) / r if r else 0  # 0 outside, and at 0
+        assert_close(f.grad[n], 2 * WEIGHT / N * slope * F_n, rtol=1e-12, atol=1e-12)
+    assert f.grad[0].norm() > 0.1 and f.grad[2].abs().max() == 0  # inside, outside
 
 
 def test_no_gradient_is_nan_however_short_the_features():
@@ -202,21 +169,16 @@ def test_tape_autograd_and_replay_agree():
 
 
 def test_what_the_losses_refuse_is_named_and_how_they_are_shown():
+    z, f, y = logits(), features(), TARGETS
     loss, sphere = EntropicOpenSetLoss(), ObjectosphereLoss(1, 1)
-    for z, y in (
-        (logits()[0], TARGETS[:1]),
-        (logits(), TARGETS[:3]),
-        (logits(), TARGETS[:, None]),
-        (logits(), TARGETS.double()),
-    ):
+    for bad_z, bad_y in ((z[0], y[:1]), (z, y[:3]), (z, y[:, None]), (z, y.double())):
         sentence = r"logits must be \(N, K\) and targets int64 \(N,\)"
-        refuses(sentence, loss, z, y)
-        refuses(sentence, sphere, z, features(), y)
-    for f in (features()[:3], features()[:, 0], features()[None]):
-        sentence = r"features must be \(N, D\) for logits \(7, 5\)"
-        refuses(sentence, sphere, logits(), f, TARGETS)
+        refuses(sentence, loss, bad_z, bad_y)
+        refuses(sentence, sphere, bad_z, f, bad_y)
+    for bad_f in (f[:3], f[:, 0], f[None]):
+        refuses(r"features must be \(N, D\) for logits \(7, 5\)", sphere, z, bad_f, y)
     for wrong in (-1.0, math.inf, math.nan):
         refuses("radius must be finite and not negative", ObjectosphereLoss, wrong, 1)
         refuses("weight must be finite and not negative", ObjectosphereLoss, 1, wrong)
-    refuses("smaller than num_classes", loss, logits(), TARGETS + 1, error=RuntimeError)
+    refuses("smaller than num_classes", loss, z, y + 1, error=RuntimeError)
     assert "ObjectosphereLoss(\n  radius=50, weight=0.0001" in repr(ObjectosphereLoss(50, 1e-4))

@@ -59,11 +59,8 @@ def test_the_longer_side_is_scaled_to_20_pixels(read):
         assert int(image.any(1).sum()) == 20 and 14 <= int(image.any(0).sum()) <= 16
     wide = read(on_canvas(SEVEN.T.copy(), 99, 99))
     assert int(wide.any(0).sum()) == 20 and int(wide.any(1).sum()) == 15
-
-
-def test_in_the_layout_of_the_digits_it_fills_the_height(read):
-    image = read(on_canvas(), layout="digits")
-    assert int(image.any(1).sum()) == 28 and int(image.any(0).sum()) == 21  # 15 × 28 / 20
+    filled = read(on_canvas(), layout="digits")  # the height of this layout
+    assert int(filled.any(1).sum()) == 28 and int(filled.any(0).sum()) == 21  # 15 × 28 / 20
 
 
 def equal(image, expected) -> bool:
@@ -73,22 +70,19 @@ def equal(image, expected) -> bool:
 def test_dark_on_light_or_transparent_or_coloured_is_the_same_digit(read):
     expected = read(on_canvas())
     light, dark = on_canvas(), ImageOps.invert(on_canvas())
-    assert equal(read(dark), expected)
-    assert equal(read(dark.convert("RGB"), "digit.bmp"), expected)
-    assert equal(read(light.convert("1")), expected)
-    assert equal(read(light.convert("P")), expected)
-    assert equal(read(dark.convert("P"), "digit.gif"), expected)
-    assert equal(read(dark.convert("CMYK"), "digit.tiff"), expected)
-    blue = Image.merge("RGB", [dark, dark, Image.new("L", dark.size, 255)])
-    assert equal(read(blue), expected)  # blue on white
-    for strokes in ("black", "#802020"):
-        transparent = Image.new("RGBA", dark.size, strokes)
+    blue = Image.merge("RGB", [dark, dark, Image.new("L", dark.size, 255)])  # on white
+    black, brown = (Image.new("RGBA", dark.size, strokes) for strokes in ("black", "#802020"))
+    for transparent in (black, brown):
         transparent.putalpha(light)
-        assert equal(read(transparent), expected)
     under = Image.fromarray(np.uint8(np.random.default_rng(0).integers(256, size=(50, 60))))
     under.paste(0, mask=light)  # black strokes; what is transparent has a colour that nobody sees
-    assert equal(read(Image.merge("LA", [under, light])), expected)
-    palette = dark.convert("P")
+    noisy, palette = Image.merge("LA", [under, light]), dark.convert("P")
+    for picture, name in (
+        (dark, "png"), (dark.convert("RGB"), "bmp"), (light.convert("1"), "png"),
+        (light.convert("P"), "png"), (palette, "gif"), (dark.convert("CMYK"), "tiff"),
+        (blue, "png"), (black, "png"), (brown, "png"), (noisy, "png"),
+    ):  # fmt: skip
+        assert equal(read(picture, f"digit.{name}"), expected), (picture, name)
     assert equal(read(palette, transparency=palette.getpixel((0, 0))), expected)
 
 
@@ -110,12 +104,8 @@ def test_sixteen_bits(read):
 
 
 def test_a_photograph_is_turned_as_its_exif_data_say(read):
-    expected = read(on_canvas())
-    for orientation, turn in (
-        (3, Image.Transpose.ROTATE_180),
-        (6, Image.Transpose.ROTATE_90),
-        (8, Image.Transpose.ROTATE_270),
-    ):
+    expected, turns = read(on_canvas()), Image.Transpose
+    for orientation, turn in ((3, turns.ROTATE_180), (6, turns.ROTATE_90), (8, turns.ROTATE_270)):
         exif = Image.Exif()
         exif[0x0112] = orientation
         turned = on_canvas().transpose(turn)
@@ -124,71 +114,60 @@ def test_a_photograph_is_turned_as_its_exif_data_say(read):
         photograph = read(large, "digit.jpg", exif=exif)
         assert (photograph - expected).abs().double().mean() < 2
         assert not equal(read(turned), expected)
-
-
-def test_noise_of_compression_does_not_count(read):
-    expected = read(on_canvas())
     photograph = ImageOps.invert(on_canvas()).resize((600, 500), Image.Resampling.NEAREST)
-    for quality in (20, 75):
+    for quality in (20, 75):  # the noise of compression does not count
         found = read(photograph.convert("RGB"), "digit.jpg", quality=quality)
         assert (found - expected).abs().double().mean() < 2
 
 
 def test_the_first_frame_of_an_animation_counts(read):
-    frames = [Image.new("L", (60, 50), 0)]
-    expected = read(on_canvas())
-    assert equal(read(on_canvas(), "digit.gif", save_all=True, append_images=frames), expected)
-    assert equal(read(on_canvas(), "digit.png", save_all=True, append_images=frames), expected)
+    expected, more = read(on_canvas()), [Image.new("L", (60, 50), 0)]
+    for name in ("digit.gif", "digit.png"):
+        assert equal(read(on_canvas(), name, save_all=True, append_images=more), expected)
 
 
-@pytest.mark.parametrize("layout", ["mnist", "digits"])
-def test_extreme_sizes(read, layout):
-    huge = on_canvas().resize((4000, 3000), Image.Resampling.NEAREST)
-    assert int(read(huge, layout=layout).any(1).sum()) in (20, 28)
-    tiny = np.array([[0, 0, 0, 0, 0], [0, 9, 9, 0, 0], [0, 0, 9, 0, 0], [0] * 5, [0] * 5])
-    read(Image.fromarray(np.uint8(tiny)), layout=layout)
-    one = on_canvas(np.full((30, 1), 255, np.uint8))
-    image = read(one, layout=layout)
-    assert int(image.any(0).sum()) == 1 and int(image.any(1).sum()) in (20, 28)
-    dash = read(on_canvas(np.full((1, 30), 255, np.uint8)), layout=layout)
-    assert int(dash.any(1).sum()) == 1
-    read(on_canvas(np.full((1, 1), 255, np.uint8)), layout=layout)
+def test_extreme_sizes(read):
     corner = Image.new("L", (2, 2), 0)
     corner.putpixel((0, 0), 255)
-    read(corner, layout=layout)
-    assert read(on_canvas(np.full((3000, 2), 255, np.uint8), 9, 3010, 3, 5)).max() == 255
+    tiny = np.zeros((5, 5), np.uint8)
+    tiny[[1, 1, 2], [1, 2, 2]] = 9
 
+    def white(*size) -> Image.Image:
+        return on_canvas(np.full(size, 255, np.uint8))
 
-def test_a_hairline_is_as_dark_as_a_stroke(read):
-    """Averaged over the pixels of a large picture it would all but vanish."""
-    canvas = Image.new("L", (1500, 1500), 255)
+    for layout, side in (("mnist", 20), ("digits", 28)):
+        huge = on_canvas().resize((4000, 3000), Image.Resampling.NEAREST)
+        assert int(read(huge, layout=layout).any(1).sum()) == side
+        one = read(white(30, 1), layout=layout)
+        assert int(one.any(0).sum()) == 1 and int(one.any(1).sum()) == side
+        assert int(read(white(1, 30), layout=layout).any(1).sum()) == 1
+        for picture in (Image.fromarray(tiny), white(1, 1), corner):
+            read(picture, layout=layout)
+        long = on_canvas(np.full((3000, 2), 255, np.uint8), 9, 3010, 3, 5)
+        assert read(long, layout=layout).max() == 255
+    hairline = Image.new("L", (1500, 1500), 255)
     for i in range(200, 1200):
-        canvas.putpixel((i, i), 0)
-    assert (read(canvas) > 100).sum() >= 20
+        hairline.putpixel((i, i), 0)
+    # as dark as a stroke: averaged over the pixels it would all but vanish
+    assert (read(hairline) > 100).sum() >= 20
 
 
-def test_what_shows_no_digit_or_is_no_picture_is_said_so(tmp_path):
-    grey = np.random.default_rng(0).integers(250, 256, (30, 20), np.uint8)
-    blank = tmp_path / "blank.png"
+def test_what_shows_no_digit_or_is_no_picture_is_said_so(read, tmp_path, monkeypatch):
     for picture in (
         *(Image.new("L", (30, 20), colour) for colour in (0, 128, 255)),
         Image.fromarray(np.full((20, 30), 40_000, np.uint16)),
         Image.new("RGBA", (30, 20), (9, 9, 9, 0)),
-        Image.fromarray(grey),
+        Image.fromarray(np.random.default_rng(0).integers(250, 256, (30, 20), np.uint8)),
     ):
-        picture.save(blank)
         sentence = "blank.png shows no digit: it is of one colour; give"
-        refuses(sentence, read_digit, blank, error=DataError)
+        refuses(sentence, read, picture, "blank.png", error=DataError)
     (tmp_path / "text.png").write_text("seven")
     (tmp_path / "empty.png").touch()
     for name in ("text.png", "empty.png", "none.png", ".", "text.png/below.png"):
         sentence = refuses("", read_digit, tmp_path / name, error=DataError)
         assert sentence.startswith(f"{tmp_path / name} cannot be read as a picture (")
         assert sentence.endswith("): give a PNG or JPEG") and "\n" not in sentence
-
-
-def test_a_picture_too_large_for_memory_is_refused(read, monkeypatch):
-    for limit in (2000, 1000):  # at the first, Pillow only warns
+    for limit in (2000, 1000):  # of memory; at the first, Pillow only warns
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         refuses("exceeds limit", read, on_canvas(), error=DataError)
 

@@ -16,6 +16,7 @@ from properties import (
     product,
     refuses,
     same,
+    same_gradients,
 )
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -74,37 +75,28 @@ def data() -> ImageData:
     return ImageData("made up", "", pictures.to(torch.uint8), labels, *splits, 0.3, 0.2)
 
 
-class OneLayer(nn.Module):
-    """A single parameter, which is what the lean optimizers are for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(SIDE * SIDE, STRIPES, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.flatten(1))
-
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(output, targets)
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        return output.softmax(1)
-
-
-def small_mlp() -> models.MLP:
-    torch.manual_seed(0)
+def small_mlp(seed: int = 0) -> models.MLP:
+    torch.manual_seed(seed)
     return models.MLP((SIDE * SIDE, 11, STRIPES))
+
+
+def adam(model: nn.Module, graph: bool = False):
+    return make_optimizer("adam", model.parameters(), 1e-2, 0.1, graph)
 
 
 def trained(model, data, engine, optimizer=None, epochs: int = 2, seed: int = 0, **options):
     """Trains on; returns the optimizer."""
-    if optimizer is None:
-        optimizer = make_optimizer("adam", model.parameters(), 1e-2, 0.1)
+    optimizer = optimizer or adam(model)
     schedule = make_schedule("constant", optimizer, 1e-2, 1)
-    fit(
-        model, engine, optimizer, schedule, data, epochs=epochs, batch_size=17, seed=seed, **options
-    )
+    options |= {"epochs": epochs, "batch_size": 17, "seed": seed}
+    fit(model, engine, optimizer, schedule, data, **options)
     return optimizer
+
+
+def lose_track(layer: nn.Module) -> None:
+    """Moves what is pruned away from 0, as an optimizer with moments does."""
+    with torch.no_grad():
+        layer.weight_orig.add_(1 - layer.weight_mask)
 
 
 # --- what is kept ---
@@ -117,11 +109,9 @@ def test_shares_of_the_rounds():
         {"a": 0.125, "b": 1.0},  # the last is the share itself, not a rounded one
     ]
     shares = [left["a"] for left in shares_kept({"a": 0.08}, 5)]
-    assert [b / a for a, b in zip([1.0, *shares], shares, strict=False)] == pytest.approx(
-        [0.08 ** (1 / 5)] * 5
-    )
-    assert shares[-1] == 0.08 and shares_kept({"a": 0.3}, 1) == [{"a": 0.3}]
-    assert shares_kept({}, 2) == [{}, {}]
+    steps = [b / a for a, b in zip([1.0, *shares[:-1]], shares, strict=True)]
+    assert steps == pytest.approx([0.08 ** (1 / 5)] * 5) and shares[-1] == 0.08
+    assert shares_kept({"a": 0.3}, 1) == [{"a": 0.3}] and shares_kept({}, 2) == [{}, {}]
 
 
 def test_exactly_the_largest_weights_stay():
@@ -152,27 +142,23 @@ def test_round_after_round_fewer_of_the_same_are_kept():
         places = kept_places(model[3])
         assert places < last and places == largest(before, round(585 * shares["3"]))
         last = places
-    assert len(last) == 58
     prune_smallest(model, {"3": 0.1})  # once more: nothing is left to drop
-    assert kept_places(model[3]) == last
+    assert kept_places(model[3]) == last and len(last) == 58
     make_permanent(model)  # after which it can be pruned again
     prune_smallest(model, {"3": 0.05})
     assert kept_places(model[3]) == largest(before, 29)
-
-
-def test_a_later_round_judges_the_weights_as_they_are_by_then():
-    """Not as they were at the last forward pass, a step of the optimizer or a loading before."""
+    # A later round judges the weights as they are by then, not as they were at the last forward
+    # pass, a step of the optimizer or a loading before.
     model = network()
     prune_smallest(model, {"3": 0.5})
-    places = kept_places(model[3])
+    kept = model[3].weight_mask.clone()
     model(images())
     new = torch.randn(13, 45)
-    new.view(-1)[[k for k in range(585) if k not in places]] *= 1000  # pruned, however large
+    new[kept == 0] *= 1000  # pruned, however large
     with torch.no_grad():
         model[3].weight_orig.copy_(new)
     prune_smallest(model, {"3": 0.2})
-    still = torch.tensor([k in places for k in range(585)]).view(13, 45)
-    assert kept_places(model[3]) == largest(new * still, 117)
+    assert kept_places(model[3]) == largest(new * kept, 117)
 
 
 def test_the_counts_are_exact_in_16_bits():
@@ -227,12 +213,10 @@ def test_so_do_those_of_a_pruned_network_and_of_a_pruned_layer_applied_many_time
 def test_what_is_pruned_gets_the_gradient_0():
     model = network()
     prune_smallest(model, {"0": 0.6, "3": 0.1})
-    _, grads = by_autograd(model, product, images(), torch.randn(2, 3))
-    _, by_tape = backprop(model, product, images(), torch.randn(2, 3))
-    for name in ("0", "3"):
-        dropped = model.get_submodule(name).weight_mask == 0
-        for found in (grads, by_tape):
-            grad = found[f"{name}.weight_orig"]
+    x, y = images(), torch.randn(2, 3)
+    for grads in (by_autograd(model, product, x, y)[1], backprop(model, product, x, y)[1]):
+        for name in ("0", "3"):
+            dropped, grad = model.get_submodule(name).weight_mask == 0, grads[f"{name}.weight_orig"]
             assert not grad[dropped].any() and grad[~dropped].any()
 
 
@@ -253,15 +237,12 @@ def test_the_tape_has_autograds_gradients():
         model, x, y = make().double(), torch.randn(3, 1, 28, 28).double(), torch.tensor([1, 0, 9])
         if pruned:
             prune_smallest(model, kept)
-        loss, grads = backprop(model, model.loss, x, y)
+        wanted = same_gradients(model, model.loss, x, y, (name, pruned))
+        wanted = {name: grad.clone() for name, grad in wanted.items()}
+        assert ("weight_orig" in " ".join(wanted)) is pruned
         replayed = for_training("tape")(model, x, y)
-        of_replay = {name: p.grad for name, p in model.named_parameters()}
-        expected, wanted = by_autograd(model, model.loss, x, y)
-        assert_close(torch.stack([loss, replayed]), expected.expand(2))
-        assert grads.keys() == of_replay.keys() == wanted.keys()
-        assert ("weight_orig" in " ".join(grads)) is pruned
-        for found in (grads, of_replay):
-            all_close(found, wanted, (name, pruned))
+        assert_close(replayed, model.loss(model(x), y).detach())
+        all_close({name: p.grad for name, p in model.named_parameters()}, wanted, (name, pruned))
 
 
 def test_lenet_300_100_by_hand():
@@ -275,40 +256,32 @@ def test_lenet_300_100_by_hand():
             make_permanent(model)
             model.zero_grad()
         engines_agree(model, x, y, ["tape", "by-hand"])
-        expected = model.loss(model(x), y)
-        wanted = torch.autograd.grad(expected, list(model.parameters()))
+        expected, wanted = by_autograd(model, model.loss, x, y)
         for engine in (ENGINES["by-hand"], for_training("by-hand")):
-            assert_close(engine(model, x, y), expected.detach())
-            for parameter, grad in zip(model.parameters(), wanted, strict=True):
-                assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-6)
-
-
-def test_an_engine_made_anew_knows_the_new_mask(data):
-    model = small_mlp()
-    inputs, targets = data.batch(data.train[:17])
-    for share in (0.5, 0.2):
-        prune_smallest(model, {"layers.0": share})
-        replayed = for_training("tape")(model, inputs, targets)
-        assert_close(replayed, ENGINES["autograd"](model, inputs, targets))
+            model.zero_grad()
+            assert_close(engine(model, x, y), expected)
+            found = {name: p.grad for name, p in model.named_parameters()}
+            all_close(found, wanted, pruned, rtol=1e-4, atol=1e-6)
 
 
 # --- training ---
 
+TWO_ENGINES = "autograd", "tape"
+
 
 def test_the_lean_optimizer_leaves_zeros_and_moves_the_rest(data):
+    """It needs a single parameter. It had moments before the mask."""
     for engine in ("autograd", "tape"):
         torch.manual_seed(0)
-        model = OneLayer()
-        optimizer = make_optimizer("adam", model.parameters(), 1e-2, 0.1)
+        layer = nn.Linear(SIDE * SIDE, STRIPES, bias=False)
+        model = models.LayerNetwork(nn.Flatten(), layer)
+        optimizer = trained(model, data, for_training(engine))
         assert type(optimizer) is LeanAdamW
-        trained(model, data, for_training(engine), optimizer)  # moments are there before the mask
         for share in (0.5, 0.2):
-            prune_smallest(model, {"layer": share})
-            before = model.layer.weight.detach().clone()
-            dropped = model.layer.weight_mask == 0
-            seen = []
+            prune_smallest(model, {"1": share})
+            before, dropped, seen = layer.weight.detach().clone(), layer.weight_mask == 0, []
 
-            def on_step(step, layer=model.layer, dropped=dropped, seen=seen):
+            def on_step(step, layer=layer, dropped=dropped, seen=seen):
                 assert not layer.weight_orig.grad[dropped].any()
                 with torch.no_grad():
                     layer(torch.zeros(1, SIDE * SIDE))
@@ -316,23 +289,25 @@ def test_the_lean_optimizer_leaves_zeros_and_moves_the_rest(data):
 
             trained(model, data, for_training(engine), optimizer, on_step=on_step)
             assert seen == [0.0] * 12, (engine, share)
-            assert torch.equal(model.layer.weight == 0, dropped)
-            assert (model.layer.weight != before)[~dropped].all()
+            assert torch.equal(layer.weight == 0, dropped)
+            assert (layer.weight != before)[~dropped].all()
         assert evaluate(model, data, data.validation).accuracy > 0.6  # chance is 1/3
         make_permanent(model)
-        assert torch.equal(model.layer.weight == 0, dropped)
+        assert torch.equal(layer.weight == 0, dropped)
 
 
 def test_train_prune_train_prune(data):
     """With biases and two layers, as the study does it: 30 % and 60 % of them are left."""
-    for case in every(("autograd", "tape"), (True, False), (False, True)):
+    for case in every(TWO_ENGINES, (True, False), (False, True)):
         engine, kept, graph = case  # kept: the optimizer, from before the pruning
         model = small_mlp()
-        same_optimizer = make_optimizer("adam", model.parameters(), 1e-2, 0.1, graph)
+        same_optimizer = adam(model, graph)
         trained(model, data, for_training(engine), same_optimizer, graph=graph)
         for shares in shares_kept({"layers.0": 0.3, "layers.1": 0.6}, 2):
             prune_smallest(model, shares)
             masks = [layer.weight_mask.clone() for layer in model.layers]
+            batch = data.batch(data.train[:17])  # an engine made anew knows the new mask
+            assert_close(*(for_training(name)(model, *batch) for name in TWO_ENGINES))
             again = same_optimizer if kept else None
             trained(model, data, for_training(engine), again, graph=graph)
             evaluate(model, data, data.validation)
@@ -358,9 +333,8 @@ def test_make_permanent_leaves_an_ordinary_network():
     x = images()
     z = model(x)
     masks = {k: model[k].weight_mask for k in (0, 3, 5)}
-    with torch.no_grad():  # as an optimizer with moments does it to what is pruned, too
-        for k in masks:
-            model[k].weight_orig.add_(1 - masks[k])
+    for k in masks:
+        lose_track(model[k])
     make_permanent(model)
     assert list(model.state_dict()) == list(fresh.state_dict())  # in this order, too
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
@@ -374,19 +348,25 @@ def test_make_permanent_leaves_an_ordinary_network():
     make_permanent(model)  # there is nothing left to do
     assert torch.equal(model(x), z)
 
+    layer = nn.Linear(7, 5)  # whatever the order of the parameters was: here the bias first
+    layer._parameters["weight"] = layer._parameters.pop("weight")
+    model = nn.Sequential(layer)
+    prune_smallest(model, {"0": 0.5})
+    assert [name for name, _ in model.named_parameters()] == ["0.bias", "0.weight_orig"]
+    make_permanent(model)
+    assert [name for name, _ in model.named_parameters()] == ["0.bias", "0.weight"]
+
 
 def test_a_pruned_network_can_be_copied_until_gradients_are_recorded():
     model, x = network(), images()
     prune_smallest(model, {"3": 0.5})
     assert torch.equal(copy.deepcopy(model)(x), model(x))
-    with pytest.raises(RuntimeError, match="deepcopy"):
-        copy.deepcopy(model)
+    refuses("deepcopy", copy.deepcopy, model, error=RuntimeError)
     with torch.no_grad():
         model(x)
     assert torch.equal(copy.deepcopy(model)(x), model(x))
-    stack = TiedStack(nn.Linear(7, 7), 3)
+    stack, u = TiedStack(nn.Linear(7, 7), 3), torch.randn(5, 7)
     prune_smallest(stack, {"layer": 0.3})
-    u = torch.randn(5, 7)
     assert torch.equal(stack.untied()(u), stack(u))
 
 
@@ -400,10 +380,9 @@ def test_a_pruned_network_is_saved_and_read(tmp_path, data):
     schedule = make_schedule("constant", optimizer, 1e-2, 1)
     save_checkpoint(tmp_path / "saved.pt", model, optimizer, schedule, {"round": 1})
 
-    torch.manual_seed(1)
-    other = models.MLP((SIDE * SIDE, 11, STRIPES))
+    other = small_mlp(seed=1)
     prune_smallest(other, {"layers.0": 1})
-    its_optimizer = make_optimizer("adam", other.parameters(), 1e-2, 0.1)
+    its_optimizer = adam(other)
     its_schedule = make_schedule("constant", its_optimizer, 1e-2, 1)
     progress = load_checkpoint(tmp_path / "saved.pt", other, its_optimizer, its_schedule)
     assert progress == {"round": 1}
@@ -421,7 +400,7 @@ def test_a_pruned_network_is_saved_and_read(tmp_path, data):
 # --- what is refused ---
 
 
-def test_what_is_refused():
+def test_what_is_refused_and_that_it_changes_nothing():
     for rounds in (0, -1):
         sentence = f"rounds must be at least 1, not {rounds}"
         refuses(sentence, shares_kept, {"a": 0.5}, rounds)
@@ -436,24 +415,21 @@ def test_what_is_refused():
         refuses(sentence, prune_smallest, network(), {name: 0.5}, error=AttributeError)
     layer = nn.Linear(7, 5)
     model = nn.Sequential(layer, nn.ReLU(), layer)
-    sentence = "2 is a layer that has another name, too"
-    refuses(sentence, prune_smallest, model, {"0": 0.5, "2": 0.5})
-    sentence = r"the share 0\.01 of 0 is none of its 35 weights"
-    refuses(sentence, prune_smallest, model, {"0": 0.01})
-    assert set(layer.state_dict()) == {"weight", "bias"}  # nothing was changed
-
-
-def test_weights_that_are_pruned_do_not_come_back():
-    model = network()
+    for sentence, shares in (
+        ("2 is a layer that has another name, too", {"0": 0.5, "2": 0.5}),
+        (r"the share 0\.01 of 0 is none of its 35 weights", {"0": 0.01}),
+    ):
+        refuses(sentence, prune_smallest, model, shares)
+    assert set(layer.state_dict()) == {"weight", "bias"}
+    # weights that are pruned do not come back
+    model, x = network(), images()
     prune_smallest(model, {"3": 0.2})
-    before, x = model.state_dict(), images()
-    z = model(x)
+    before, z = model.state_dict(), model(x)
     refuses("", prune_smallest, model, {"3": -1})
     sentence = "^3 has 117 of 585 weights left, fewer than the share 0.5 that it is to keep$"
     refuses(sentence, prune_smallest, model, {"0": 0.5, "3": 0.5})
     assert list(model.state_dict()) == list(before)
-    with torch.no_grad():
-        model[3].weight_orig.add_(1 - model[3].weight_mask)  # the mask is still applied
+    lose_track(model[3])  # the mask is still applied
     assert torch.equal(model(x), z)
 
 
@@ -463,30 +439,26 @@ def test_weights_that_are_pruned_do_not_come_back():
 def test_the_lenets():
     """Their sizes and multiply-adds, and that the convolutions have no activation but the pool."""
     x, y = torch.randn(3, 1, 28, 28), torch.tensor([1, 0, 9])
-    model = models.MODELS["lenet-300-100"]()
-    by_hand = 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
-    assert counting.parameters(model) == parameters_left(model) == by_hand == 266_610
-    assert counting.multiply_adds(model, x) == 3 * (784 * 300 + 300 * 100 + 100 * 10)
-    a, b, c = model.layers
-    plain = nn.Sequential(nn.Flatten(), a, nn.ReLU(), b, nn.ReLU(), c)
-    assert torch.equal(model(x), plain(x))
-
     torch.manual_seed(0)
-    model = models.MODELS["lenet-5"]()
-    by_hand = (25 + 1) * 20 + (20 * 25 + 1) * 50 + (50 * 16 + 1) * 500 + (500 + 1) * 10
-    assert counting.parameters(model) == parameters_left(model) == by_hand == 431_080
-    cost = 24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10
-    assert cost == 288_000 + 1_600_000 + 400_000 + 5_000
-    assert counting.multiply_adds(model, x) == 3 * cost
-    plain = nn.Sequential(
-        model.conv1, nn.MaxPool2d(2), model.conv2, nn.MaxPool2d(2),
-        nn.Flatten(), model.hidden, nn.ReLU(), model.output,
-    )  # fmt: skip
-    z = model(x)
-    assert z.shape == (3, 10) and torch.equal(z, plain(x))
-    assert (F.max_pool2d(model.conv1(x), 2) < 0).any()  # so a ReLU there would be seen
-    assert_close(model.loss(z, y), -z.log_softmax(1)[torch.arange(3), y].mean())
-    assert_close(model.probabilities(z), z.exp() / z.exp().sum(1, keepdim=True))
+    mlp, cnn = (models.MODELS[name]() for name in ("lenet-300-100", "lenet-5"))
+    a, b, c = mlp.layers
+    pool = nn.MaxPool2d(2)
+    for model, plain, parameters, cost in (
+        (mlp, (nn.Flatten(), a, nn.ReLU(), b, nn.ReLU(), c),
+         784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10, 784 * 300 + 300 * 100 + 100 * 10),
+        (cnn, (cnn.conv1, pool, cnn.conv2, pool, nn.Flatten(), cnn.hidden, nn.ReLU(), cnn.output),
+         (25 + 1) * 20 + (20 * 25 + 1) * 50 + (50 * 16 + 1) * 500 + (500 + 1) * 10,
+         24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10),
+    ):  # fmt: skip
+        assert counting.parameters(model) == parameters_left(model) == parameters
+        assert counting.multiply_adds(model, x) == 3 * cost
+        assert torch.equal(model(x), nn.Sequential(*plain)(x))
+    assert (counting.parameters(mlp), counting.parameters(cnn)) == (266_610, 431_080)
+    z = cnn(x)
+    assert z.shape == (3, 10)
+    assert (F.max_pool2d(cnn.conv1(x), 2) < 0).any()  # so a ReLU there would be seen
+    assert_close(cnn.loss(z, y), -z.log_softmax(1)[torch.arange(3), y].mean())
+    assert_close(cnn.probabilities(z), z.softmax(1))
 
 
 def test_hans_shares_add_up_to_his_totals():
@@ -506,17 +478,3 @@ def test_hans_shares_add_up_to_his_totals():
         assert counting.parameters(model) == before  # torch still holds and multiplies all of them
         x = torch.randn(1, 1, 28, 28)
         assert counting.multiply_adds(model, x) == counting.multiply_adds(make(), x)
-
-
-def test_parameters_keep_their_order_whatever_it_was():
-    class BiasFirst(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bias = nn.Parameter(torch.randn(5))
-            self.weight = nn.Parameter(torch.randn(5, 7))
-
-    model = nn.Sequential(BiasFirst())
-    prune_smallest(model, {"0": 0.5})
-    assert [name for name, _ in model.named_parameters()] == ["0.bias", "0.weight_orig"]
-    make_permanent(model)
-    assert [name for name, _ in model.named_parameters()] == ["0.bias", "0.weight"]

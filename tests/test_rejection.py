@@ -30,23 +30,24 @@ from nn_backprop.studies.rejection import (
 # Two pairs of equal scores: .8, right and wrong; .5, right and wrong.
 SCORES = [0.9, 0.8, 0.8, 0.6, 0.5, 0.5, 0.2]
 ERRORS = [0, 0, 1, 0, 1, 0, 1]
-# All that is asked of scores and errors.
-OF_ANSWERS = [
-    lambda s, e: at_threshold(s, e, 0.5),
-    risk_coverage,
-    area_under_risk_coverage,
-    auroc,
-    lambda s, e: coverage_at_risk(s, e, 0.1),
-    lambda s, e: best_threshold(s, e, 0.1),
-    lambda s, e: promised_threshold(s, e, 0.1),
-    lambda s, e: open_set_rates(s, e, [0.5]),
-]
+
+OF_ANSWERS = [  # all that is asked of scores and errors
+    risk_coverage, area_under_risk_coverage, auroc, lambda s, e: at_threshold(s, e, 0.5),
+    lambda s, e: coverage_at_risk(s, e, 0.1), lambda s, e: best_threshold(s, e, 0.1),
+    lambda s, e: promised_threshold(s, e, 0.1), lambda s, e: open_set_rates(s, e, [0.5]),
+]  # fmt: skip
 
 
 def calibrated() -> tuple[np.ndarray, np.ndarray]:
     """100 answers of each confidence s = .10, .11, … .99, of which 100 (1 − s) are wrong."""
     hundredths = np.repeat(np.arange(10, 100), 100)
     return hundredths / 100, (np.tile(np.arange(100), 90) >= hundredths).astype(int)
+
+
+def drawn(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores even in 0 … 1, wrong with 1 − s: the risk of all above τ is (1 − τ) / 2."""
+    scores = rng.uniform(0, 1, count)
+    return scores, (rng.random(count) > scores).astype(int)
 
 
 # --- confidence, thresholds, curves ---
@@ -61,15 +62,10 @@ def test_confidence_is_the_largest_probability():
     assert len(np.unique(confidence(best))) == 2 and len(best.softmax(1).max(1)[0].unique()) == 1
 
 
-def test_a_score_has_to_exceed_the_threshold():
-    assert at_threshold(SCORES, ERRORS, 0.8) == (1 / 7, 0)
+def test_a_score_has_to_exceed_the_threshold_and_the_curve_by_hand():
     assert at_threshold(SCORES, ERRORS, 0.79) == (3 / 7, 1 / 3)
-    assert at_threshold(SCORES, ERRORS, -math.inf) == (1, 3 / 7)
     coverage, risk = at_threshold(SCORES, ERRORS, 0.9)
     assert coverage == 0 and math.isnan(risk)
-
-
-def test_the_curve_by_hand():
     thresholds, coverage, risk = risk_coverage(SCORES, ERRORS)
     assert thresholds.tolist() == [-math.inf, 0.2, 0.5, 0.6, 0.8]
     assert coverage.tolist() == [7 / 7, 6 / 7, 4 / 7, 3 / 7, 1 / 7]
@@ -85,13 +81,10 @@ def test_the_area_is_the_mean_over_all_orders_of_equal_scores():
             risks = [sum(ERRORS[i] for i in order[:n]) / n for n in range(1, 8)]
             areas.append(sum(risks) / 7)
     assert len(areas) == 4 and len(set(areas)) == 4
-    assert area_under_risk_coverage(SCORES, ERRORS) == pytest.approx(sum(areas) / 4, rel=1e-12)
-    shuffled = np.random.default_rng(0).permutation(7)
-    again = area_under_risk_coverage(np.array(SCORES)[shuffled], np.array(ERRORS)[shuffled])
-    assert again == pytest.approx(sum(areas) / 4, rel=1e-12)
-    # without ties, best first: right, wrong, right; risks 0, 1/2, 1/3
-    area = area_under_risk_coverage([0.1, 0.9, 0.5], [0, 0, 1])
-    assert area == pytest.approx((1 / 2 + 1 / 3) / 3)
+    for order in (range(7), np.random.default_rng(0).permutation(7)):
+        scores, errors = ([values[i] for i in order] for values in (SCORES, ERRORS))
+        area = area_under_risk_coverage(scores, errors)
+        assert area == pytest.approx(sum(areas) / 4, rel=1e-12)
 
 
 def test_auroc_and_told_apart_count_pairs():
@@ -133,14 +126,6 @@ def test_no_threshold_is_cheaper():
             assert cost(other) > least + 1e-12 or other >= threshold  # the lowest of equals
 
 
-def test_chows_threshold_of_a_calibrated_score():
-    """An answer of confidence s is wrong with 1 − s: rejected below 1 − price."""
-    for percent in (5, 10, 30, 60):
-        price = (percent + 0.5) / 100
-        threshold, _ = best_threshold(*calibrated(), price)
-        assert round(100 * threshold) == 99 - percent and threshold < 1 - price < threshold + 0.01
-
-
 # --- the gate ---
 
 
@@ -159,14 +144,20 @@ def some_answers(dtype=torch.float64):
     return torch.tensor(SCORES, dtype=dtype), torch.tensor(ERRORS)
 
 
-def test_the_gate_by_hand():
-    gate = SoftGate(0.5, 0.1, dtype=torch.float64)
-    assert gate(torch.tensor([0.5, 0.6, 0.4], dtype=torch.float64)).tolist() == pytest.approx(
-        [0.5, 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))]
-    )
-    by_hand = [1 / (1 + math.exp(-(s - 0.5) / 0.1)) for s in SCORES]
-    by_hand = [g * e + (1 - g) * 0.3 for g, e in zip(by_hand, ERRORS, strict=True)]
-    assert gate.cost(*some_answers(), 0.3).item() == pytest.approx(sum(by_hand) / 7, rel=1e-12)
+def test_the_gate_and_its_gradients_are_those_of_the_derivation():
+    scores, errors = some_answers()
+    cost = Cost(SoftGate(0.55, 0.2, dtype=torch.float64), errors, 0.3)
+    g = [1 / (1 + math.exp(-(s - 0.55) / 0.2)) for s in SCORES]
+    assert cost.gate(scores).tolist() == pytest.approx(g, rel=1e-12)
+    mean = sum(g[n] * ERRORS[n] + (1 - g[n]) * 0.3 for n in range(7)) / 7
+    assert cost(scores).item() == pytest.approx(mean, rel=1e-12)
+    scores.requires_grad_()
+    cost(scores).backward()
+    slopes = [g[n] * (1 - g[n]) / 0.2 * (ERRORS[n] - 0.3) / 7 for n in range(7)]
+    assert scores.grad.tolist() == pytest.approx(slopes, rel=1e-12)
+    assert cost.gate.threshold.grad.item() == pytest.approx(-sum(slopes), rel=1e-12)
+    _, by_tape = backprop(cost, lambda value, _: value, some_answers()[0], None)
+    assert by_tape["gate.threshold"].item() == pytest.approx(-sum(slopes), rel=1e-12)
 
 
 def test_the_gates_gradients_pass_the_checker():
@@ -178,44 +169,31 @@ def test_the_gates_gradients_pass_the_checker():
         passes_the_checker(gate, scores[:6].view(2, 3), case=dtype)
 
 
-def test_the_gates_gradients_are_those_of_the_derivation():
-    scores, errors = some_answers()
-    cost = Cost(SoftGate(0.55, 0.2, dtype=torch.float64), errors, 0.3)
-    scores.requires_grad_()
-    cost(scores).backward()
-    g = [1 / (1 + math.exp(-(s - 0.55) / 0.2)) for s in SCORES]
-    slopes = [g[n] * (1 - g[n]) / 0.2 * (ERRORS[n] - 0.3) / 7 for n in range(7)]
-    assert scores.grad.tolist() == pytest.approx(slopes, rel=1e-12)
-    assert cost.gate.threshold.grad.item() == pytest.approx(-sum(slopes), rel=1e-12)
-    _, by_tape = backprop(cost, lambda value, _: value, some_answers()[0], None)
-    assert by_tape["gate.threshold"].item() == pytest.approx(-sum(slopes), rel=1e-12)
-
-
-@pytest.mark.parametrize("percent", [10, 30, 60])
-def test_the_learnt_threshold_is_near_chows(percent):
-    """The hard gate's is just below 1 − price; of the soft gate, both sides count alike."""
+def test_of_a_calibrated_score_the_best_and_the_learnt_threshold_are_chows():
+    """An answer of confidence s is wrong with 1 − s: rejected below 1 − price. The hard gate's is
+    just below that; of the soft gate, both sides count alike."""
     scores, errors = calibrated()
-    price = (percent + 0.5) / 100
-    gate = learn_gate(scores, errors, price, temperature=0.01)
-    found = gate.threshold.item()
-    assert found == pytest.approx(1 - price, abs=0.005)
-    threshold, least = best_threshold(scores, errors, price)
-    assert abs(found - threshold) <= 0.01
-    coverage, risk = at_threshold(scores, errors, found)
-    assert coverage * risk + (1 - coverage) * price == pytest.approx(least, abs=1e-4)
-    softly = gate.cost(torch.tensor(scores), torch.tensor(errors), price).item()
-    assert least <= softly == pytest.approx(least, abs=1e-3)
+    for percent in (5, 10, 30, 60):
+        price = (percent + 0.5) / 100
+        threshold, least = best_threshold(scores, errors, price)
+        assert round(100 * threshold) == 99 - percent and threshold < 1 - price < threshold + 0.01
+        gate = learn_gate(scores, errors, price, temperature=0.01)
+        found = gate.threshold.item()
+        assert found == pytest.approx(1 - price, abs=0.005)
+        assert abs(found - threshold) <= 0.01
+        coverage, risk = at_threshold(scores, errors, found)
+        assert coverage * risk + (1 - coverage) * price == pytest.approx(least, abs=1e-4)
+        softly = gate.cost(torch.tensor(scores), torch.tensor(errors), price).item()
+        assert least <= softly == pytest.approx(least, abs=1e-3)
 
 
-@pytest.mark.parametrize("temperature", [0.2, 0.05, 0.005])
-def test_the_learnt_threshold_is_where_the_weighted_error_rate_is_the_price(temperature):
-    rng = np.random.default_rng(3)
-    scores = rng.uniform(0, 1, 2000)
-    errors = (rng.random(2000) > scores).astype(int)
-    gate = learn_gate(torch.tensor(scores).float(), torch.tensor(errors), 0.4, temperature)
-    assert gate.temperature == temperature
-    g = 1 / (1 + np.exp(-(scores - gate.threshold.item()) / temperature))
-    assert np.average(errors, weights=g * (1 - g)) == pytest.approx(0.4, abs=2e-3)
+def test_the_learnt_threshold_is_where_the_weighted_error_rate_is_the_price():
+    scores, errors = drawn(np.random.default_rng(3), 2000)
+    for temperature in (0.2, 0.05, 0.005):
+        gate = learn_gate(torch.tensor(scores).float(), torch.tensor(errors), 0.4, temperature)
+        assert gate.temperature == temperature
+        g = 1 / (1 + np.exp(-(scores - gate.threshold.item()) / temperature))
+        assert np.average(errors, weights=g * (1 - g)) == pytest.approx(0.4, abs=2e-3)
 
 
 def test_the_learnt_threshold_stays_within_reach():
@@ -267,29 +245,22 @@ def test_the_promised_threshold_is_one_that_the_bound_allows():
 
 
 def test_the_promise_is_kept_as_often_as_it_says():
-    """Scores even in 0 … 1, wrong with 1 − s: the true risk above τ is (1 − τ) / 2. Without a
-    bound, it is broken about every second time; the same test would notice."""
+    """Without a bound, it is broken about every second time; the same test would notice."""
     rng, delta, promised, draws = np.random.default_rng(2), 0.1, 0.15, 200
     broken = naive = 0
     coverages = []
     for _ in range(draws):
-        scores = rng.uniform(0, 1, 2000)
-        errors = (rng.random(2000) > scores).astype(int)
+        scores, errors = drawn(rng, 2000)
         found = promised_threshold(scores, errors, promised, delta)
         coverages.append(1 - min(found, 1))
         broken += (1 - found) / 2 > promised
         lowest = 1 - coverage_at_risk(scores, errors, promised)
         naive += (1 - np.quantile(scores, lowest)) / 2 > promised
-    assert broken <= delta * draws
-    assert naive > 2 * delta * draws
+    assert broken <= delta * draws and naive > 2 * delta * draws
     assert 0.15 < np.median(coverages) < 0.3  # .3 has the risk .15
-
-
-def test_a_promise_on_a_score_that_says_nothing():
-    """Every threshold has the risk .2, more than is promised: none should be found, mostly."""
-    rng = np.random.default_rng(4)
-    drawn = [(rng.random(300), (rng.random(300) < 0.2).astype(int)) for _ in range(200)]
-    found = [promised_threshold(s, e, 0.18, delta=0.1) for s, e in drawn]
+    # of a score that says nothing, every threshold has the risk .2: mostly none should be found
+    answers = [(rng.random(300), (rng.random(300) < 0.2).astype(int)) for _ in range(200)]
+    found = [promised_threshold(s, e, 0.18, delta=0.1) for s, e in answers]
     assert sum(math.isfinite(t) or t < 0 for t in found) <= 0.1 * 200
 
 
@@ -304,10 +275,8 @@ def test_promises_at_the_edges():
     tied = [0.9] * 200 + [0.5] * 50
     assert promised_threshold(tied, [0] * 199 + [1] * 51, 0.1, 0.05) == 0.5
     assert promised_threshold(tied, [0] * 170 + [1] * 80, 0.1, 0.05) == math.inf
-
-
-def test_the_search_may_miss_a_threshold():
-    """All together would pass, with 4 wrong of 204; but the 4 best alone, asked first, do not."""
+    # a threshold may be missed: all pass, with 4 wrong of 204, but the 4 best alone, asked
+    # first, do not
     scores, errors = [0.9] * 4 + [0.5] * 200, [0] * 4 + [1] * 4 + [0] * 196
     assert risk_bound(4, 204, 0.05 / 8) < 0.1 < risk_bound(0, 4, 0.05 / 8)
     assert promised_threshold(scores, errors, 0.1, 0.05) == math.inf
@@ -323,17 +292,12 @@ def test_the_open_set_rates_by_hand():
     for t, fp, c in zip(thresholds, false_positives, correct, strict=True):
         assert fp == sum(s > t for s in unknown) / 4
         assert c == sum(s > t and not e for s, e in zip(SCORES, ERRORS, strict=True)) / 7
-    expected = {0: 1 / 7, 0.2: 1 / 7, 0.25: 3 / 7, 0.5: 4 / 7, 1: 4 / 7}
-    found = {rate: correct_at_false_positives(SCORES, ERRORS, unknown, rate) for rate in expected}
-    assert found == expected
-
-
-def test_open_sets_at_the_edges():
+    for rate, share in {0: 1 / 7, 0.2: 1 / 7, 0.25: 3 / 7, 0.5: 4 / 7, 1: 4 / 7}.items():
+        assert correct_at_false_positives(SCORES, ERRORS, unknown, rate) == share, rate
     assert correct_at_false_positives([0.9, 0.8], [0, 0], [0.1], 0) == 1
     assert correct_at_false_positives([0.9, 0.8], [1, 1], [0.1], 1) == 0
     assert correct_at_false_positives([0.5, 0.5], [0, 0], [0.5], 0.99) == 0  # all or none
-    with pytest.raises(ValueError, match="unknown must be finite numbers"):
-        open_set_rates([0.9], [0], [])
+    refuses("unknown must be finite numbers", open_set_rates, [0.9], [0], [])
 
 
 # --- edges ---

@@ -74,22 +74,3 @@ def smoke_rows(name: str, folder: Path, *options: str) -> tuple[studies.Rows, di
         claims[words] = claim
     assert len(claims) == len(results["claims"])
     return studies.Rows.read(left), claims
-
-
-def smoke(name: str, folder: Path) -> dict:
-    """The results of `experiments/<name>.py --smoke`, of which it has left all files."""
-    command = [sys.executable, "-W", "error", str(ROOT / "experiments" / f"{name}.py"), "--smoke"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    (written,) = folder.glob(f"runs/{name}/*-smoke/results.json")
-    results = json.loads(written.read_text())
-    assert results["experiment"] == name and results["config"]["smoke"] and results["seconds"] > 0
-    table = (written.parent / "results.md").read_text()
-    assert table in done.stdout
-    assert (written.parent / "results.png").read_bytes().startswith(b"\x89PNG")
-    for claim in results["claims"]:
-        low, high = claim["interval"]
-        assert low <= claim["measured"] <= high
-        assert claim["verdict"] in ("reproduced", "not reproduced", "undecided")
-        assert f"| {claim['claim']} |" in table
-    return results

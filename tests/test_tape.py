@@ -6,11 +6,13 @@ import re
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import about, close
+from comparison import RTOL, about, close, each_close
 from torch import Tensor, nn
 
 from nn_backprop import MissingRuleError, Tape
@@ -25,18 +27,15 @@ def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, dtype=dtype, requires_grad=True)
 
 
-def agrees(function: Callable[..., Tensor], *leaves: Tensor) -> None:
+def agrees(function: Callable[..., Tensor], *leaves: Tensor, rtol: float = RTOL) -> None:
     """The gradients of Σ function(*leaves)² are autograd's."""
     expected = torch.autograd.grad(function(*leaves).pow(2).sum(), leaves, allow_unused=True)
     with Tape() as tape:
         loss = function(*leaves).pow(2).sum()
-    for grad, wanted in zip(tape.gradients(loss, leaves), expected, strict=True):
-        assert (grad is None) == (wanted is None)
-        if grad is not None:
-            close(grad, wanted)
+    each_close(tape.gradients(loss, leaves), expected, rtol=rtol)
 
 
-# --- operands ---------------------------------------------------------------------------------
+# --- operands ---
 
 
 SPELLINGS = [
@@ -64,13 +63,9 @@ def test_operands_in_every_spelling():
 
 
 def test_operands_of_two_types():
-    for other in (leaf(dtype=torch.float32), leaf(5, dtype=torch.float32)):
-        x = leaf(3, 5)
-        agrees(lambda x, y: (x * y).tanh() + y, x, other.detach().double().requires_grad_())
-        with Tape() as tape:
-            loss = ((x * other).tanh() + other).pow(2).sum()
-        grad_x, grad_other = tape.gradients(loss, [x, other])
-        assert (grad_x.dtype, grad_other.dtype) == (torch.float64, torch.float32)
+    for shape in ((), (5,)):
+        low = leaf(*shape, dtype=torch.float32)
+        agrees(lambda x, y: (x * y).tanh() + y, leaf(3, 5), low, rtol=1e-5)
 
 
 def test_what_is_not_differentiable_passes_through():
@@ -88,7 +83,7 @@ def test_no_grad_and_leaves_made_inside():
         with torch.no_grad():
             constant = torch.cat([x, x]).cumsum(0)[:3]
         with torch.enable_grad():
-            own = torch.ones(3, 5, dtype=torch.float64, requires_grad=True)
+            own = torch.ones(3, 5, dtype=torch.float64).requires_grad_()
         return x * constant + own * x
 
     agrees(function, leaf(3, 5))
@@ -106,7 +101,7 @@ def test_gradients_of_intermediate_tensors():
     assert grad_loss.item() == 1 and grad_x.shape == x.shape
 
 
-# --- in place ---------------------------------------------------------------------------------
+# --- in place ---
 
 
 def sequence(*steps: Callable) -> Callable:
@@ -176,26 +171,6 @@ def test_what_torch_copies_may_be_overwritten():
         assert b.item() == before, copied
 
 
-def test_in_place_operations_that_are_refused():
-    own, x = "did not make, or a view of one", leaf(3, 5)
-    before = x.detach().clone()
-    for function, error in [
-        (lambda x: (x.view(-1).relu_(), x)[1], own),
-        (lambda x: (x.to(torch.float64).add_(1), x)[1], own),
-        (lambda x: (x.T.mul_(2), x)[1], own),
-        (lambda x: x.relu_(), own),
-        (lambda x: torch.zeros(3, 5).double().add_(x), own),
-        (lambda x: (x * 2).detach_().add_(x), own),
-        (lambda x: x.mul_(2), own),
-        (lambda x: (x * 2).clamp_(0), "overwrites a tensor that requires grad"),
-        (lambda x: (x * 2).unsqueeze_(0), "overwrites a tensor that requires grad"),
-        (lambda x: torch.zeros(3, 5).double().copy_(x), "copy_ has no rule"),
-    ]:
-        with about(error), Tape(), pytest.raises(MissingRuleError, match=error):
-            function(x)
-        assert torch.equal(x, before)
-
-
 def test_a_tensor_into_which_a_recorded_one_was_written():
     x, buffer, total = leaf(3, 5), torch.zeros(2, 5).double(), torch.zeros(()).double()
     with Tape() as tape:
@@ -209,44 +184,22 @@ def test_a_tensor_into_which_a_recorded_one_was_written():
         tape.gradients(buffer.sum(), [x])
 
 
-def test_a_saved_tensor_that_is_overwritten_outside():
-    x, w = leaf(3, 5), leaf(5)
-    with Tape() as tape:
-        loss = (x * w).sum()
-    with torch.no_grad():
-        w.add_(1)
-    with pytest.raises(RuntimeError, match="that mul saved for its backward has been overwritten"):
-        tape.backward(loss)
-    assert x.grad is None
-
-
-def test_out_is_refused_by_torch_or_by_the_tape():
-    x = leaf(3, 5)
-    with Tape(), pytest.raises((MissingRuleError, RuntimeError), match="out"):
-        torch.mul(x, 2, out=torch.empty(3, 5, dtype=torch.float64))
-    with Tape(), pytest.raises((MissingRuleError, RuntimeError), match="out"):
-        torch.mul(torch.ones(3, 5).double(), 2, out=x * 1)
-
-
-# --- what comes out ----------------------------------------------------------------------------
+# --- what comes out ---
 
 
 def test_backward_fills_grad_as_autograd_does():
-    model = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    model, x = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2)).double(), leaf(7, 5)
     model[2].bias.requires_grad_(False)
-    reference, x = copy.deepcopy(model), leaf(7, 5)
-    for _ in range(3):  # accumulates
-        reference(x).pow(2).sum().backward()
-    expected, x.grad = x.grad, None
-    for _ in range(3):
-        with Tape() as tape:
-            loss = model(x).pow(2).sum()
-        tape.backward(loss)
-    close(x.grad, expected)
-    for p, wanted in zip(model.parameters(), reference.parameters(), strict=True):
-        assert (p.grad is None) == (wanted.grad is None)
-        if p.grad is not None:
-            close(p.grad, wanted.grad)
+    grads = []
+    for by_tape in (True, False):
+        model.zero_grad()
+        x.grad = None
+        for _ in range(3):  # accumulates
+            with Tape() if by_tape else nullcontext() as tape:
+                loss = model(x).pow(2).sum()
+            (tape or torch.autograd).backward(loss)
+        grads.append([t.grad for t in (x, *model.parameters())])
+    each_close(*grads)
 
 
 def test_gradients_have_memory_of_their_own():
@@ -265,7 +218,7 @@ def test_gradients_have_memory_of_their_own():
         assert len(set(places)) == len(places)
 
 
-# --- the block --------------------------------------------------------------------------------
+# --- the block ---
 
 
 def test_a_tape_is_opened_and_played_once_and_alone():
@@ -309,21 +262,19 @@ def test_a_missing_rule_that_is_caught_leaves_the_tape_usable():
 
 
 def test_a_whole_training_step_inside_the_block():
-    model, x = nn.Linear(5, 3).double(), torch.randn(7, 5).double()
-    reference = copy.deepcopy(model)
-    for network, inside in ((model, True), (reference, False)):
+    model, x, weights = nn.Linear(5, 3).double(), torch.randn(7, 5).double(), []
+    for by_tape in (True, False):
+        network = copy.deepcopy(model)
         step = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
-        if inside:
-            with Tape() as tape:
-                loss = network(x).pow(2).sum()
-                tape.backward(loss)
-                step.step()
+        with Tape() if by_tape else nullcontext() as tape:
+            loss = network(x).pow(2).sum()
+            (tape or torch.autograd).backward(loss)
+            step.step()
+            if by_tape:
                 with pytest.raises(MissingRuleError, match="another tape"):
                     loss * 2
-        else:
-            network(x).pow(2).sum().backward()
-            step.step()
-    close(model.weight.detach(), reference.weight.detach())
+        weights.append(network.weight.detach())
+    close(*weights)
 
 
 def test_under_another_mode():
@@ -337,28 +288,20 @@ def test_under_another_mode():
 
 def test_tapes_in_two_threads():
     both_open = threading.Barrier(2, timeout=20)
-    results: dict[int, Tensor | Exception] = {}
 
-    def work(factor: int) -> None:
-        try:
-            x = torch.full((3,), 5.0, dtype=torch.float64, requires_grad=True)
-            with Tape() as tape:
-                both_open.wait()
-                loss = (x * factor).sum()
-                both_open.wait()
-            results[factor] = tape.gradients(loss, [x])[0]
-        except Exception as error:
-            results[factor] = error
+    def work(factor: int) -> list[float]:
+        x = torch.full((3,), 5.0, dtype=torch.float64, requires_grad=True)
+        with Tape() as tape:
+            both_open.wait()
+            loss = (x * factor).sum()
+            both_open.wait()
+        return tape.gradients(loss, [x])[0].tolist()
 
-    threads = [threading.Thread(target=work, args=(factor,)) for factor in (2, 3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {factor: list(grad) for factor, grad in results.items()} == {2: [2.0] * 3, 3: [3.0] * 3}
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, (2, 3))) == [[2.0] * 3, [3.0] * 3]
 
 
-# --- memory -----------------------------------------------------------------------------------
+# --- memory ---
 
 
 def live_tensors() -> int:

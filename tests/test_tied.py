@@ -10,6 +10,7 @@ from properties import (
     DTYPES,
     engines_agree,
     names_checked,
+    naming,
     passes_the_checker,
     product,
     refuses,
@@ -19,7 +20,7 @@ from properties import (
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nn_backprop import as_function, check_gradients, models, rules
+from nn_backprop import check_gradients, models
 from nn_backprop.layers import TiedStack, UntiedStack
 from nn_backprop.models import counting
 
@@ -49,9 +50,8 @@ def test_the_stack_is_its_equations():
         h = activation(u)  # h_0
         for _ in range(depth):
             h = activation(stack.layer(h) + u)
-        said = f"{layer}, {activation}, {depth}: ".__add__
-        assert_close(stack(u), h, msg=said)
-        assert_close(stack.untied()(u), h, msg=said)
+        with naming((layer, activation, depth)):
+            assert_close([stack(u), stack.untied()(u)], [h, h])
 
 
 @pytest.mark.parametrize("name", ["tanh", "relu"])
@@ -74,30 +74,21 @@ def test_it_is_torchs_recurrent_network_with_an_input_that_stands_still(name):
 # --- gradients ---
 
 
-def test_the_gradients_pass_the_checker():
-    """Each layer, activation and type; the slow test below has every combination."""
-    for layer, activation, dtype in (
-        ("linear", torch.tanh, torch.float64),
-        ("linear", torch.relu, torch.float32),
-        ("affine, more axes", torch.relu, torch.float64),
-        ("conv2d", torch.relu, torch.float32),
-    ):
-        every_gradient_passes(layer, activation, dtype)
+FEW = [
+    ("linear", torch.tanh, torch.float64), ("linear", torch.relu, torch.float32),
+    ("affine, more axes", torch.relu, torch.float64), ("conv2d", torch.relu, torch.float32),
+]  # fmt: skip
+EVERY = [*every(LAYERS, SLOPES, DTYPES)]
 
 
-@pytest.mark.slow
-def test_the_gradients_of_every_combination_pass_the_checker():
-    for layer, activation, dtype in every(LAYERS, SLOPES, DTYPES):
-        every_gradient_passes(layer, activation, dtype)
-
-
-def every_gradient_passes(layer: str, activation, dtype) -> None:
-    stack, u = made(layer, activation, dtype=dtype)
-    for target in (stack, stack.untied()):
-        case = (layer, activation, dtype, type(target))
-        report = passes_the_checker(target, u, second_order=True, case=case)
-        names = {name for name, _ in target.named_parameters()}
-        assert names_checked(report) == names | {"u"}
+@pytest.mark.parametrize("cases", [FEW, pytest.param(EVERY, marks=pytest.mark.slow)])
+def test_the_gradients_pass_the_checker(cases):
+    for layer, activation, dtype in cases:
+        stack, u = made(layer, activation, dtype=dtype)
+        for target in (stack, stack.untied()):
+            case = (layer, activation, dtype, type(target))
+            report = passes_the_checker(target, u, second_order=True, case=case)
+            assert names_checked(report) == {name for name, _ in target.named_parameters()} | {"u"}
 
 
 def test_the_checker_refuses_a_gradient_of_one_step_only():
@@ -135,47 +126,27 @@ def by_the_docstring(W: Tensor, u: Tensor, depth: int, phi, slope, grad_h: Tenso
     for _ in range(depth):
         z.append(torch.einsum("ni,oi->no", h[-1], W) + u)
         h.append(phi(z[-1]))
-    grad_W, grad_u, steps = torch.zeros_like(W), torch.zeros_like(u), {}
+    grad_u, steps = torch.zeros_like(u), {}
     for t in reversed(range(depth + 1)):  # t = L … 0
         grad_z = grad_h * slope(z[t])
         grad_u += grad_z
         if t > 0:
             steps[t] = torch.einsum("no,ni->oi", grad_z, h[t - 1])
-            grad_W += steps[t]
             grad_h = torch.einsum("no,oi->ni", grad_z, W)
-    return h[-1], grad_W, grad_u, steps
+    return sum(steps.values()), grad_u, steps
 
 
 def test_the_gradients_are_those_of_the_derivation():
     for (activation, slope), depth in every(SLOPES.items(), (1, 2, 5)):
         stack, u = made("linear", activation, depth)
         grad_h, W = torch.randn_like(u), stack.layer.weight.detach()
-        out, grad_W, grad_u, steps = by_the_docstring(W, u, depth, activation, slope, grad_h)
-        v = u.clone().requires_grad_()
-        z = stack(v)
-        product(z, grad_h).backward()
-        assert_close(z.detach(), out)
-        assert_close(stack.layer.weight.grad, grad_W, rtol=1e-12, atol=1e-12)
-        assert_close(v.grad, grad_u, rtol=1e-12, atol=1e-12)
-        untied = stack.untied()
+        grad_W, grad_u, steps = by_the_docstring(W, u, depth, activation, slope, grad_h)
+        v, untied = u.clone().requires_grad_(), stack.untied()
+        product(stack(v), grad_h).backward()
         product(untied(u), grad_h).backward()
-        for t, layer in enumerate(untied.layers, 1):
-            assert_close(layer.weight.grad, steps[t], rtol=1e-12, atol=1e-12)
-
-
-def test_our_own_backward_serves_it_too():
-    """The rules as Functions, in torch's graph: no backward of torch's takes part but the sums."""
-    stack, u = made("linear", torch.tanh)
-    linear, tanh = (as_function(rules.TABLE[f]) for f in (torch.nn.functional.linear, torch.tanh))
-    w, v = stack.layer.weight.detach().requires_grad_(), u.clone().requires_grad_()
-    h = tanh.apply(v)
-    for _ in range(DEPTH):
-        h = tanh.apply(linear.apply(h, w, None) + v)
-    upstream = torch.randn_like(u)
-    found = torch.autograd.grad(h, (w, v), upstream)
-    x = u.clone().requires_grad_()
-    wanted = torch.autograd.grad(stack(x), (stack.layer.weight, x), upstream)
-    assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+        found = [v.grad, stack.layer.weight.grad, *(layer.weight.grad for layer in untied.layers)]
+        wanted = [grad_u, grad_W, *(steps[t] for t in range(1, depth + 1))]
+        assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 # --- copies, cost, refusals ---
@@ -198,12 +169,11 @@ def test_the_untied_layers_are_copies():
 
 def kept_for_the_backward(stack: nn.Module, u: Tensor) -> int:
     """Numbers, each once, the parameters left out."""
-    seen = {}
+    seen = {}  # the tensors by place, held, so that no address comes twice
     own = {p.untyped_storage().data_ptr() for p in stack.parameters()}
 
     def pack(tensor):
-        seen[tensor.untyped_storage().data_ptr()] = tensor  # held, so no address comes twice
-        return tensor
+        return seen.setdefault(tensor.untyped_storage().data_ptr(), tensor)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         stack(u)
@@ -235,11 +205,14 @@ def test_what_a_stack_refuses_and_how_it_is_shown():
         (nn.Linear(7, 11), (5, 7), (5, 11)),
         (nn.Conv2d(3, 3, 3), (2, 3, 5, 7), (2, 3, 3, 5)),
     ):
+        said = f"the layer makes {made_of_it} of {shape}: a layer of a stack must keep the shape"
         for stack in (TiedStack(layer, 2), UntiedStack([nn.Identity(), layer])):
-            assert refuses("", stack, torch.randn(shape)) == (
-                f"the layer makes {made_of_it} of {shape}: a layer of a stack must keep the shape"
-            )
+            assert refuses("", stack, torch.randn(shape)) == said
     assert "depth=5" in repr(TiedStack(nn.Linear(7, 7), 5))
+    for make, name in every(BOTH, ["width", "depth", "in_features", "classes"]):  # the networks
+        for wrong in (0, -1, 2.0, "7"):
+            sentence = f"{name} must be an integer of at least 1, not {wrong!r}"
+            refuses(sentence, make, **{name: wrong})
 
 
 def test_an_activation_in_place_changes_neither_the_input_nor_the_output():
@@ -284,27 +257,17 @@ def test_the_tape_has_autograds_gradients():
 
 def test_the_network_is_its_equations():
     model = models.tied_network(7, 2, 11, 3)
-    x = torch.randn(5, 11)
+    x, y = torch.randn(5, 11), torch.tensor([0, 2, 1, 1, 0])
     u = x @ model.input.weight.T + model.input.bias
     h, W = u.clamp(min=0), model.stack.layer.weight
     for _ in range(2):
         h = (h @ W.T + u).clamp(min=0)
     logits = h @ model.output.weight.T + model.output.bias
     assert_close(model(x), logits)
-    assert_close(model.probabilities(logits), logits.exp() / logits.exp().sum(1, keepdim=True))
-    y = torch.tensor([0, 2, 1, 1, 0])
-    log_p = logits.log_softmax(1)
-    assert_close(model.loss(logits, y), -log_p[torch.arange(5), y].mean())
+    assert_close(model.probabilities(logits), logits.softmax(1))
+    assert_close(model.loss(logits, y), -logits.log_softmax(1)[torch.arange(5), y].mean())
     pair = []  # of depth 1 they are the same
     for make in BOTH:
         torch.manual_seed(1)
         pair.append(make(depth=1)(torch.ones(3, 1, 28, 28)))
     assert torch.equal(*pair)
-
-
-def test_what_the_networks_refuse():
-    for make, name in every(BOTH, ["width", "depth", "in_features", "classes"]):
-        for wrong in (0, -1, 2.0, "7"):
-            refuses(
-                f"{name} must be an integer of at least 1, not {wrong!r}", make, **{name: wrong}
-            )

@@ -60,29 +60,18 @@ RAW = np.random.default_rng(3).integers(256, size=(7, 28, 28), dtype=np.uint8)
 @pytest.fixture(scope="module")
 def contents():
     """The six files by the name of the set: as the real ones, but of fewer images."""
-    omniglot = zipped(
-        {
-            "small/Latin/character01/1_01.png": character(1, 2, 50, 3),
-            "small/Korean/character02/3_01.png": character(4, 20, 18, 78),
-            "small/Korean/character01/2_01.png": character(60, 5, 38, 38),
-            "small/Greek/character01/0_01.png": character(40, 9, 3, 50),
-            "small/Korean/": b"",
-        }
-    )
-    letters = zipped(
-        {
-            "gzip/emnist-letters-train-images-idx3-ubyte.gz": idx(RAW[:1]),
-            "gzip/emnist-letters-test-images-idx3-ubyte.gz": idx(RAW[:5]),
-        }
-    )
+    places = {
+        "Latin/character01/1_01": (1, 2, 50, 3), "Korean/character02/3_01": (4, 20, 18, 78),
+        "Korean/character01/2_01": (60, 5, 38, 38), "Greek/character01/0_01": (40, 9, 3, 50),
+    }  # fmt: skip
+    characters = {f"small/{name}.png": character(*place) for name, place in places.items()}
+    omniglot = zipped(characters | {"small/Korean/": b""})
+    letters = {"train": idx(RAW[:1]), "test": idx(RAW[:5])}
     return {
-        "Omniglot 1": omniglot,
-        "Omniglot 2": omniglot + b"\0",
-        "notMNIST": idx(RAW),
-        "Fashion-MNIST": idx(RAW[:2]),
-        "KMNIST": idx(RAW[:3]),
-        "EMNIST letters": letters,
-    }
+        "Omniglot 1": omniglot, "Omniglot 2": omniglot + b"\0", "notMNIST": idx(RAW),
+        "Fashion-MNIST": idx(RAW[:2]), "KMNIST": idx(RAW[:3]), "EMNIST letters": zipped(
+            {f"gzip/emnist-letters-{k}-images-idx3-ubyte.gz": v for k, v in letters.items()}),
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -157,15 +146,10 @@ def test_gaussian_digits_have_the_moments_of_the_digits_and_their_black(digits):
 
 def test_a_half_digit_is_one_of_the_four_halves():
     image = torch.arange(1, 5 * 7 + 1, dtype=torch.uint8).view(1, 5, 7)
-    halves = {
-        "upper": [[1 if i < 2 else 0 for _ in range(7)] for i in range(5)],
-        "lower": [[0 if i < 2 else 1 for _ in range(7)] for i in range(5)],
-        "left": [[1 if j < 3 else 0 for j in range(7)] for _ in range(5)],
-        "right": [[0 if j < 3 else 1 for j in range(7)] for _ in range(5)],
-    }
     made = data.half_digits(image.expand(4000, 1, 5, 7), 0)
-    for mask in halves.values():
-        half = image * torch.tensor(mask, dtype=torch.uint8)
+    for blank in (np.s_[2:], np.s_[:2], np.s_[:, 3:], np.s_[:, :3]):
+        half = image.clone()
+        half[0][blank] = 0
         share = (made == half).flatten(1).all(1).double().mean().item()
         assert share == pytest.approx(0.25, abs=0.035)  # five standard deviations
     assert (made != 0).flatten(1).sum(1).unique().tolist() == [14, 15, 20, 21]
@@ -231,21 +215,19 @@ def test_a_missing_set_is_downloaded_once(digits, server, contents, tmp_path):
     assert server.requests == {f"/{name}".replace(" ", "_"): 1 for name in contents}
     for name, content in contents.items():
         assert path_of(tmp_path, name).read_bytes() == content
-        size = len(content)
-        url = unknown.SOURCES[name].url
-        assert said.count(f"{name}: downloading {url} ({size:,} bytes)") == 1
+        line = f"{name}: downloading {unknown.SOURCES[name].url} ({len(content):,} bytes)"
+        assert said.count(line) == 1
 
 
 def test_a_damaged_file_is_replaced(digits, contents, tmp_path):
     fill(tmp_path, contents)
-    path = path_of(tmp_path, "Omniglot 1")
+    path, good = path_of(tmp_path, "Omniglot 1"), contents["Omniglot 1"]
     for fault, spoil in FAULTS.items():
-        path.write_bytes(spoil(contents["Omniglot 1"]))
+        path.write_bytes(spoil(good))
         problem = files.state(path, unknown.SOURCES["Omniglot 1"].official)
         said: list[str] = []
         sets = data.unknown_sets(["Omniglot 1"], digits, 0, tmp_path, said.append)
-        assert len(sets["Omniglot 1"]) == 2
-        assert path.read_bytes() == contents["Omniglot 1"], fault
+        assert len(sets["Omniglot 1"]) == 2 and path.read_bytes() == good, fault
         assert said[0] == f"Omniglot 1: {path} is {problem}; taking a good one instead"
 
 
@@ -253,12 +235,10 @@ def test_a_set_that_cannot_be_had_is_left_out_loudly(digits, server, contents, t
     fill(tmp_path, contents)
     path, names = path_of(tmp_path, "Omniglot 2"), ["uniform noise", "Omniglot 2", "notMNIST"]
     answers = (not_found, "HTTP Error 404: Not Found"), (one_bit, "wrong bytes (SHA-256 ")
-    for local in ("truncated: 47 of", "missing"):
-        if local == "missing":
-            path.unlink()
-        else:
-            path.write_bytes(contents["Omniglot 2"][:47])
-        before = path.exists() and path.read_bytes()
+    for local, before in (("truncated: 47 of", contents["Omniglot 2"][:47]), ("missing", None)):
+        path.unlink()
+        if before is not None:
+            path.write_bytes(before)
         for answer, sentence in answers:
             server.answer = partial(answer, server)
             said: list[str] = []
@@ -269,7 +249,7 @@ def test_a_set_that_cannot_be_had_is_left_out_loudly(digits, server, contents, t
             for text in (sentence, unknown.SOURCES["Omniglot 2"].url, "put the file there"):
                 assert text in loud
             assert "\n" not in loud and ". " not in loud
-            assert (path.exists() and path.read_bytes()) == before
+            assert (path.read_bytes() if path.exists() else None) == before
             assert leftovers(path.parent) == {item.name for item in path.parent.iterdir()}
             assert not list(tmp_path.rglob("*.part"))
 

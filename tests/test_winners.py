@@ -62,13 +62,15 @@ def test_the_k_largest_stay_and_of_equal_ones_the_first():
         assert (z != 0).flatten(1).sum(1).max() <= k
         x = torch.randn(shape)
         assert torch.equal(k_winners(x, k, boost), one_by_one(x, k, boost)), case
-
-
-def test_the_order_of_ties_is_that_of_reading_whatever_the_order_in_memory():
+    # whatever the order in memory; and the type is kept, whatever that of the boost
     x = torch.randint(-2, 3, MAPS).double()
     for other in (x.to(memory_format=torch.channels_last), x.mT.contiguous().mT):
         assert torch.equal(k_winners(other, 13), k_winners(x, 13))
     assert torch.equal(k_winners(torch.ones(MAPS), 20)[0].flatten(), (torch.arange(70) < 20) * 1.0)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.half):
+        x, boost = torch.randn(VECTORS).to(dtype), torch.rand(11)
+        assert k_winners(x, 3, boost).dtype == dtype
+        assert torch.equal(k_winners(x, 3, boost), one_by_one(x, 3, boost))
 
 
 def test_the_boost_chooses_and_is_not_passed_on_and_gets_no_gradient():
@@ -86,13 +88,18 @@ def test_the_boost_chooses_and_is_not_passed_on_and_gets_no_gradient():
 
 def test_if_there_are_no_more_than_k_units_all_pass_whatever_the_boost():
     for shape, units in ((VECTORS, 11), (MAPS, 70)):
-        x = torch.randn(shape, requires_grad=True)
+        x, upstream = torch.randn(shape, requires_grad=True), torch.randn(shape)
         for k in (units, units + 1, 10**9):
             z = k_winners(x, k, torch.full((), 1e-30))
-            upstream = torch.randn(shape)
             assert torch.equal(z, x)
             assert torch.equal(torch.autograd.grad(z, x, upstream)[0], upstream)
         assert (k_winners(x, units - 1) == 0).flatten(1).sum(1).eq(1).all()
+    layer, x = KWinners(3, 12, boost=100.0), torch.randn(5, 3, 2, 2)
+    for _ in range(2):  # the layer counts them all the same
+        assert torch.equal(layer(x), x)
+    assert layer.duty_cycle.tolist() == [1, 1, 1]
+    layer, x = KWinners(8, 6, evaluation_factor=1.5), torch.randn(5, 8)
+    assert (layer(x) == 0).any() and torch.equal(layer.eval()(x), x)  # 9 of 8
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -111,48 +118,37 @@ def test_values_that_are_not_finite_are_not_hidden(value):
     assert (grad == 0).sum(1).tolist() == [5, 5, 5]
 
 
-def test_every_type_is_kept_whatever_the_type_of_the_boost():
-    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.half):
-        x, boost = torch.randn(VECTORS).to(dtype), torch.rand(11)
-        assert k_winners(x, 3, boost).dtype == dtype
-        assert torch.equal(k_winners(x, 3, boost), one_by_one(x, 3, boost))
-
-
 def test_what_the_function_refuses():
-    x, units = torch.ones(3, 7), r"^the units of examples are \(N, ...\), with two axes or more, "
-    refuses(units + "not 1", k_winners, torch.ones(7), 2)
-    refuses("^k must be at least 1, not 0$", k_winners, x, 0)
-    expand = r"expand to the activations' \(3, 7\), which \(5,\)"
-    refuses(expand, k_winners, x, 2, torch.ones(5))
-    refuses(r"which \(2, 3, 7\) does not$", k_winners, x, 2, torch.ones(2, 3, 7))
-    refuses(r"which \(5,\) does not$", k_winners, x, 9, torch.ones(5))
+    of_units = r"^the units of examples are \(N, ...\), with two axes or more, not 1"
+    for sentence, shape, k, *boost in (
+        (of_units, (7,), 2),
+        ("^k must be at least 1, not 0$", (3, 7), 0),
+        (r"expand to the activations' \(3, 7\), which \(5,\)", (3, 7), 2, torch.ones(5)),
+        (r"which \(2, 3, 7\) does not$", (3, 7), 2, torch.ones(2, 3, 7)),
+        (r"which \(5,\) does not$", (3, 7), 9, torch.ones(5)),
+    ):
+        refuses(sentence, k_winners, torch.ones(shape), k, *boost)
 
 
 # --- gradients ---
 
 
 FUNCTIONS = k_winners, as_function(RULE).apply
+EVERY = [*every(((VECTORS, 3), (MAPS, 17), (VECTORS, 11)), DTYPES, FUNCTIONS)]
+FEW = [((VECTORS, 3), DTYPES[0], f) for f in FUNCTIONS]
+FEW += [((MAPS, 17), DTYPES[1], f) for f in FUNCTIONS]
 
 
-def every_gradient_passes(shape, k, dtype, function) -> None:
+@pytest.mark.parametrize("cases", [FEW, pytest.param(EVERY, marks=pytest.mark.slow)])
+def test_the_gradients_pass_the_checker(cases):
     torch.manual_seed(0)
-    x, boost = apart(*shape, dtype=dtype), (1.0 + torch.randint(2, shape[1:])).to(dtype)
-    case = (shape, k, dtype, function)
-    passes_the_checker(lambda x: function(x, k, boost), x, second_order=True, case=case)
+    for (shape, k), dtype, f in cases:
+        x, boost = apart(*shape, dtype=dtype), (1.0 + torch.randint(2, shape[1:])).to(dtype)
 
+        def target(x, f=f, k=k, boost=boost):
+            return f(x, k, boost)
 
-def test_the_gradients_pass_the_checker():
-    """The slow test below has every combination."""
-    for (shape, k), dtype in (((VECTORS, 3), torch.float64), ((MAPS, 17), torch.float32)):
-        for function in FUNCTIONS:
-            every_gradient_passes(shape, k, dtype, function)
-
-
-@pytest.mark.slow
-def test_the_gradients_of_every_combination_pass_the_checker():
-    shapes = (VECTORS, 3), (MAPS, 17), (VECTORS, 11)
-    for (shape, k), dtype, function in every(shapes, DTYPES, FUNCTIONS):
-        every_gradient_passes(shape, k, dtype, function)
+        passes_the_checker(target, x, second_order=True, case=(shape, k, dtype, f))
 
 
 class Straight(as_function(RULE)):
@@ -225,32 +221,23 @@ def test_the_tape_has_autograds_gradients_and_counts_as_autograd_does(make):
 # --- the duty cycle and the boost ---
 
 
-def test_the_duty_cycle_of_a_vector_by_hand():
-    layer = KWinners(3, 1, boost=0.0, period=4)
-
-    def batch(*winners: int) -> torch.Tensor:
-        return torch.tensor([[float(c == w) for c in range(3)] for w in winners])
-
-    expected = [
-        (batch(0, 0, 2), [2 / 3, 0, 1 / 3]),  # the mean of the first three examples,
-        (batch(1), [2 / 4, 1 / 4, 1 / 4]),  # of the first four; from then on an example counts ¼:
-        (batch(1), [3 / 4 * 2 / 4, 3 / 4 * 1 / 4 + 1 / 4, 3 / 4 * 1 / 4]),
-        (batch(2, 0, 0, 0, 0), [4 / 5, 0, 1 / 5]),  # more than a period: they alone
-    ]
-    seen = 0
-    for x, duty in expected:
+def test_the_duty_cycle_by_hand():
+    layer, seen = KWinners(3, 1, boost=0.0, period=4), 0
+    for winners, duty in (
+        ([0, 0, 2], [2 / 3, 0, 1 / 3]),  # the mean of the first three examples,
+        ([1], [2 / 4, 1 / 4, 1 / 4]),  # of the first four; from then on an example counts ¼:
+        ([1], [3 / 4 * 2 / 4, 3 / 4 * 1 / 4 + 1 / 4, 3 / 4 * 1 / 4]),
+        ([2, 0, 0, 0, 0], [4 / 5, 0, 1 / 5]),  # more than a period: they alone
+    ):
+        x = torch.eye(3)[winners]
         assert torch.equal(layer(x), x)
         seen += len(x)
         assert_close(layer.duty_cycle, torch.tensor(duty))
         assert layer.examples.item() == seen
-
-
-def test_the_duty_cycle_of_a_channel_is_the_mean_over_its_places():
-    layer = KWinners(2, 3)
+    layer = KWinners(2, 3)  # of a channel it is the mean over its places
     x = torch.tensor([[[[5.0, 1.0]], [[4.0, 3.0]]], [[[0.0, 0.0]], [[-1.0, 2.0]]]])
-    z = layer(x)
     # the third winner of the second example is a 0, and so not active
-    assert z.tolist() == [[[[5, 0]], [[4, 3]]], [[[0, 0]], [[0, 2]]]]
+    assert layer(x).tolist() == [[[[5, 0]], [[4, 3]]], [[[0, 0]], [[0, 2]]]]
     assert layer.duty_cycle.tolist() == [1 / 4, 3 / 4]
 
 
@@ -266,15 +253,12 @@ def test_who_wins_is_decided_by_the_boost_of_the_paper():
         assert not torch.equal(z, one_by_one(x, k, torch.ones(())))  # the boost matters here
 
 
-def test_an_empty_batch_counts_nothing():
+def test_an_empty_batch_and_evaluation_count_nothing():
     for shape in ((0, 5), (0, 5, 2, 7)):
         for layer in (KWinners(5, 3), used((3, *shape[1:]), 3)):
             before = copy.deepcopy(dict(layer.state_dict()))
             assert layer(torch.ones(shape, dtype=layer.duty_cycle.dtype)).shape == shape
             assert same(dict(layer.state_dict()), before)
-
-
-def test_evaluation_counts_nothing():
     layer = used(MAPS, 17)
     before = copy.deepcopy(dict(layer.state_dict()))
     x = torch.randn(MAPS).double()
@@ -295,38 +279,6 @@ def test_how_many_win():
     z = KWinners(5, 0.1, boost=0.0)(torch.randn(3, 5, 4, 5))  # a share is of all maps together
     assert (z != 0).flatten(1).sum(1).tolist() == [10, 10, 10]
     assert len(set((z != 0).sum((2, 3)).flatten().tolist())) > 1  # not so many of each
-
-
-def test_with_as_many_winners_as_units_it_is_the_identity_and_counts():
-    layer, x = KWinners(3, 12, boost=100.0), torch.randn(5, 3, 2, 2)
-    for _ in range(2):
-        assert torch.equal(layer(x), x)
-    assert layer.duty_cycle.tolist() == [1, 1, 1]
-    layer = KWinners(8, 6, evaluation_factor=1.5)
-    assert (layer(torch.randn(5, 8)) == 0).any()
-    x = torch.randn(5, 8)
-    assert torch.equal(layer.eval()(x), x)  # 9 of 8
-
-
-def usage(boost: float) -> KWinners:
-    """Of ten units with activations of rising size, two win: without a boost, nearly always the
-    last ones."""
-    torch.manual_seed(0)
-    layer = KWinners(10, 2, boost)
-    size = torch.linspace(1, 4, 10)
-    for _ in range(200):
-        layer(size + 0.1 * torch.rand(32, 10))
-    return layer
-
-
-def test_the_boost_evens_out_who_wins():
-    plain, boosted, strong = usage(0.0), usage(1.5), usage(30.0)
-    dead = [int((layer.duty_cycle < 1e-6).sum()) for layer in (plain, boosted, strong)]
-    assert dead[0] == 8 > dead[1] and dead[2] == 0 and plain.duty_cycle[-2:].min() > 0.999
-    spread = [layer.duty_cycle.std().item() for layer in (plain, boosted, strong)]
-    assert spread == sorted(spread, reverse=True) and spread[2] < 0.2 * spread[0]
-    for layer in (plain, boosted, strong):
-        assert_close(layer.duty_cycle.sum().item(), 2.0, rtol=1e-4, atol=0)
 
 
 def test_decay_boosts_reaches_every_layer_of_a_model_and_nothing_else():
@@ -370,17 +322,17 @@ def test_what_is_counted_in_bfloat16_arrives_in_the_model():
 
 def test_what_the_layer_refuses_and_how_it_is_shown():
     share = "k must be an integer of at least 1 or a share within 0 and 1, not"
-    for wrong, sentence in (
-        ({"channels": 0}, "channels must be an integer of at least 1, not 0"),
-        ({"period": 0.5}, "period must be an integer of at least 1, not 0.5"),
-        ({"k": 0}, "k must be an integer of at least 1, not 0"),
-        *(({"k": k}, f"{share} {k}") for k in (0.0, 1.0, 2.5, -0.1, math.nan)),
-        ({"boost": -1.0}, "boost must be finite and not negative, not -1.0"),
-        ({"boost": math.inf}, "boost must be finite and not negative, not inf"),
-        ({"decay": 1.1}, "decay must be from 0 to 1, not 1.1"),
-        ({"evaluation_factor": 0.9}, "evaluation_factor must be at least 1, not 0.9"),
+    for name, wrong, sentence in (
+        ("channels", 0, "channels must be an integer of at least 1, not 0"),
+        ("period", 0.5, "period must be an integer of at least 1, not 0.5"),
+        ("k", 0, "k must be an integer of at least 1, not 0"),
+        *(("k", k, f"{share} {k}") for k in (0.0, 1.0, 2.5, -0.1, math.nan)),
+        ("boost", -1.0, "boost must be finite and not negative, not -1.0"),
+        ("boost", math.inf, "boost must be finite and not negative, not inf"),
+        ("decay", 1.1, "decay must be from 0 to 1, not 1.1"),
+        ("evaluation_factor", 0.9, "evaluation_factor must be at least 1, not 0.9"),
     ):
-        refuses(sentence, KWinners, **({"channels": 7, "k": 3} | wrong))
+        refuses(sentence, KWinners, **({"channels": 7, "k": 3} | {name: wrong}))
     for shape in ((7,), (3, 5), (3, 5, 7, 7)):
         refuses(r"the layer takes \(N, 7, ...\), not \(", KWinners(7, 3), torch.ones(shape))
     shown = "(7, k=0.25, boost=1.5, decay=0.85, period=1000, evaluation_factor=1)"
@@ -390,15 +342,12 @@ def test_what_the_layer_refuses_and_how_it_is_shown():
 # --- the networks ---
 
 
-def test_parameters_of_the_networks():
+def test_parameters_of_the_networks_and_how_many_units_are_active():
     sparse = (25 + 1) * 32 + (25 * 32 + 1) * 64 + (16 * 64 + 1) * 700 + 701 * 10
     dense = (25 + 1) * 30 + (25 * 30 + 1) * 30 + (16 * 30 + 1) * 1000 + 1001 * 10
     assert counting.parameters(models.sparse_cnn()) == sparse == 776_606
     assert counting.parameters(models.dense_cnn()) == dense == 514_320
     assert counting.parameters(models.sparse_mlp()) == counting.parameters(models.MLP())
-
-
-def test_as_many_units_are_active_as_is_said():
     torch.manual_seed(0)
     for training, factor in ((True, 1), (False, 1.5)):
         model, seen = models.sparse_cnn().train(training), []
@@ -411,14 +360,11 @@ def test_as_many_units_are_active_as_is_said():
         assert [(z != 0).sum(1).tolist() for z in seen] == active
 
 
-def priced(weight: float = 0.3) -> tuple[ActivityPenalty, Tensor, Tensor]:
+def priced(weight: float = 0.3, n: int = 13) -> tuple[ActivityPenalty, Tensor, Tensor]:
     torch.manual_seed(0)
     layers = nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 11), nn.ReLU(), nn.Linear(11, 3)
-    return ActivityPenalty(LayerNetwork(*layers).double(), weight), *batch(13)
-
-
-def batch(n: int) -> tuple[Tensor, Tensor]:
-    return torch.randn(n, 5).double(), torch.randint(3, (n,))
+    model = ActivityPenalty(LayerNetwork(*layers).double(), weight)
+    return model, torch.randn(n, 5).double(), torch.randint(3, (n,))
 
 
 def test_the_price_is_the_mean_activity_of_each_layer_in_training():
@@ -443,21 +389,5 @@ def test_the_gradients_of_the_price():
     (without,) = torch.autograd.grad(model.network.loss(model(x)[0], y), weight)
     active = model.network[:4](x) > 0
     assert_close(with_price - without, 0.3 * active.double().sum(0) / (13 * 11))
-
-
-def test_a_higher_price_makes_less_activity():
-    active = []
-    for weight in (0.0, 0.3, 3.0):
-        model, x, y = priced(weight)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-        for _ in range(100):
-            optimizer.zero_grad()
-            model.loss(model(x), y).backward()
-            optimizer.step()
-        active.append(model(x)[1].item())
-    assert active == sorted(active, reverse=True) and active[2] < 0.1 * active[0]
-
-
-def test_a_network_without_relus_has_nothing_to_price():
     model = LayerNetwork(nn.Linear(5, 3))
     refuses(r"has no nn.ReLU whose activity could be priced", ActivityPenalty, model, 0.1)

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from nn_backprop.check.diagnosis.guard import guarded
 from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
+from nn_backprop.check.target.target import ForwardRaised
 
 EXACT = 1e-6  # the residual below which a sibling explains a gradient
 MOST_TRIALS = 400
@@ -66,7 +67,8 @@ def explain(
     if m.actual.shape != m.expected.shape:
         return []
     error = (m.actual - m.expected).norm().item()
-    with guarded("siblings", failures):
+    # A forward that cannot be run with gradients has no siblings.
+    with guarded("siblings", failures), suppress(ForwardRaised):
         trials = list(itertools.islice(_trials(m, forward, families), MOST_TRIALS))
         for kind, text, mode, inputs in trials:
             with suppress(*UNFIT):
