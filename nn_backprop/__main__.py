@@ -188,7 +188,7 @@ def rules(command: Rules) -> int:
 def check(command: Check) -> int:
     from nn_backprop.check import check_gradients
     from nn_backprop.check.factory import described, made_by
-    from nn_backprop.check.target.random_state import seeded
+    from nn_backprop.check.target.state import seeded
 
     if (command.target is None) != command.gallery:
         raise UsageError("check takes either package.module:name or --gallery")

@@ -15,7 +15,7 @@ from test_check_probes import RIGHT, WRONG, X, square
 from torch import Tensor, nn
 
 from nn_backprop.check import Report, check_gradients, checker, elsewhere, judge, probes, verdict
-from nn_backprop.check.oracle import differences, forward_mode, oracle, rounding
+from nn_backprop.check.oracle import differences, directions, oracle, rounding
 from nn_backprop.check.report import Probe
 from nn_backprop.check.target import target as targets
 from nn_backprop.check.target.target import Target
@@ -212,8 +212,8 @@ believing = on(differences.Differences, "contradict", answering(False))
 SPOILT = {
     "plain gradients × 1.01": on(Target, "plain_gradients", spoilt_dict(larger)),
     "plain gradients zero": on(Target, "plain_gradients", spoilt_dict(nothing)),
-    "forward mode × 1.01": on(forward_mode, "product", spoilt_number(larger)),
-    "forward mode zero": on(forward_mode, "product", spoilt_number(nothing)),
+    "forward mode × 1.01": on(directions, "product", spoilt_number(larger)),
+    "forward mode zero": on(directions, "product", spoilt_number(nothing)),
     "differences × 1.01": on(differences, "extrapolated", spoilt_pair(larger)),
     "differences zero": on(differences, "extrapolated", spoilt_pair(nothing)),
     "differences sure of themselves": on(
@@ -225,7 +225,7 @@ SPOILT = {
     "plain gradients × 1.01, believed": either(
         believing, on(Target, "plain_gradients", spoilt_dict(larger))),
     "forward mode zero, believed": either(
-        believing, on(forward_mode, "product", spoilt_number(nothing))),
+        believing, on(directions, "product", spoilt_number(nothing))),
     "everything accepted": on(verdict, "judge", accepting),
     "a tolerance of 10¹² times as much": on(judge, "SAFETY", lambda safety: 1e12 * safety),
     "a tolerance of 0": on(judge, "SAFETY", nothing),

@@ -47,9 +47,8 @@ def load(path: str | Path) -> dict[str, Any]:
                     arrays[name] = archive[name]
     except Exception as error:  # damaged files fail in many ways
         if "Object arrays" in str(error):
-            raise ValueError(
-                f"{path} holds Python objects under {name!r}, which are not read: save numbers only"
-            ) from None
+            what = f"{path} holds Python objects under {name!r}"
+            raise ValueError(f"{what}, which are not read: save numbers only") from None
         reason = str(error).partition("\n")[0] or type(error).__name__
         if "allow_pickle" in reason or "pickled" in reason:  # what NumPy says of any other file
             reason = "it is not an archive of arrays"
@@ -62,19 +61,15 @@ def load(path: str | Path) -> dict[str, Any]:
 def split_context(arrays: Any, who: str) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
     """The gradients of a mapping, and its context if it is in the flat layout."""
     if not isinstance(arrays, Mapping):
-        raise ValueError(
-            f"{who} is a {type(arrays).__name__}; it has to be a mapping of names to arrays"
-        )
+        kind = type(arrays).__name__
+        raise ValueError(f"{who} is a {kind}; it has to be a mapping of names to arrays")
     arrays = {str(name): value for name, value in arrays.items()}
     if not any(name.startswith("grad/") for name in arrays):
         return {n: _array(a, f"{who} {n!r}") for n, a in arrays.items()}, {}
     words = (*(f"{word}/" for word in WORDS.values()), "option/")
     context = {n: a for n, a in arrays.items() if n.startswith(words)}
-    gradients = {n: a for n, a in arrays.items() if n not in context}
-    return (
-        {n.removeprefix("grad/"): _array(a, f"{who} {n!r}") for n, a in gradients.items()},
-        flat_context(context),
-    )
+    rest = {n: _array(a, f"{who} {n!r}") for n, a in arrays.items() if n not in context}
+    return {n.removeprefix("grad/"): a for n, a in rest.items()}, flat_context(context)
 
 
 def flat_context(context: Any) -> dict[str, Tensor]:
@@ -94,9 +89,8 @@ def flat_context(context: Any) -> dict[str, Tensor]:
         elif name and word in WORDS.values():
             found[str(key)] = value
         elif word not in ("grad", "option"):
-            raise ValueError(
-                f"the context has {key!r}; it may have {', '.join(WORDS)}, or keys such as input/x"
-            )
+            allowed = f"{', '.join(WORDS)}, or keys such as input/x"
+            raise ValueError(f"the context has {key!r}; it may have {allowed}")
     arrays = {key: _array(value, f"the context's {key!r}") for key, value in found.items()}
     return {key: array for key, array in arrays.items() if array is not None}
 
@@ -111,24 +105,21 @@ def _array(value: Any, what: str) -> Tensor | None:
         except ValueError:
             raise ValueError(f"{what} is not an array: its rows differ in length") from None
         named = getattr(torch, array.dtype.name, None)  # such as JAX's bfloat16, not of NumPy
-        if array.dtype.kind in "iu":
+        kind = array.dtype.kind
+        if kind in "iu":
             if array.size and array.max() > np.iinfo(np.int64).max:
-                raise ValueError(
-                    f"{what} holds whole numbers beyond 2⁶³ − 1, which are no gradient"
-                )
+                why = "holds whole numbers beyond 2⁶³ − 1, which are no gradient"
+                raise ValueError(f"{what} {why}")
             value = torch.from_numpy(array.astype(np.int64, order="C"))
-        elif array.dtype.kind == "b":
+        elif kind == "b":
             value = torch.from_numpy(array.astype(bool, order="C"))
-        elif array.dtype.kind == "f" or (
-            isinstance(named, torch.dtype) and named.is_floating_point
-        ):
+        elif kind == "f" or (isinstance(named, torch.dtype) and named.is_floating_point):
             value = torch.from_numpy(array.astype(np.float64, order="C"))
             value = value.to(named) if isinstance(named, torch.dtype) else value
         else:
-            kind = (
-                f"a {type(value).__name__}" if array.dtype == object else f"of type {array.dtype}"
-            )
-            raise ValueError(f"{what} is {kind}; it has to be an array of real numbers")
+            is_object = array.dtype == object
+            found = f"a {type(value).__name__}" if is_object else f"of type {array.dtype}"
+            raise ValueError(f"{what} is {found}; it has to be an array of real numbers")
     if value.is_complex() or value.layout != torch.strided or value.is_meta or value.is_quantized:
         raise ValueError(f"{what} is {value.dtype}, {value.layout}; it has to be dense and real")
     return value.detach().cpu()

@@ -14,7 +14,7 @@ from nn_backprop.check.inside import check_functions, search_submodules
 from nn_backprop.check.oracle.rounding import SAFETY
 from nn_backprop.check.report import GradientMismatch, Report
 from nn_backprop.check.second_derivative import second_derivative
-from nn_backprop.check.target.target import Target
+from nn_backprop.check.target.target import Target, largest
 from nn_backprop.check.verdict import BackwardRaised, Stopped, give_verdict
 
 
@@ -67,22 +67,17 @@ def assert_gradients(
 
 
 def _check(
-    subject: Target,
-    original: Any,
-    reference: Any = None,
-    second_order: bool = False,
+    subject: Target, original: Any, reference: Any = None, second_order: bool = False,
     depth: Depth = "whole",
-) -> Report:
+) -> Report:  # fmt: skip
     """The stages; those that check other targets on the way do so by this function again."""
     report = Report(subject.label, "pass")
     found = Findings(subject, original, reference, second_order, depth, _check, report)
     try:
         give_verdict(found)
-    except BackwardRaised as raised:
-        if depth != "verdict":
-            report.causes = explain_refusal(found, raised)
-        return report
-    except Stopped:
+    except Stopped as stopped:
+        if depth != "verdict" and isinstance(stopped, BackwardRaised):
+            report.causes = explain_refusal(found, stopped)
         return report
     if depth == "verdict":
         return report
@@ -98,14 +93,13 @@ def _probe(found: Findings) -> None:
     """The protocol, what is called inside, and the same gradients elsewhere."""
     probing = probes.Probing(found.subject, found.upstream, found.actual, _noise(found))
     for probe, cause in probes.run(probing):
-        found.add(probe, *filter(None, [cause]))
+        found.add(probe, cause)
     steady = found.report.probes[0].outcome != "fail"  # the same call twice
     right = found.report.verdict != "fail" and steady
     has_functions = check_functions(found)
     look_elsewhere(found, right, ranges=not has_functions)
     if found.second_order:
-        probe, cause = second_derivative(found.oracle, found.wide_upstream)
-        found.add(probe, *filter(None, [cause]))
+        found.add(*second_derivative(found.oracle, found.wide_upstream))
 
 
 def _noise(found: Findings) -> dict[str, float]:
@@ -114,8 +108,7 @@ def _noise(found: Findings) -> dict[str, float]:
     eps = torch.finfo(found.oracle.dtype).eps
     noise = {}
     for name, grad in found.actual.items():
-        largest = grad.abs().max().item() if grad is not None and grad.numel() else 0.0
-        least = eps * math.sqrt(found.oracle.terms) * largest
+        least = eps * math.sqrt(found.oracle.terms) * largest(grad)
         expected = found.expected[name]
         unsure = expected.uncertainty if expected.value is not None else 0.0
         most = SAFETY * max(least, found.oracle.noise[name], unsure)

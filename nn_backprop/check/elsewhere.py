@@ -6,7 +6,7 @@ import torch
 
 from nn_backprop.check.findings import Findings, agree
 from nn_backprop.check.report import Cause, Entry, Probe
-from nn_backprop.check.target.refusals import Unsuitable
+from nn_backprop.check.target.arguments import Unsuitable
 from nn_backprop.check.target.target import Target
 
 # The inputs times these: branches that only large, small or negative inputs take.
@@ -39,7 +39,7 @@ def in_float32(found: Findings) -> Variants:
         return []
     low = found.subject.cast(torch.float32)
     try:
-        outputs = low.forward(low.leaves_of()[1])
+        outputs = low.run()
     except Exception:  # as the check will say
         return [("in float32", low)]
     same = all(agree(z, other) for z, other in zip(found.outputs, outputs, strict=True))
@@ -85,11 +85,9 @@ def in_ranges(found: Findings) -> Variants:
 def _look(
     found: Findings, name: str, kind: str, variants: Callable[[Findings], Variants], right: bool
 ) -> None:
-    if not right:
-        why = "the gradient is wrong to begin with, or not the same twice"
-        found.add(Probe(name, "skipped", why))
-        return
     try:
+        if not right:
+            raise Unsuitable("the gradient is wrong to begin with, or not the same twice")
         places = variants(found)
     except Unsuitable as why_not:
         found.add(Probe(name, "skipped", str(why_not)))
@@ -109,10 +107,8 @@ def _look(
         elif report.verdict == "fail":
             reason = f"{where}, {report.reason}"
             if wrong:
-                worst = max(wrong, key=lambda e: e.units)
-                reason += (
-                    f": grad_{worst.name} is {worst.actual:.5g} instead of {worst.expected:.5g}"
-                )
+                e = max(wrong, key=lambda e: e.units)
+                reason += f": grad_{e.name} is {e.actual:.5g} instead of {e.expected:.5g}"
             detail = f"the gradient is right at the given inputs, but wrong {where}"
             found.add(Probe(name, "fail", reason), Cause(kind, detail, reason))
             return

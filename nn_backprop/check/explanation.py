@@ -1,6 +1,7 @@
 """Why the gradients are wrong: what the probes have shown, and what the diagnosis makes of them."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from nn_backprop.check.findings import Findings
 from nn_backprop.check.judge import judge
 from nn_backprop.check.oracle.rounding import SAFETY
 from nn_backprop.check.report import Cause, Entry, dtype_name, in_one_line
+from nn_backprop.check.target.target import filled
 from nn_backprop.check.verdict import BackwardRaised
 
 # What a probe has shown of these comes before the diagnosis, in this order.
@@ -47,12 +49,11 @@ def explain_refusal(found: Findings, raised: BackwardRaised) -> list[Cause]:
     for name, grad in found.subject.arguments.by_name(returned).items():
         if not isinstance(grad, Tensor) or name not in found.expected:
             continue
-        mismatch = _mismatch(found, name, grad, 0.0)
-        if mismatch is None:
-            continue
-        same = mismatch.actual.shape == mismatch.expected.shape
-        if not same or not torch.allclose(mismatch.actual, mismatch.expected):
-            mismatches.append(mismatch)
+        m = _mismatch(found, name, grad, 0.0)
+        if m is not None and not (
+            m.actual.shape == m.expected.shape and torch.allclose(m.actual, m.expected)
+        ):
+            mismatches.append(m)
     if mismatches:
         return _diagnosed(found, mismatches)
     line = in_one_line(raised.error)
@@ -63,15 +64,14 @@ def _causes_here(found: Findings, wrong: list[Entry]) -> list[Cause]:
     """The causes of gradients that are wrong in the target itself."""
     actual = found.actual
     if found.wide is not found.subject and found.subject.dtype != torch.float64:
-        try:
+        with suppress(Exception):  # a backward for its own precision only
             actual = found.wide.gradients([u.clone() for u in found.wide_upstream])
-        except Exception:  # the backward takes its own precision only
-            actual = found.actual
-        entries = [
-            judge(found.oracle, e.name, actual[e.name], found.expected[e.name], found.wide_upstream)
-            for e in wrong
-        ]
-        if all(entry.verdict == "pass" for entry in entries):
+
+        def passes(name: str) -> bool:
+            given = (found.oracle, name, actual[name], found.expected[name], found.wide_upstream)
+            return judge(*given).verdict == "pass"
+
+        if all([passes(entry.name) for entry in wrong]):
             detail = f"the backward is wrong in {dtype_name(found.oracle.dtype)} only"
             evidence = f"{found.report.reason}; in float64 every gradient is right"
             return [Cause("wrong-precision", detail, evidence)]
@@ -84,9 +84,7 @@ def _causes_here(found: Findings, wrong: list[Entry]) -> list[Cause]:
         shown = [c for c in shown if c.kind != "nonlinear-in-upstream"]
     # What a probe has shown comes first; of the same kind, the diagnosis says more.
     in_more_words = {cause.kind: cause for cause in diagnosed}
-    first = sorted(
-        (c for c in shown if c.kind in EXPLAINING), key=lambda c: EXPLAINING.index(c.kind)
-    )
+    first = [c for kind in EXPLAINING for c in shown if c.kind == kind]
     first = [in_more_words.get(cause.kind, cause) for cause in first]
     rest = [c for c in shown if c.kind not in EXPLAINING]
     if [c.kind for c in diagnosed] == ["unknown"] and first + rest:
@@ -111,8 +109,7 @@ def _mismatch(found: Findings, name: str, grad: Tensor | None, exact: float) -> 
     if expected.value is None and not expected.products:
         return None
     value = wide.values[name]
-    actual = torch.zeros_like(value) if grad is None else grad.detach()
-    actual = actual.double().cpu()
+    actual = filled(grad, value).cpu()
     if expected.value is not None:
         right = expected.value.double().cpu()
     elif actual.shape == value.shape:
@@ -126,7 +123,7 @@ def _mismatch(found: Findings, name: str, grad: Tensor | None, exact: float) -> 
     gradient = None
     if name in found.oracle.plain and expected.value is not None:
         gradient = lambda upstream: found.oracle.at(list(upstream))[name]  # noqa: E731
-    outputs = wide.forward(wide.leaves_of()[1])
+    outputs = wide.run()
     constants = enumerate(found.subject.arguments.leaves)
     return Mismatch(
         name, actual, right, tolerance,

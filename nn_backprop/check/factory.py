@@ -29,10 +29,8 @@ def made_by(where: str) -> tuple[Any, tuple, Any]:
         factory = getattr(factory, part)
     if not callable(factory) or isinstance(factory, type):
         what = "a class" if isinstance(factory, type) else f"of type {type(factory).__name__}"
-        raise ValueError(
-            f"{where} is {what}; it has to be a function without arguments that returns "
-            "(target, inputs)"
-        )
+        wanted = "it has to be a function without arguments that returns (target, inputs)"
+        raise ValueError(f"{where} is {what}; {wanted}")
     try:
         made = factory()
     except (Exception, SystemExit) as error:
@@ -67,10 +65,8 @@ def _module(place: str) -> Any:
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and not is_file and f"{place}.".startswith(f"{missing}."):
-            raise ValueError(
-                f"there is no module {missing!r} here: start from the folder that holds it, or "
-                "give file.py:name"
-            ) from None
+            hint = "start from the folder that holds it, or give file.py:name"
+            raise ValueError(f"there is no module {missing!r} here: {hint}") from None
         raise ValueError(f"{place} cannot be imported: {described(error)}") from None
 
 

@@ -1,7 +1,7 @@
 """One check, as far as it has come: what its stages hand on to one another."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -9,12 +9,11 @@ from torch import Tensor
 
 from nn_backprop.check.oracle.oracle import Expected, Oracle
 from nn_backprop.check.report import Cause, Entry, Probe, Report
-from nn_backprop.check.target.target import Gradients, Target
+from nn_backprop.check.target.target import Gradients, Target, largest
 
 # Just the verdict on the gradients; with the probes and the diagnosis too; with the search in a
 # network as well.
 Depth = Literal["verdict", "alone", "whole"]
-
 
 # A check of another target, as a stage asks for one without knowing the checker; its arguments are
 # (subject, original, reference=None, second_order=False, depth="whole").
@@ -26,8 +25,7 @@ class Findings:
     """The target of one check, and what has been found about it."""
 
     subject: Target
-    original: Any
-    """What the subject was made from."""
+    original: Any  # what the subject was made from
     reference: Any
     second_order: bool
     depth: Depth
@@ -40,10 +38,8 @@ class Findings:
     wide_upstream: list[Tensor] = field(init=False)
     oracle: Oracle = field(init=False)
     expected: dict[str, Expected] = field(init=False)
-    actual: Gradients = field(init=False)
-    """The gradients under test, in their own precision."""
-    causes: list[Cause] = field(default_factory=list)
-    """What the probes have shown."""
+    actual: Gradients = field(init=False)  # the gradients under test, in their own precision
+    causes: list[Cause] = field(default_factory=list)  # what the probes have shown
 
     @property
     def wrong(self) -> list[Entry]:
@@ -53,23 +49,21 @@ class Findings:
         """The largest entry of an expected gradient, or product with a random direction."""
         expected = self.expected[name]
         if expected.value is not None:
-            return expected.value.abs().max().item() if expected.value.numel() else 0.0
+            return largest(expected.value)
         return max((abs(p) for p, _ in expected.products), default=0.0)
 
     def check_again(self, subject: Target, depth: Depth = "verdict") -> Report:
         """A check of the same target elsewhere."""
         return self.check(subject, self.original, self.reference, depth=depth)
 
-    def add(self, probe: Probe, *causes: Cause) -> None:
+    def add(self, probe: Probe, *causes: Cause | None) -> None:
         self.report.probes.append(probe)
-        self.causes += causes
+        self.causes += filter(None, causes)
 
     def add_from(self, where: str, report: Report) -> None:
         """The causes found in a part of the target."""
         self.report.failed_hypotheses += report.failed_hypotheses
-        self.causes += [
-            Cause(c.kind, f"{where}: {c.detail}", c.evidence, c.residual) for c in report.causes
-        ]
+        self.causes += [replace(c, detail=f"{where}: {c.detail}") for c in report.causes]
 
 
 def agree(wide: Tensor, low: Tensor) -> bool:
@@ -77,7 +71,6 @@ def agree(wide: Tensor, low: Tensor) -> bool:
     mask, say, need not be the same in both."""
     if wide.dtype != torch.float64 or wide.shape != low.shape:
         return False
-    size = wide.abs().max().item() if wide.numel() else 0.0
     info = torch.finfo(low.dtype)
-    slack = info.eps**0.4 * size + info.smallest_normal
+    slack = info.eps**0.4 * largest(wide) + info.smallest_normal
     return bool(((wide - low.double()).abs() <= slack).all())

@@ -1,7 +1,7 @@
 """The gallery of mistakes: for every kind of cause a small and typical one, and its report.
 
-Each Function or module below is right but for one mistake in its backward. Nobody imports them:
-they are there to be read, and to be checked.
+Each Function below is right but for one mistake in its backward. Nobody imports them: they are
+there to be read, and to be checked.
 """
 
 import inspect
@@ -18,25 +18,25 @@ from nn_backprop.check.checker import check_gradients
 from nn_backprop.check.report import KINDS, Report
 
 
-class Difference(Function):
+class Example(Function):
+    """What the examples share: the inputs are saved."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+
+class Difference(Example):
     """a − b"""
 
-    @staticmethod
-    def forward(ctx, a, b):
-        return a - b
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        return grad_z, grad_z
+    forward = staticmethod(lambda a, b: a - b)
+    backward = staticmethod(lambda ctx, grad_z: (grad_z, grad_z))
 
 
-class MeanSquaredError(Function):
+class MeanSquaredError(Example):
     """mean((y − target)²)"""
 
-    @staticmethod
-    def forward(ctx, y, target):
-        ctx.save_for_backward(y, target)
-        return ((y - target) ** 2).mean()
+    forward = staticmethod(lambda y, target: ((y - target) ** 2).mean())
 
     @staticmethod
     def backward(ctx, grad_loss):
@@ -45,11 +45,11 @@ class MeanSquaredError(Function):
         return grad_y, -grad_y / y.numel()
 
 
-class Whiten(Function):
+class Whiten(Example):
     """the channels of an image divided by their standard deviations in ImageNet"""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(x):
         return x / torch.tensor([0.229, 0.224, 0.225]).to(x)[:, None, None]
 
     @staticmethod
@@ -57,13 +57,10 @@ class Whiten(Function):
         return grad_z / torch.tensor([0.247, 0.243, 0.262]).to(grad_z)[:, None, None]
 
 
-class Linear(Function):
+class Linear(Example):
     """x Wᵀ"""
 
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return x @ weight.T
+    forward = staticmethod(lambda x, weight: x @ weight.T)
 
     @staticmethod
     def backward(ctx, grad_z):
@@ -71,13 +68,10 @@ class Linear(Function):
         return grad_z @ weight, x.T @ grad_z
 
 
-class Convolution(Function):
+class Convolution(Example):
     """a convolution with stride 1 and no padding"""
 
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight)
+    forward = staticmethod(lambda x, weight: F.conv2d(x, weight))
 
     @staticmethod
     def backward(ctx, grad_z):
@@ -88,24 +82,18 @@ class Convolution(Function):
         return grad_x, grad_weight
 
 
-class Pad(Function):
+class Pad(Example):
     """zeros around a signal"""
 
-    @staticmethod
-    def forward(ctx, x):
-        return F.pad(x, (2, 2))
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        return grad_z[..., 1:-3]
+    forward = staticmethod(lambda x: F.pad(x, (2, 2)))
+    backward = staticmethod(lambda ctx, grad_z: grad_z[..., 1:-3])
 
 
-class GatedLinearUnit(Function):
+class GatedLinearUnit(Example):
     """a σ(b), a and b being the halves of x"""
 
     @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
+    def forward(x):
         a, b = x.chunk(2, dim=1)
         return a * b.sigmoid()
 
@@ -116,56 +104,37 @@ class GatedLinearUnit(Function):
         return torch.cat([grad_z * a * gate * (1 - gate), grad_z * gate], dim=1)
 
 
-class Bias(Function):
+class Bias(Example):
     """x + bias"""
 
-    @staticmethod
-    def forward(ctx, x, bias):
-        return x + bias
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        return grad_z, grad_z[-1]
+    forward = staticmethod(lambda x, bias: x + bias)
+    backward = staticmethod(lambda ctx, grad_z: (grad_z, grad_z[-1]))
 
 
-class Embedding(Function):
+class Embedding(Example):
     """the rows of weight at some indices"""
 
-    @staticmethod
-    def forward(ctx, weight, index):
-        ctx.save_for_backward(index)
-        ctx.shape = weight.shape
-        return weight[index]
+    forward = staticmethod(lambda weight, index: weight[index])
 
     @staticmethod
     def backward(ctx, grad_z):
-        (index,) = ctx.saved_tensors
-        grad_weight = grad_z.new_zeros(ctx.shape)
+        weight, index = ctx.saved_tensors
+        grad_weight = torch.zeros_like(weight)
         grad_weight[index] = grad_z
         return grad_weight, None
 
 
-class Softmax(Function):
+class Softmax(Example):
     """softmax over the last axis"""
 
-    @staticmethod
-    def forward(ctx, x):
-        y = x.softmax(-1)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad_y):
-        return ctx.saved_tensors[0] * grad_y
+    forward = staticmethod(lambda x: x.softmax(-1))
+    backward = staticmethod(lambda ctx, grad_y: ctx.saved_tensors[0].softmax(-1) * grad_y)
 
 
-class Scale(Function):
+class Scale(Example):
     """x × weight, element by element"""
 
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return x * weight
+    forward = staticmethod(lambda x, weight: x * weight)
 
     @staticmethod
     def backward(ctx, grad_z):
@@ -173,107 +142,69 @@ class Scale(Function):
         return grad_z * weight, (grad_z * x).sum(0) + 0.01 * weight
 
 
-class Sigmoid(Function):
+class Sigmoid(Example):
     """σ(x)"""
 
-    @staticmethod
-    def forward(ctx, x):
-        y = x.sigmoid()
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad_y):
-        return grad_y * (1 - ctx.saved_tensors[0])
+    forward = staticmethod(lambda x: x.sigmoid())
+    backward = staticmethod(lambda ctx, grad_y: grad_y * (1 - ctx.saved_tensors[0].sigmoid()))
 
 
-class Tanh(Function):
+class Tanh(Example):
     """tanh(x)"""
 
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.tanh()
-
-    @staticmethod
-    def backward(ctx, grad_y):
-        return grad_y * (1 - ctx.saved_tensors[0] ** 2)
+    forward = staticmethod(lambda x: x.tanh())
+    backward = staticmethod(lambda ctx, grad_y: grad_y * (1 - ctx.saved_tensors[0] ** 2))
 
 
-class Shift(Function):
+class Shift(Example):
     """x + shift, the same of all features for each example"""
 
-    @staticmethod
-    def forward(ctx, x, shift):
-        return x + shift
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        return grad_z, grad_z
+    forward = staticmethod(lambda x, shift: x + shift)
+    backward = staticmethod(lambda ctx, grad_z: (grad_z, grad_z))
 
 
-class Energy(Function):
+class Energy(Example):
     """½ Σ x²"""
 
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return 0.5 * (x**2).sum()
-
-    @staticmethod
-    def backward(ctx, grad_loss):
-        return ctx.saved_tensors[0]
+    forward = staticmethod(lambda x: 0.5 * (x**2).sum())
+    backward = staticmethod(lambda ctx, grad_loss: ctx.saved_tensors[0])
 
 
-class Affine(Function):
+class Affine(Example):
     """x Wᵀ + b"""
 
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
-        return x @ weight.T + bias
+    forward = staticmethod(lambda x, weight, bias: x @ weight.T + bias)
 
     @staticmethod
     def backward(ctx, grad_z):
-        x, weight = ctx.saved_tensors
+        x, weight, _ = ctx.saved_tensors
         return grad_z @ weight, grad_z.T @ x, None
 
 
-class Square(Function):
+class Square(Example):
     """x², with x remembered on the class"""
 
     x: Tensor
 
-    @staticmethod
-    def forward(ctx, x):
-        Square.x = x.detach()
-        return x**2
+    forward = staticmethod(lambda x: x**2)
+    backward = staticmethod(lambda ctx, grad_z: 2 * Square.x * grad_z)
 
     @staticmethod
-    def backward(ctx, grad_z):
-        return 2 * Square.x * grad_z
+    def setup_context(ctx, inputs, output):
+        Square.x = inputs[0].detach()
 
 
-class ReLU(Function):
+class ReLU(Example):
     """max(x, 0)"""
 
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.clamp(min=0)
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        return grad_z.mul_(ctx.saved_tensors[0] > 0)
+    forward = staticmethod(lambda x: x.clamp(min=0))
+    backward = staticmethod(lambda ctx, grad_z: grad_z.mul_(ctx.saved_tensors[0] > 0))
 
 
-class Sine(Function):
+class Sine(Example):
     """sin(x), by a kernel that walks over memory from the first number"""
 
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
+    forward = staticmethod(lambda x: x.sin())
 
     @staticmethod
     def backward(ctx, grad_z):
@@ -282,13 +213,10 @@ class Sine(Function):
         return x.cos() * memory.view(x.shape)
 
 
-class Product(Function):
+class Product(Example):
     """a b"""
 
-    @staticmethod
-    def forward(ctx, a, b):
-        ctx.save_for_backward(a, b)
-        return a * b
+    forward = staticmethod(lambda a, b: a * b)
 
     @staticmethod
     def backward(ctx, grad_z):
@@ -298,13 +226,10 @@ class Product(Function):
         return grad_a, grad_b
 
 
-class Softplus(Function):
+class Softplus(Example):
     """log(1 + eˣ)"""
 
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return torch.logaddexp(x, torch.zeros_like(x))
+    forward = staticmethod(lambda x: torch.logaddexp(x, torch.zeros_like(x)))
 
     @staticmethod
     def backward(ctx, grad_z):
@@ -312,43 +237,25 @@ class Softplus(Function):
         return grad_z * x.exp() / (1 + x.exp())
 
 
-class Dropout(Function):
+class Dropout(Example):
     """x with a quarter of its entries at 0, the others times 4/3"""
 
-    @staticmethod
-    def forward(ctx, x):
-        return x * (torch.rand_like(x) > 0.25) / 0.75
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        return grad_z * (torch.rand_like(grad_z) > 0.25) / 0.75
+    forward = staticmethod(lambda x: x * (torch.rand_like(x) > 0.25) / 0.75)
+    backward = staticmethod(lambda ctx, grad_z: grad_z * (torch.rand_like(grad_z) > 0.25) / 0.75)
 
 
-class Exponential(Function):
+class Exponential(Example):
     """eˣ, with a backward that is afraid of large gradients"""
 
-    @staticmethod
-    def forward(ctx, x):
-        y = x.exp()
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad_y):
-        return grad_y.clamp(-1, 1) * ctx.saved_tensors[0]
+    forward = staticmethod(lambda x: x.exp())
+    backward = staticmethod(lambda ctx, grad_y: grad_y.clamp(-1, 1) * ctx.saved_tensors[0].exp())
 
 
-class ReLU6(Function):
+class ReLU6(Example):
     """x between 0 and 6"""
 
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.clamp(0, 6)
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        return grad_z * (ctx.saved_tensors[0] > 0)
+    forward = staticmethod(lambda x: x.clamp(0, 6))
+    backward = staticmethod(lambda ctx, grad_z: grad_z * (ctx.saved_tensors[0] > 0))
 
 
 def _draw(*shape: int, seed: int = 0) -> Tensor:
@@ -394,6 +301,6 @@ def page(examples: list[tuple[str, str, Report]]) -> str:
     lines = ["# The gallery of mistakes", ""]
     for kind, source, report in examples:
         head = replace(report, tensors=[], probes=[], causes=report.causes[:1])
-        lines += [f"## {kind}", "", f"The gradient {KINDS[kind]}.", ""]
-        lines += ["```python", source.rstrip(), "```", "", "```", str(head), "```", ""]
+        lines += [f"## {kind}", "", f"The gradient {KINDS[kind]}.", "", "```python"]
+        lines += [source.rstrip(), "```", "", "```", str(head), "```", ""]
     return "\n".join(lines).rstrip()

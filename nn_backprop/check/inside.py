@@ -1,6 +1,5 @@
 """Inside a network: the Functions and submodules that it calls, each checked by itself."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,14 +17,12 @@ def check_functions(found: Findings) -> bool:
     if subject.function is not None or found.depth != "whole":
         return False
     with recorded_calls(subject.module) as calls:
-        subject.forward(subject.leaves_of()[1])
+        subject.run()
     right = report.verdict != "fail"
     checked, seen = False, set()
     for call in reversed(calls):
-        signature = (
-            call.function,
-            tuple((a.shape, a.dtype) if isinstance(a, Tensor) else repr(a) for a in call.args),
-        )
+        kinds = [(a.shape, a.dtype) if isinstance(a, Tensor) else repr(a) for a in call.args]
+        signature = (call.function, *kinds)
         if right and signature in seen:
             continue
         seen.add(signature)
@@ -33,17 +30,15 @@ def check_functions(found: Findings) -> bool:
         constant = [i for i, needs in enumerate(call.needs_grad) if not needs]
         try:
             local = Target(call.function, call.args, {}, None, subject.seed, constant)
-            local_report = found.check(
-                local, call.function, second_order=found.second_order, depth="alone"
-            )
+            inner = found.check(local, call.function, None, found.second_order, "alone")
         except ValueError:
             continue
         checked = True
-        wrong = local_report.verdict == "fail"
-        found.add(Probe(f"{name} by itself", "fail" if wrong else "pass", local_report.reason))
+        wrong = inner.verdict == "fail"
+        found.add(Probe(f"{name} by itself", "fail" if wrong else "pass", inner.reason))
         if wrong:
             report.where = report.where or name
-            found.add_from(name, local_report)
+            found.add_from(name, inner)
             if not right:
                 break
     return checked
@@ -81,19 +76,15 @@ def search_submodules(found: Findings) -> None:
 def _submodule_calls(subject: Target) -> list[tuple[str, nn.Module, tuple, dict[str, Any]]]:
     """Every call of a submodule in a forward pass, in order: its name, itself, its arguments."""
     calls: list[tuple[str, nn.Module, tuple, dict]] = []
-
-    def note(name: str) -> Callable:
-        return lambda part, args, kwargs: calls.append((name, part, args, kwargs))
-
     assert subject.module is not None
-    _, handed = subject.leaves_of()
-    hooks = [
-        part.register_forward_pre_hook(note(name), with_kwargs=True)
-        for name, part in subject.module.named_modules()
-        if name
-    ]
+    names = {part: name for name, part in subject.module.named_modules() if name}
+
+    def note(part: nn.Module, args: tuple, kwargs: dict) -> None:
+        calls.append((names[part], part, args, kwargs))
+
+    hooks = [part.register_forward_pre_hook(note, with_kwargs=True) for part in names]
     try:
-        subject.forward(handed)
+        subject.run()
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,6 +14,7 @@ from nn_backprop.check.oracle import kinks
 from nn_backprop.check.oracle.oracle import ELEMENTWISE, Expected, Oracle
 from nn_backprop.check.oracle.rounding import SAFETY
 from nn_backprop.check.report import Entry, dtype_name
+from nn_backprop.check.target.target import filled
 
 # Where rounding may account for more than this share of the largest entry, nothing can be said.
 POWER = 0.5
@@ -27,66 +28,54 @@ def judge(
 ) -> Entry:
     """Whether a gradient is the expected one; `upstream` is what the oracle was asked with."""
     value = oracle.target.values[name]
-    missing = grad is None
-    actual = torch.zeros(value.shape, dtype=torch.float64) if grad is None else grad.detach()
-    actual = actual.double().cpu()
+    actual = filled(grad, value).cpu()
+    tolerance = SAFETY * expected.uncertainty
+    entry = Entry(name, tuple(value.shape), expected.oracle, smallest_visible=tolerance)
     if expected.unknown:
-        return Entry(name, tuple(value.shape), "none", "inconclusive", 0.0, 0.0, 0.0, math.inf,
-                     note=expected.unknown)  # fmt: skip
+        entry.smallest_visible = math.inf
+        return entry.judged("inconclusive", expected.unknown)
     if expected.value is None:
-        entry = _judge_products(name, actual, expected)
+        _judge_products(entry, actual, expected)
         if entry.verdict == "fail" and _resolve(oracle, name, expected, upstream):
             return judge(oracle, name, grad, expected, upstream)
         return entry
     right = expected.value.double().cpu()
-    entry = Entry(
-        name, tuple(value.shape), expected.oracle, "pass", 0.0, 0.0, 0.0,
-        SAFETY * expected.uncertainty,
-    )  # fmt: skip
     if not value.numel():
-        entry.note = "empty"
-        return entry
+        return entry.judged("pass", "empty")
     if not right.isfinite().all():
-        entry.verdict, entry.note = "inconclusive", "the expected gradient is not finite here"
-        return entry
-    precision = dtype_name(oracle.dtype)
-    size = right.abs().max().item()
+        return entry.judged("inconclusive", "the expected gradient is not finite here")
+    precision, size = dtype_name(oracle.dtype), right.abs().max().item()
     if size > torch.finfo(oracle.dtype).max:
-        entry.verdict, entry.note = "inconclusive", f"beyond the largest number of {precision}"
-        return entry
+        return entry.judged("inconclusive", f"beyond the largest number of {precision}")
     find_worst(entry, actual, right, expected.uncertainty)
-    tolerance = SAFETY * expected.uncertainty
-    if not entry.error <= tolerance:
-        entry.verdict = "fail"
-        kink = kinks.accepted(oracle, name, actual, right, tolerance, upstream)
-        branch = oracle.branch_of(name, upstream) if not (kink or missing) else None
-        if kink:
-            entry.verdict, entry.note = "pass", kink
-        elif branch is not None and not (actual - branch).abs().max() > 2 * tolerance:
-            entry.verdict = "pass" if name in oracle.plain else "inconclusive"
-            entry.note = (
-                f"at a kink to rounding in {precision}, where autograd through the plain "
-                "forward takes the same branch"
-            )
-        elif entry.oracle == "differences" and kinks.unseen(
-            oracle, name, actual, right, tolerance, upstream
-        ):
-            entry.verdict = "inconclusive"
-            entry.note = "the differences are unsure: shorter steps contradict longer ones"
-        elif missing:
-            entry.note = "the backward gives no gradient at all"
-    elif size == 0:
-        entry.note = "no output depends on it here: only a zero could be checked"
-    elif tolerance > POWER * size:
-        if size <= tolerance / 4:
-            entry.note = "zero to rounding: larger terms cancel"
-        else:
-            entry.verdict = "inconclusive"
-            entry.note = (
-                f"ill-conditioned: rounding in {precision} "
-                f"may account for {100 * tolerance / size:.0f} % of its largest entry"
-            )
-    return entry
+    if entry.error <= tolerance:
+        return _judge_power(entry, size, tolerance, precision)
+    given = (oracle, name, actual, right, tolerance, upstream)
+    if kink := kinks.accepted(*given):
+        return entry.judged("pass", kink)
+    branch = None if grad is None else oracle.branch_of(name, upstream)
+    if branch is not None and not (actual - branch).abs().max() > 2 * tolerance:
+        return entry.judged(
+            "pass" if name in oracle.plain else "inconclusive",
+            f"at a kink to rounding in {precision}, where autograd through the plain forward takes "
+            "the same branch",
+        )
+    if entry.oracle == "differences" and kinks.unseen(*given):
+        why = "the differences are unsure: shorter steps contradict longer ones"
+        return entry.judged("inconclusive", why)
+    return entry.judged("fail", "the backward gives no gradient at all" if grad is None else "")
+
+
+def _judge_power(entry: Entry, size: float, tolerance: float, precision: str) -> Entry:
+    """Whether a gradient that agrees with one of this size means anything."""
+    if size == 0:
+        return entry.judged("pass", "no output depends on it here: only a zero could be checked")
+    if tolerance <= POWER * size:
+        return entry
+    if size <= tolerance / 4:
+        return entry.judged("pass", "zero to rounding: larger terms cancel")
+    share = f"may account for {100 * tolerance / size:.0f} % of its largest entry"
+    return entry.judged("inconclusive", f"ill-conditioned: rounding in {precision} {share}")
 
 
 def find_worst(entry: Entry, actual: Tensor, expected: Tensor, uncertainty: float) -> None:
@@ -100,10 +89,10 @@ def find_worst(entry: Entry, actual: Tensor, expected: Tensor, uncertainty: floa
     entry.units = _ratio(entry.error, uncertainty)
 
 
-def _judge_products(name: str, actual: Tensor, expected: Expected) -> Entry:
+def _judge_products(worst: Entry, actual: Tensor, expected: Expected) -> None:
     """Where the expected gradient is known along random directions of ±1 only."""
     scale = 2 * math.sqrt(max(1, actual.numel()))
-    worst = Entry(name, tuple(actual.shape), expected.oracle, "pass", 0.0, 0.0, 0.0, 0.0)
+    worst.smallest_visible = 0.0
     size = max((abs(p) for p, _ in expected.products), default=0.0)
     for direction, (product, own_error) in zip(expected.directions, expected.products, strict=True):
         floor = 1e-9 * abs(product) if own_error else 0.0
@@ -120,9 +109,8 @@ def _judge_products(name: str, actual: Tensor, expected: Expected) -> Entry:
     if not worst.units <= SAFETY:
         worst.verdict = "fail"
     elif worst.smallest_visible > POWER * size > 0:
-        worst.verdict = "inconclusive"
-        worst.note = "the oracle is too uncertain here: its own error is as large as what it says"
-    return worst
+        why = "the oracle is too uncertain here: its own error is as large as what it says"
+        worst.judged("inconclusive", why)
 
 
 def _resolve(oracle: Oracle, name: str, expected: Expected, upstream: list[Tensor]) -> bool:
@@ -130,10 +118,8 @@ def _resolve(oracle: Oracle, name: str, expected: Expected, upstream: list[Tenso
     dual = expected.oracle == "forward-mode products"
     if oracle.target.values[name].numel() > (RESOLVED if dual else ELEMENTWISE):
         return False
-    if dual:
-        full = oracle.by_forward_mode(name, upstream, elementwise=True)
-    else:
-        full = oracle.by_differences(name, upstream, elementwise=True)
+    find = oracle.by_forward_mode if dual else oracle.by_differences
+    full = find(name, upstream, elementwise=True)
     expected.value, expected.oracle = full.value, full.oracle
     expected.uncertainty = full.uncertainty
     return True

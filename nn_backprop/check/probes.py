@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nn_backprop.check.report import Cause, Probe, in_one_line
 from nn_backprop.check.target.custom_functions import returned_gradients
-from nn_backprop.check.target.random_state import seeded
+from nn_backprop.check.target.state import seeded
 from nn_backprop.check.target.target import (
     ForwardRaised,
     Gradients,
@@ -26,13 +26,17 @@ from nn_backprop.check.target.target import (
     Target,
     Upstream,
     backward,
+    filled,
+    largest,
 )
-
-Found = tuple[str, str] | None  # the kind of cause, and the reason
 
 
 class Skipped(Exception):
     """A probe that does not apply; the message says why."""
+
+
+class Wrong(Exception):
+    """What a probe has found: the kind of cause, and the reason."""
 
 
 @dataclass
@@ -54,8 +58,7 @@ class Probing:
     def difference(self, actual: Gradients, expected: Gradients, slack: float = 1.0) -> str:
         """The first gradient that rounding does not explain, in words; or nothing."""
         for name, grad in actual.items():
-            a = _zero_if_none(grad, self.target.values[name])
-            e = _zero_if_none(expected[name], self.target.values[name])
+            a, e = (filled(g, self.target.values[name]) for g in (grad, expected[name]))
             allowed = slack * self.noise[name]
             error = (a - e).abs()
             wrong = ~(error <= allowed) & (a != e) & ~(a.isnan() & e.isnan())
@@ -63,18 +66,20 @@ class Probing:
                 i = int(torch.where(wrong, error.nan_to_num(nan=torch.inf), -1.0).argmax())
                 index = np.unravel_index(i, a.shape)
                 where = f"[{', '.join(str(int(j)) for j in index)}]" if a.dim() else ""
-                return (
-                    f"grad_{name}{where} is {a.flatten()[i].item():.5g} "
-                    f"instead of {e.flatten()[i].item():.5g}"
-                )
+                ours, right = a.flatten()[i].item(), e.flatten()[i].item()
+                return f"grad_{name}{where} is {ours:.5g} instead of {right:.5g}"
         return ""
 
-    def mistake(
+    def filled(self, grads: Gradients) -> dict[str, Tensor]:
+        """In float64, with zeros for what is None."""
+        return {name: filled(grads[name], value) for name, value in self.target.values.items()}
+
+    def expect(
         self, kind: str, words: str, actual: Gradients, expected: Gradients, slack: float = 1.0
-    ) -> Found:
-        """That kind of cause, with the words and the first difference, if there is one."""
-        difference = self.difference(actual, expected, slack)
-        return (kind, words + difference) if difference else None
+    ) -> None:
+        """Raises Wrong, with the words and the first difference, if there is one."""
+        if difference := self.difference(actual, expected, slack):
+            raise Wrong(kind, words + difference)
 
     def other_upstream(self) -> list[Tensor]:
         """Other numbers, at other places."""
@@ -88,20 +93,21 @@ def run(probing: Probing) -> Iterator[tuple[Probe, Cause | None]]:
         try:
             if not steady and probe is not _unchanged:
                 raise Skipped("two equal calls differ already")
-            found = probe(probing)
+            probe(probing)
+            yield Probe(name, "pass"), None
+            continue
         except (Skipped, ForwardRaised) as why:
             reason = f"the forward raises {why}" if isinstance(why, ForwardRaised) else str(why)
             yield Probe(name, "skipped", reason), None
             continue
+        except Wrong as wrong:
+            kind, reason = wrong.args
         except Exception as error:
-            found = KIND_IF_RAISED.get(name, "unknown"), f"the target raised {in_one_line(error)}"
-        if found is None:
-            yield Probe(name, "pass"), None
-        else:
-            steady = steady and probe is not _twice
-            kind, reason = found
-            sentence = f"{SENTENCES[kind]} (probe: {name})"
-            yield Probe(name, "fail", reason), Cause(kind, sentence, reason)
+            kind = KIND_IF_RAISED.get(name, "unknown")
+            reason = f"the target raised {in_one_line(error)}"
+        steady = steady and probe is not _twice
+        detail = f"{SENTENCES[kind]} (probe: {name})"
+        yield Probe(name, "fail", reason), Cause(kind, detail, reason)
 
 
 SENTENCES = {
@@ -120,20 +126,20 @@ SENTENCES = {
 }
 
 
-def _laid_out(p: Probing, layout: Layout) -> Found:
+def _laid_out(p: Probing, layout: Layout) -> None:
     """With an upstream gradient of the same numbers, elsewhere in memory."""
     if layout is _transposed and all(u.dim() < 2 for u in p.upstream):
         raise Skipped("no output has two axes")
-    return p.mistake("assumes-contiguous", "", p.gradients(list(map(layout, p.upstream))), p.base)
+    p.expect("assumes-contiguous", "", p.gradients(list(map(layout, p.upstream))), p.base)
 
 
-def _expanded_upstream(p: Probing) -> Found:
+def _expanded_upstream(p: Probing) -> None:
     expanded = [u.flatten()[:1].reshape([1] * u.dim()).expand(u.shape) for u in p.upstream]
     plain = p.gradients([u.contiguous() for u in expanded])
-    return p.mistake("assumes-contiguous", "", p.gradients(expanded), plain)
+    p.expect("assumes-contiguous", "", p.gradients(expanded), plain)
 
 
-def _strided_inputs(p: Probing) -> Found:
+def _strided_inputs(p: Probing) -> None:
     if not p.target.inputs:
         raise Skipped("no floating input")
     if p.target.draws():
@@ -141,12 +147,10 @@ def _strided_inputs(p: Probing) -> Found:
     words = "with inputs that are not contiguous, "
     for layout in (_strided, _transposed):
         grads = p.gradients(layout=layout)
-        if found := p.mistake("assumes-contiguous", words, grads, p.base):
-            return found
-    return None
+        p.expect("assumes-contiguous", words, grads, p.base)
 
 
-def _unchanged(p: Probing) -> Found:
+def _unchanged(p: Probing) -> None:
     leaves, handed = p.target.leaves_of()
     upstream = [u.clone() for u in p.upstream]
     before = {n: (t.detach().clone(), t._version) for n, t in handed.items()}
@@ -159,30 +163,28 @@ def _unchanged(p: Probing) -> Found:
         in_place_forward = later != version  # which torch knows of
         if not in_place_forward and not _equal(tensor.detach(), original):
             who = "forward" if not _equal(seen, original) else "backward"
-            return "mutates-input", f"the {who} has changed {name}"
-    for u, original in zip(upstream, p.upstream, strict=True):
-        if not _equal(u, original):
-            return "mutates-input", "the upstream gradient is not what it was before the call"
-    return None
+            raise Wrong("mutates-input", f"the {who} has changed {name}")
+    if not all(map(_equal, upstream, p.upstream)):
+        raise Wrong("mutates-input", "the upstream gradient is not what it was before the call")
 
 
-def _two_consumers(p: Probing) -> Found:
+def _two_consumers(p: Probing) -> None:
     leaves, handed = p.target.leaves_of()
     other = [_flipped(u) for u in p.upstream]
     with seeded(p.target.seed):
         outputs = p.target.forward(handed, fresh=True)
-        kept = [(z, u, v) for z, u, v in zip(outputs, p.upstream, other, strict=True)
-                if z.requires_grad]  # fmt: skip
-        if not kept:
+        triples = zip(outputs, p.upstream, other, strict=True)
+        parts = [(z * u).sum() + (z * v).sum() for z, u, v in triples if z.requires_grad]
+        if not parts:
             raise Skipped("no output requires grad")
-        loss = torch.stack([(z * u).sum() + (z * v).sum() for z, u, v in kept]).sum()
+        loss = torch.stack(parts).sum()
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     together = p.gradients([u + v for u, v in zip(p.upstream, other, strict=True)])
     apart = dict(zip(leaves, grads, strict=True))
-    return p.mistake("mutates-input", "used twice, ", apart, together, slack=4)
+    p.expect("mutates-input", "used twice, ", apart, together, slack=4)
 
 
-def _two_calls(p: Probing) -> Found:
+def _two_calls(p: Probing) -> None:
     if not p.target.inputs:
         raise Skipped("no floating input that could differ between the calls")
     # Other numbers, at other places: a mask or a maximum would survive being scaled.
@@ -195,8 +197,7 @@ def _two_calls(p: Probing) -> Found:
         raise Skipped(f"other inputs raise {in_one_line(error)}") from error
     for order in ((0, 1), (1, 0)):
         calls = []
-        first = p.target.fresh()
-        second = copy.copy(elsewhere)
+        first, second = p.target.fresh(), copy.copy(elsewhere)
         second.module = first.module
         for target in (first, second):
             leaves, handed = target.leaves_of()
@@ -207,12 +208,10 @@ def _two_calls(p: Probing) -> Found:
                 raise Skipped("other inputs give outputs of another shape")
             words = f"two calls, then the {('first', 'second')[i]} one's backward: "
             grads = backward(outputs, leaves, p.copies())
-            if found := p.mistake("stale-state", words, grads, alone[i], slack=4):
-                return found
-    return None
+            p.expect("stale-state", words, grads, alone[i], slack=4)
 
 
-def _needs(p: Probing, left_out: bool) -> Found:
+def _needs(p: Probing, left_out: bool) -> None:
     names = tuple(p.target.values)
     if len(names) < 2:
         raise Skipped("there is one input only")
@@ -220,12 +219,10 @@ def _needs(p: Probing, left_out: bool) -> Found:
         wanted = tuple(n for n in names if n != name) if left_out else (name,)
         grads = p.gradients(wanted=wanted)
         who = f"if {name} needs none, " if left_out else f"if only {name} needs one, "
-        if found := p.mistake("needs-input-grad", who, {n: grads[n] for n in wanted}, p.base):
-            return found
-    return None
+        p.expect("needs-input-grad", who, {n: grads[n] for n in wanted}, p.base)
 
 
-def _each_output(p: Probing) -> Found:
+def _each_output(p: Probing) -> None:
     if len(p.upstream) < 2:
         raise Skipped("there is one output only")
     total: dict[str, Tensor | None] = dict.fromkeys(p.base)
@@ -234,92 +231,91 @@ def _each_output(p: Probing) -> Found:
         zeros = [u if i == k else torch.zeros_like(u) for i, u in enumerate(p.upstream)]
         grads = p.gradients(alone)
         words = f"with no upstream gradient but that of {p.target.output_names[k]}, "
-        if found := p.mistake("detached", words, grads, p.gradients(zeros)):
-            return found
-        for name, grad in grads.items():
-            value = p.target.values[name]
-            total[name] = _zero_if_none(total[name], value) + _zero_if_none(grad, value)
+        p.expect("detached", words, grads, p.gradients(zeros))
+        for name, value in p.target.values.items():
+            total[name] = filled(total[name], value) + filled(grads[name], value)
     words = "summed over the outputs one by one, "
-    return p.mistake("subset", words, total, p.base, slack=len(p.upstream))
+    p.expect("subset", words, total, p.base, slack=len(p.upstream))
 
 
-def _zero_upstream(p: Probing) -> Found:
+def _zero_upstream(p: Probing) -> None:
     grads = p.gradients([torch.zeros_like(u) for u in p.upstream])
     words = "for an upstream gradient of 0, "
-    found = p.mistake("extra-term", words, grads, dict.fromkeys(grads))
-    if found and not p.difference(grads, p.base):
-        return "ignores-upstream", "an upstream gradient of 0 gives the same gradient as any other"
-    return found
+    if p.difference(grads, dict.fromkeys(grads)) and not p.difference(grads, p.base):
+        why = "an upstream gradient of 0 gives the same gradient as any other"
+        raise Wrong("ignores-upstream", why)
+    p.expect("extra-term", words, grads, dict.fromkeys(grads))
 
 
-def _linear(p: Probing) -> Found:
+def _linear(p: Probing) -> None:
     other = p.other_upstream()
     theirs = p.gradients([v.clone() for v in other])
     large = 2.0 ** (4 if any(torch.finfo(u.dtype).bits < 32 for u in p.upstream) else 12)
     mixed = p.gradients([2 * v - u for u, v in zip(p.upstream, other, strict=True)])
     scaled = p.gradients([large * u for u in p.upstream])
-    expected, expected_scaled = {}, {}
-    for name, value in p.target.values.items():
-        first, second = (_zero_if_none(g[name], value) for g in (p.base, theirs))
-        expected[name] = 2 * second - first
-        expected_scaled[name] = large * first
+    first, second = p.filled(p.base), p.filled(theirs)
+    expected = {n: 2 * second[n] - first[n] for n in first}
+    expected_scaled = {n: large * first[n] for n in first}
 
     def comparable(found: Gradients, promised: dict[str, Tensor]) -> bool:  # nothing overflows
-        largest = max((g.abs().max().item() for g in promised.values() if g.numel()), default=0)
         finite = all(g is None or g.isfinite().all() for g in found.values())
-        return finite and largest < torch.finfo(p.target.dtype).max / 8
+        limit = torch.finfo(p.target.dtype).max / 8
+        return finite and max(map(largest, promised.values()), default=0) < limit
 
     difference = p.difference(mixed, expected, slack=8) if comparable(mixed, expected) else ""
     if comparable(scaled, expected_scaled):
         difference = difference or p.difference(scaled, expected_scaled, slack=8 * large)
     if not difference:
-        return None
+        return
     if not p.difference(theirs, p.base) and not p.difference(scaled, p.base):
-        return "ignores-upstream", "every upstream gradient gives the same gradient"
-    return "nonlinear-in-upstream", f"grad(2v − u) is not 2·grad(v) − grad(u): {difference}"
+        raise Wrong("ignores-upstream", "every upstream gradient gives the same gradient")
+    raise Wrong("nonlinear-in-upstream", f"grad(2v − u) is not 2·grad(v) − grad(u): {difference}")
 
 
-def _twice(p: Probing) -> Found:
+def _twice(p: Probing) -> None:
     calls = [p.base, p.gradients(), p.gradients(), p.gradients()]
     difference = p.difference(calls[1], p.base)
     if not difference:
         p.gradients(p.other_upstream())
         words = "after a call with another upstream gradient, "
-        return p.mistake("stale-state", words, p.gradients(), p.base)
+        return p.expect("stale-state", words, p.gradients(), p.base)
+    numbers = [p.filled(grads) for grads in calls[1:]]
     steps = [
-        {n: _zero_if_none(after[n], v) - _zero_if_none(before[n], v)
-         for n, v in p.target.values.items()}
-        for before, after in itertools.pairwise(calls[1:])
-    ]  # fmt: skip
+        {name: after[name] - before[name] for name in after}
+        for before, after in itertools.pairwise(numbers)
+    ]
     if not p.difference(steps[0], steps[1], slack=8) and p.difference(calls[2], calls[1]):
-        return "stale-state", f"every call adds the same to what the last one left: {difference}"
-    return "nondeterministic", f"with the same random seed, called again: {difference}"
+        why = "every call adds the same to what the last one left"
+        raise Wrong("stale-state", f"{why}: {difference}")
+    raise Wrong("nondeterministic", f"with the same random seed, called again: {difference}")
 
 
-def _backward_twice(p: Probing) -> Found:
+def _backward_twice(p: Probing) -> None:
     leaves, handed = p.target.leaves_of()
     with seeded(p.target.seed):
         outputs = p.target.forward(handed, fresh=True)
-        first = backward(outputs, leaves, p.copies(), retain_graph=True)
-        first = {n: None if g is None else g.clone() for n, g in first.items()}
+
+        def again() -> Gradients:
+            grads = backward(outputs, leaves, p.copies(), retain_graph=True)
+            return {n: None if g is None else g.clone() for n, g in grads.items()}
+
+        first = again()
         try:
-            second = backward(outputs, leaves, p.copies(), retain_graph=True)
+            difference = p.difference(again(), first)
         except Exception as error:
             raise Skipped(f"a second backward raises {in_one_line(error)}") from error
-        difference = p.difference(second, first)
         if not difference:
-            return None
-        grads: list[Gradients] = []
+            return
+        grads = []
         for _ in range(2):
             torch.default_generator.manual_seed(p.target.seed)
-            again = backward(outputs, leaves, p.copies(), retain_graph=True)
-            grads.append({n: None if g is None else g.clone() for n, g in again.items()})
+            grads.append(again())
     if p.difference(grads[0], grads[1]):
-        return "stale-state", f"the backward again, over the same graph: {difference}"
-    return "nondeterministic", f"the backward draws random numbers of its own: {difference}"
+        raise Wrong("stale-state", f"the backward again, over the same graph: {difference}")
+    raise Wrong("nondeterministic", f"the backward draws random numbers of its own: {difference}")
 
 
-def _raw(p: Probing) -> Found:
+def _raw(p: Probing) -> None:
     if p.target.function is None or p.target.loss is not None:
         raise Skipped("the target is not a Function")
     returned: list[tuple] = []
@@ -330,14 +326,12 @@ def _raw(p: Probing) -> Found:
     for name, grad in p.target.arguments.by_name(returned[0]).items():
         shape = p.target.values[name].shape
         if grad is not None and grad.shape != shape:
-            return "wrong-reduction", (
-                f"backward returns grad_{name} of shape {tuple(grad.shape)} for {name} of shape "
-                f"{tuple(shape)}; autograd's engine sums it in silence, other callers do not"
-            )
-    return None
+            what = f"grad_{name} of shape {tuple(grad.shape)} for {name} of shape {tuple(shape)}"
+            why = "autograd's engine sums it in silence, other callers do not"
+            raise Wrong("wrong-reduction", f"backward returns {what}; {why}")
 
 
-PROBES: dict[str, Callable[[Probing], Found]] = {
+PROBES: dict[str, Callable[[Probing], None]] = {
     "the same call twice": _twice,
     "backward twice": _backward_twice,
     "inputs and upstream unchanged": _unchanged,
@@ -390,9 +384,3 @@ def _offset(t: Tensor) -> Tensor:
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.nan_to_num(nan=7.25), b.nan_to_num(nan=7.25))
-
-
-def _zero_if_none(grad: Tensor | None, value: Tensor) -> Tensor:
-    if grad is None:
-        return torch.zeros(value.shape, dtype=torch.float64, device=value.device)
-    return grad.detach().double()

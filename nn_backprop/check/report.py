@@ -42,12 +42,9 @@ KINDS = {
 class Cause:
     """Why a gradient is wrong."""
 
-    kind: str
-    """A word of `KINDS`."""
-    detail: str
-    """A sentence that names the gradient and the mistake."""
-    evidence: str
-    """What was measured."""
+    kind: str  # a word of `KINDS`
+    detail: str  # a sentence that names the gradient and the mistake
+    evidence: str  # what was measured
     residual: float = 0.0
     """What the hypothesis leaves unexplained: ‖actual − hypothesis‖ / ‖actual − expected‖."""
 
@@ -62,24 +59,22 @@ class Entry:
 
     name: str
     shape: tuple[int, ...]
-    oracle: str
-    """Where the expected gradient comes from."""
-    verdict: Verdict
-    error: float
-    """Largest |actual − expected|."""
-    relative_error: float
-    """The same over the largest |expected|."""
-    units: float
-    """The same over what the oracle itself is uncertain by, rounding included."""
-    smallest_visible: float
+    oracle: str  # where the expected gradient comes from
+    verdict: Verdict = "pass"
+    error: float = 0.0  # largest |actual − expected|
+    relative_error: float = 0.0  # the same over the largest |expected|
+    units: float = 0.0  # the same over what the oracle itself is uncertain by, rounding included
+    smallest_visible: float = 0.0
     """The smallest |actual − expected| of one entry that would have been called an error."""
     worst_index: tuple[int, ...] | None = None
-    actual: float | None = None
-    """At the worst index."""
-    expected: float | None = None
-    """At the worst index."""
-    note: str = ""
-    """What is special: a kink, a gradient that is zero, why nothing can be said."""
+    actual: float | None = None  # at the worst index
+    expected: float | None = None  # at the worst index
+    note: str = ""  # what is special: a kink, a gradient that is zero, why nothing can be said
+
+    def judged(self, verdict: Verdict, note: str) -> "Entry":
+        """This entry, with that verdict and note from here on."""
+        self.verdict, self.note = verdict, note
+        return self
 
 
 @dataclass
@@ -97,16 +92,12 @@ class Report:
 
     target: str
     verdict: Verdict
-    reason: str = ""
-    """Why it is not a pass, in a sentence; empty if it is."""
+    reason: str = ""  # why it is not a pass, in a sentence; empty if it is
     tensors: list[Entry] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
-    causes: list[Cause] = field(default_factory=list)
-    """Best first; of a failure, at least one."""
-    where: str = ""
-    """In a network, the submodule or Function whose own backward is wrong."""
-    error: BaseException | None = None
-    """What the target raised, if it could not be run."""
+    causes: list[Cause] = field(default_factory=list)  # best first; of a failure, at least one
+    where: str = ""  # in a network, the submodule or Function whose own backward is wrong
+    error: BaseException | None = None  # what the target raised, if it could not be run
     failed_hypotheses: int = 0
     """How many families of hypotheses raised an error: a mistake of the checker's own, for which a
     cause may be missing."""
@@ -125,12 +116,12 @@ class Report:
         return _plain(result)
 
     def __str__(self) -> str:
-        lines = _wrapped(f"{self.verdict.upper()}  {self.target}", self.reason)
+        head = f"{self.verdict.upper()}  {self.target}"
+        lines = _wrapped(f"{head}: {self.reason}" if self.reason else head)
         for rank, cause in enumerate(self.causes):
-            label = "cause" if rank == 0 else "or"
-            lines += _wrapped(f"{label}: {cause.kind}", cause.detail)
-            lines += textwrap.wrap(cause.evidence, WIDTH, initial_indent="    ",
-                                   subsequent_indent="    ")  # fmt: skip
+            detail = f": {cause.detail}" if cause.detail else ""
+            lines += _wrapped(f"{'or' if rank else 'cause'}: {cause.kind}{detail}")
+            lines += _wrapped(cause.evidence, start="    ")
         if self.failed_hypotheses:
             raised = f"{self.failed_hypotheses} families of hypotheses raised an error"
             lines.append(f"{raised}: a cause may be missing")
@@ -142,8 +133,7 @@ class Report:
             passed = len(self.probes) - len(failed) - len(skipped)
             lines += ["", f"probes: {passed} passed, {len(failed)} failed, {len(skipped)} skipped"]
             for probe in (*failed, *skipped):
-                lines += textwrap.wrap(f"{probe.outcome}: {probe.name}: {probe.reason}", WIDTH,
-                                       initial_indent="  ", subsequent_indent="    ")  # fmt: skip
+                lines += _wrapped(f"{probe.outcome}: {probe.name}: {probe.reason}", start="  ")
         return "\n".join(lines)
 
 
@@ -155,9 +145,8 @@ class GradientMismatch(AssertionError):
         self.report = report
 
 
-def _wrapped(head: str, text: str) -> list[str]:
-    sentence = f"{head}: {text}" if text else head
-    return textwrap.wrap(sentence, WIDTH, subsequent_indent="    ")
+def _wrapped(text: str, start: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent="    ")
 
 
 def _table(entries: list[Entry]) -> list[str]:
@@ -170,12 +159,10 @@ def _table(entries: list[Entry]) -> list[str]:
         for e in entries
     ]  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-             for row in rows]  # fmt: skip
-    for line, entry in zip(range(len(entries), 0, -1), reversed(entries), strict=True):
-        if entry.note:
-            note = textwrap.wrap(entry.note, WIDTH, initial_indent="    ", subsequent_indent="    ")
-            lines[line + 1 : line + 1] = note
+    lines = []
+    for row, note in zip(rows, ["", *(e.note for e in entries)], strict=True):
+        lines.append("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+        lines += _wrapped(note, start="    ")
     return lines
 
 

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from nn_backprop.check.oracle.directions import normal
 from nn_backprop.check.oracle.oracle import Oracle
 from nn_backprop.check.oracle.rounding import SAFETY
 from nn_backprop.check.report import Cause, Probe, in_one_line
 from nn_backprop.check.target.custom_functions import differentiated_forwards
-from nn_backprop.check.target.random_state import seeded
-from nn_backprop.check.target.target import Gradients, Target, backward
+from nn_backprop.check.target.state import seeded
+from nn_backprop.check.target.target import Gradients, Target, backward, largest
 
 NAME = "second derivative"
 # Two derivatives cost more rounding than one.
@@ -40,12 +41,11 @@ def second_derivative(oracle: Oracle, upstream: list[Tensor]) -> tuple[Probe, Ca
             continue
         a = torch.zeros_like(right) if grad is None else grad  # type: ignore[arg-type]
         e = torch.zeros_like(a) if right is None else right
-        largest = max(e.abs().max().item() if e.numel() else 0.0, *sizes.values())
-        if e.numel() and not (a - e).abs().max() <= share * largest:
+        if e.numel() and not (a - e).abs().max() <= share * max(largest(e), *sizes.values()):
             i = int((a - e).abs().argmax())
+            ours, theirs = a.flatten()[i].item(), e.flatten()[i].item()
             reason = (
-                f"the derivative of ⟨v, gradient⟩ by {name} is {a.flatten()[i].item():.5g} "
-                f"instead of {e.flatten()[i].item():.5g}"
+                f"the derivative of ⟨v, gradient⟩ by {name} is {ours:.5g} instead of {theirs:.5g}"
             )
             part = "a part of the backward" if a.any() else "the backward"
             detail = f"second derivative: {part} is not connected to what it was computed from"
@@ -57,10 +57,7 @@ def _derivative(target: Target, upstream: list[Tensor]) -> tuple[Gradients, dict
     """The derivatives, and the largest entry of each gradient, whose rounding enters them."""
     draws = torch.Generator().manual_seed(3)
     leaves, handed = target.leaves_of()
-    weights = {
-        name: torch.randn(leaf.shape, generator=draws, dtype=torch.float64).to(leaf)
-        for name, leaf in leaves.items()
-    }
+    weights = {n: normal(leaf, draws).to(leaf) for n, leaf in leaves.items()}
     upstream = [u.clone().requires_grad_() for u in upstream]
     with seeded(target.seed):
         outputs = target.forward(handed, fresh=True)
@@ -68,10 +65,7 @@ def _derivative(target: Target, upstream: list[Tensor]) -> tuple[Gradients, dict
         everything = leaves | {f"upstream gradient {i}": u for i, u in enumerate(upstream)}
         parts = [(g * weights[n]).sum() for n, g in first.items() if g is not None]
         product = torch.stack(parts).sum() if parts else torch.zeros(())
-        sizes = {
-            n: g.abs().max().item() if g is not None and g.numel() else 0.0
-            for n, g in first.items()
-        }
+        sizes = {n: largest(g) for n, g in first.items()}
         if not product.requires_grad:
             return dict.fromkeys(everything), sizes
         grads = torch.autograd.grad(product, list(everything.values()), allow_unused=True)

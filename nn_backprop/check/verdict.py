@@ -8,11 +8,12 @@ from torch import Tensor
 
 from nn_backprop.check.findings import Findings, agree
 from nn_backprop.check.judge import POWER, judge
+from nn_backprop.check.oracle.directions import normal
 from nn_backprop.check.oracle.oracle import ELEMENTWISE, Oracle
 from nn_backprop.check.report import Cause, Entry, Verdict, dtype_name, in_one_line
+from nn_backprop.check.target.arguments import Unsuitable
 from nn_backprop.check.target.custom_functions import returned_gradients
-from nn_backprop.check.target.refusals import Unsuitable
-from nn_backprop.check.target.target import ForwardRaised, Target
+from nn_backprop.check.target.target import ForwardRaised, Target, largest
 
 # A check of the verdict alone, as the probes make several, knows of fewer elements one by one.
 FEW = 30
@@ -38,18 +39,18 @@ def give_verdict(found: Findings) -> None:
     for name, expected in found.expected.items():
         entry = judge(found.oracle, name, found.actual[name], expected, found.wide_upstream)
         found.report.tensors.append(entry)
-    powerless = [e for e in found.report.tensors if e.verdict == "inconclusive"]
+    entries = found.report.tensors
+    powerless = [e for e in entries if e.verdict == "inconclusive"]
     if found.wrong:
         found.report.verdict, found.report.reason = "fail", _what_is_wrong(found.wrong)
     elif powerless:
         _decide_in_float64(found, powerless, f"grad_{powerless[0].name}: {powerless[0].note}")
-    elif not any(found.size(e.name) > e.smallest_visible for e in found.report.tensors):
-        _decide_in_float64(
-            found,
-            [e for e in found.report.tensors if found.size(e.name) > 0],
-            "no power: every expected gradient is 0 at these inputs, or too small to be "
-            "told from it; choose inputs on which the outputs depend",
+    elif not any(found.size(e.name) > e.smallest_visible for e in entries):
+        reason = (
+            "no power: every expected gradient is 0 at these inputs, or too small to be told from "
+            "it; choose inputs on which the outputs depend"
         )
+        _decide_in_float64(found, [e for e in entries if found.size(e.name) > 0], reason)
 
 
 def _stop(found: Findings, verdict: Verdict, reason: str, *causes: Cause) -> None:
@@ -64,8 +65,7 @@ def _run_forward(found: Findings) -> list[Tensor]:
     for _ in range(3):
         try:
             subject.look_for_declared()
-            _, handed = subject.leaves_of()
-            runs.append([z.detach().clone() for z in subject.forward(handed)])
+            runs.append([z.detach().clone() for z in subject.run()])
         except ForwardRaised as raised:
             found.report.error = raised.error
             _stop(found, "inconclusive", f"the target could not be run: {raised}")
@@ -83,8 +83,7 @@ def _run_forward(found: Findings) -> list[Tensor]:
             _stop(found, "inconclusive", reason)
     for what, tensors in (("input", subject.values.values()), ("output", runs[0])):
         if not any(t.numel() for t in tensors):
-            reason = f"every {what} is empty: there is no gradient to check"
-            _stop(found, "inconclusive", reason)
+            _stop(found, "inconclusive", f"every {what} is empty: there is no gradient to check")
     return runs[0]
 
 
@@ -92,13 +91,11 @@ def _find_expected(found: Findings) -> None:
     """The upstream gradient, the target in float64, and an oracle's gradients for it."""
     subject = found.subject
     draws = torch.Generator().manual_seed(subject.seed + 1)
-    found.upstream = [
-        torch.randn(z.shape, generator=draws, dtype=torch.float64).to(z) for z in found.outputs
-    ]
+    found.upstream = [normal(z, draws).to(z) for z in found.outputs]
     found.wide = subject.cast(torch.float64)
     found.wide_upstream = [u.double() for u in found.upstream]
     try:
-        outputs = found.wide.forward(found.wide.leaves_of()[1])
+        outputs = found.wide.run()
         usable = all(agree(z, low) for z, low in zip(outputs, found.outputs, strict=True))
     except Exception:  # a target for one precision only
         usable = False
@@ -116,19 +113,18 @@ def _find_expected(found: Findings) -> None:
 
 
 def _compare_forwards(found: Findings, source: Target) -> None:
-    ours = found.wide.forward(found.wide.leaves_of()[1])
+    ours = found.wide.run()
     try:
-        theirs = source.forward(source.leaves_of()[1])
+        theirs = source.run()
     except ForwardRaised as raised:
         raise Unsuitable(f"the reference could not be run: {raised}") from raised.error
     how = ""
-    shapes = [[tuple(z.shape) for z in outputs] for outputs in (ours, theirs)]
-    if shapes[0] != shapes[1]:
-        how = f"its outputs have shapes {shapes[0]}, the reference's {shapes[1]}"
+    shape, their_shape = ([tuple(z.shape) for z in outputs] for outputs in (ours, theirs))
+    if shape != their_shape:
+        how = f"its outputs have shapes {shape}, the reference's {their_shape}"
     else:
         for name, z, other in zip(found.wide.output_names, ours, theirs, strict=True):
-            apart = (z - other).abs().max().item() if z.numel() else 0.0
-            size = other.abs().max().item() if z.numel() else 0.0
+            apart, size = largest(z - other), largest(other)
             if not apart <= torch.finfo(z.dtype).eps ** 0.6 * size:
                 how = f"{name} differs by up to {apart:.3g}, of {size:.3g}"
     if how:
@@ -168,14 +164,11 @@ def _decide_in_float64(found: Findings, powerless: list[Entry], reason: str) -> 
     """Inconclusive for that reason, unless the same backward in float64, where less is rounded, is
     right, and what it gives in the target's precision is near the truth all the same."""
     name = dtype_name(found.oracle.dtype)
-    near = powerless and all(
-        e.expected is not None and e.relative_error <= POWER for e in powerless
-    )
-    deep = found.depth != "verdict"
+    near = all(e.expected is not None and e.relative_error <= POWER for e in powerless)
     finer = found.wide is not found.subject and name != "float64"
-    if near and deep and finer and found.check_again(found.wide).verdict == "pass":
+    worth_it = powerless and near and finer and found.depth != "verdict"
+    if worth_it and found.check_again(found.wide).verdict == "pass":
         for entry in powerless:
-            entry.verdict = "pass"
-            entry.note = f"ill-conditioned in {name}: told in float64, where it is right"
+            entry.judged("pass", f"ill-conditioned in {name}: told in float64, where it is right")
         return
     found.report.verdict, found.report.reason = "inconclusive", reason

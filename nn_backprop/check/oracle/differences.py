@@ -7,14 +7,14 @@ The step falls, the slopes are extrapolated to step 0, and their changes estimat
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from nn_backprop.check.oracle.directions import typical
-from nn_backprop.check.oracle.padding import PaddingStays
+from nn_backprop.check.oracle.directions import PaddingStays, typical
 from nn_backprop.check.oracle.rounding import Rounding
-from nn_backprop.check.target.target import ForwardRaised, Target
+from nn_backprop.check.target.target import ForwardRaised, Target, largest
 
 Outputs = Callable[[float], list[Tensor]]
 
@@ -24,15 +24,12 @@ class Differences:
 
     def __init__(self, target: Target):
         self.target = target
-        self._noise: list[Tensor] | None = None
 
+    @cached_property
     def noise(self) -> list[Tensor]:
         """How far rounding may move each entry of the outputs: its own rounding, and what becomes
         of a rounding of the values."""
-        if self._noise is not None:
-            return self._noise
-        values = self.target.values
-        dtype = self.target.dtype
+        values, dtype = self.target.values, self.target.dtype
         outputs = self.target.outputs({n: v.clone() for n, v in values.items()})
         eps = [max(torch.finfo(d).eps for d in (dtype, z.dtype)) for z in outputs]
         here = [z.double().clone() for z in outputs]
@@ -43,13 +40,11 @@ class Differences:
                 moved = self.target.outputs({n: mode.moved(v).clone() for n, v in values.items()})
                 for i, z in enumerate(moved):
                     noise[i] = torch.maximum(noise[i], (z.double() - here[i]).abs())
-        self._noise = noise
         return noise
 
     def rounding(self, upstream: list[Tensor]) -> float:
         """How far rounding may move ⟨u, f⟩."""
-        pairs = zip(self.noise(), upstream, strict=True)
-        return sum((n * u.double()).abs().sum().item() for n, u in pairs)
+        return _size(self.noise, [u.double() for u in upstream])
 
     def along(self, name: str, direction: Tensor) -> tuple[Outputs, list[float]]:
         """The outputs as a function of a step along a direction of one value, and steps that are
@@ -75,14 +70,14 @@ class Differences:
         eps = torch.finfo(self.target.values[name].dtype).eps
         found = [(math.nan, math.inf)] * len(directions)
         for longer in range(3):
-            largest = max((abs(s) for s, e in found if e < 0.1 * abs(s)), default=0.0)
+            most = max((abs(s) for s, e in found if e < 0.1 * abs(s)), default=0.0)
             for i, direction in enumerate(directions):
                 slope, error = found[i]
-                if error <= 1e-6 * max(largest, abs(slope)):
+                if error <= 1e-6 * max(most, abs(slope)):
                     continue
                 outputs, scales = self.along(name, direction)
                 if longer < len(scales):
-                    again = extrapolated(outputs, upstream, scales[longer], eps, self.noise())
+                    again = extrapolated(outputs, upstream, scales[longer], eps, self.noise)
                     found[i] = again if again[1] < error else found[i]
         return found
 
@@ -94,8 +89,12 @@ class Differences:
         eps = torch.finfo(self.target.values[name].dtype).eps
         outputs, scales = self.along(name, direction)
         size = self.rounding(upstream)
+
+        def apart(one: float, other: float, step: float) -> bool:
+            return abs(one - other) > (eps**0.3 * max(abs(one), abs(other)) + size / step + noise)
+
         for scale in scales:
-            slopes = []
+            slopes: list[tuple[float, float]] = []
             # Where rounding makes a staircase of the function, a short step may not leave a tread.
             for step in (scale * eps**power for power in (0.45, 0.4, 0.25, 0.12)):
                 ahead, behind = outputs(step), outputs(-step)
@@ -105,25 +104,17 @@ class Differences:
                     break
             if slopes and slopes[0][1] > scale * eps**0.4:
                 return False
-            apart = [
-                abs(slope - product)
-                > eps**0.3 * max(abs(slope), abs(product)) + size / step + noise
-                for slope, step in slopes
-            ]
-            if not all(apart):
+            if not all(apart(slope, product, step) for slope, step in slopes):
                 return False
-            if len(slopes) == 2:  # two that do not agree have not converged, and tell nothing
-                (first, step), (second, _) = slopes
-                largest = max(abs(first), abs(second))
-                if abs(first - second) > eps**0.3 * largest + size / step + noise:
-                    return False
+            # Two that do not agree have not converged, and tell nothing.
+            if len(slopes) == 2 and apart(slopes[0][0], slopes[1][0], slopes[0][1]):
+                return False
         return True
 
 
 def extrapolated(
-    outputs: Outputs, upstream: list[Tensor], scale: float, eps: float,
-    noise: list[Tensor],
-) -> tuple[float, float]:  # fmt: skip
+    outputs: Outputs, upstream: list[Tensor], scale: float, eps: float, noise: list[Tensor]
+) -> tuple[float, float]:
     """d/dh ⟨u, f(h)⟩ at 0, by Ridders' extrapolation of central differences
 
         D₀(h) = (f(h) − f(−h)) / 2h,     D_{m+1}(h) = (4^{m+1} D_m(h/2) − D_m(h)) / (4^{m+1} − 1)
@@ -143,15 +134,14 @@ def extrapolated(
         if still and has_moved:  # a staircase: the step no longer leaves its tread
             break
         has_moved = not still
-        if still:
-            moved = [torch.ones_like(m) for m in moved]
         # ... or unless noise is not small beside what the others moved by.
-        furthest = max((p - q).abs().max().item() for p, q in zip(ahead, behind, strict=True)
-                       if p.numel())  # fmt: skip
-        moved = [m | (n > 1e-6 * furthest) for m, n in zip(moved, noise, strict=True)]
-        here = [torch.maximum(n, eps * p.abs()) for n, p in zip(noise, ahead, strict=True)]
-        parts = zip(here, moved, upstream, strict=True)
-        rounding = sum((n * m * u).abs().sum().item() for n, m, u in parts) / step
+        pairs = zip(ahead, behind, strict=True)
+        furthest = max((p - q).abs().max().item() for p, q in pairs if p.numel())
+        unseen = [
+            torch.maximum(n, eps * p.abs()) * (m | still | (n > 1e-6 * furthest))
+            for n, p, m in zip(noise, ahead, moved, strict=True)
+        ]
+        rounding = _size(unseen, upstream) / step
         since += 1
         for m, coarser in enumerate(before):
             power = 4.0 ** (m + 1)
@@ -167,19 +157,10 @@ def extrapolated(
         if since > 5 and (resolved or still):
             break
     if not has_moved and best == 0:  # below the rounding of outputs of size 1, nothing is seen
-        largest = max((u.abs().max().item() for u in upstream if u.numel()), default=0.0)
-        error = max(error, eps * largest / max(1.0, scale))
-    return _confirmed(best, error, outputs, upstream, scale, eps, noise)
-
-
-def _confirmed(
-    best: float, error: float, outputs: Outputs, upstream: list[Tensor],
-    scale: float, eps: float, noise: list[Tensor],
-) -> tuple[float, float]:  # fmt: skip
-    """The extrapolated slope, if the shortest steps agree: steps longer than a period of the
-    function, or beyond a kink, may agree with one another by accident."""
-    pairs = zip(noise, upstream, strict=True)
-    size = sum((n * u).abs().sum().item() for n, u in pairs)
+        error = max(error, eps * max(map(largest, upstream), default=0.0) / max(1.0, scale))
+    # Steps longer than a period of the function, or beyond a kink, may agree with one another by
+    # accident: the slope counts if the shortest steps agree.
+    size = _size(noise, upstream)
     step = scale * eps**0.3
     flat = all(map(torch.equal, outputs(step), outputs(-step)))
     if flat and abs(best) * step > size + error * step:
@@ -190,15 +171,19 @@ def _confirmed(
         if all(map(torch.equal, ahead, behind)):
             return best, error
         short.append((_dot(ahead, behind, upstream) / (2 * step), size / step))
-    (longer, noise_of_longer), (shorter, noise_of_shorter) = short
-    allowed = noise_of_longer + noise_of_shorter + 1e-3 * max(abs(longer), abs(shorter))
-    if not abs(longer - shorter) <= allowed:
+    (longer, unsure), (shorter, more_unsure) = short
+    if not abs(longer - shorter) <= unsure + more_unsure + 1e-3 * max(abs(longer), abs(shorter)):
         return best, math.inf
-    if abs(best - longer) <= error + noise_of_longer + 1e-3 * abs(longer):
+    if abs(best - longer) <= error + unsure + 1e-3 * abs(longer):
         return best, error
-    return longer, abs(longer - shorter) + noise_of_longer
+    return longer, abs(longer - shorter) + unsure
 
 
 def _dot(ahead: list[Tensor], behind: list[Tensor], upstream: list[Tensor]) -> float:
     pairs = zip(ahead, behind, upstream, strict=True)
     return sum(((p - q) * u).sum().item() for p, q, u in pairs)
+
+
+def _size(noise: list[Tensor], upstream: list[Tensor]) -> float:
+    """How far ⟨u, f⟩ may move if each entry of f moves by its noise."""
+    return sum((n * u).abs().sum().item() for n, u in zip(noise, upstream, strict=True))

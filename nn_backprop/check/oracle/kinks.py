@@ -11,6 +11,7 @@ the directions that tied elements share has to be right too.
 import torch
 from torch import Tensor
 
+from nn_backprop.check.oracle.directions import unit
 from nn_backprop.check.oracle.oracle import Oracle
 from nn_backprop.check.target.target import Tensors
 
@@ -35,9 +36,8 @@ def accepted(
     def within(direction: Tensor, must_be_kink: bool) -> Tensor | None:
         """Which outputs the direction moves, if what `actual` says along it is possible."""
         right, moved_right = _one_sided(oracle, name, direction, upstream, scale)
-        left, moved_left = _one_sided(oracle, name, -direction, upstream, scale)
-        left = -left
-        claimed = (flat * direction).sum().item()
+        fall, moved_left = _one_sided(oracle, name, -direction, upstream, scale)
+        left, claimed = -fall, (flat * direction).sum().item()
         size = max(abs(left), abs(right), tolerance)
         if must_be_kink and abs(left - right) <= 10 * RTOL * size:
             return None
@@ -48,12 +48,11 @@ def accepted(
 
     groups: list[tuple[Tensor, Tensor]] = []  # (elements, the outputs that they move)
     for i in chosen:
-        unit = torch.zeros(value.numel(), dtype=torch.float64)
-        unit[i] = 1
-        moved = within(unit, must_be_kink=True)
+        direction = unit(flat, i)
+        moved = within(direction, must_be_kink=True)
         if moved is None:
             return ""
-        elements = unit > 0
+        elements = direction > 0
         apart = []
         for other_elements, other_moved in groups:  # elements that move one output belong together
             if (other_moved & moved).any():
@@ -67,10 +66,8 @@ def accepted(
         for direction in (together, same | elements):
             if within(direction.double(), must_be_kink=False) is None:
                 return ""
-    return (
-        f"{count} of {flat.numel()} entries lie at a kink, where any value between the "
-        "one-sided slopes is right"
-    )
+    where = f"{count} of {flat.numel()} entries lie at a kink"
+    return f"{where}, where any value between the one-sided slopes is right"
 
 
 def unseen(
@@ -99,9 +96,7 @@ def _wrong(actual: Tensor, expected: Tensor, tolerance: float) -> tuple[int, lis
 def _refuted(
     oracle: Oracle, name: str, i: int, actual: float, expected: float, upstream: list[Tensor]
 ) -> bool:
-    unit = torch.zeros(oracle.target.values[name].numel(), dtype=torch.float64)
-    unit[i] = 1
-    outputs, _ = oracle.differences.along(name, unit.reshape(oracle.target.values[name].shape))
+    outputs, _ = oracle.differences.along(name, unit(oracle.target.values[name], i))
     error = abs(actual - expected)
     step = 50 * oracle.differences.rounding(upstream) / error  # rounding is then 2 % of the error
     if not 0 < step < 1:
@@ -124,8 +119,7 @@ def _one_sided(
     oracle: Oracle, name: str, direction: Tensor, upstream: list[Tensor], scale: float
 ) -> tuple[float, Tensor]:
     """The slope of ⟨u, f⟩ towards a direction, from two steps, and which outputs move."""
-    target = oracle.target
-    value = target.values[name]
+    target, value = oracle.target, oracle.target.values[name]
 
     def outputs(step: float) -> Tensor:
         handed: Tensors = {n: v.clone() for n, v in target.values.items()}
@@ -135,9 +129,8 @@ def _one_sided(
     u = torch.cat([grad_z.double().flatten() for grad_z in upstream])
     zero = outputs(0.0)
     rises = [outputs(scale * step) - zero for step in STEPS]
-    coarse, fine = (
-        (rise * u).sum().item() / (scale * s) for rise, s in zip(rises, STEPS, strict=True)
-    )
+    pairs = zip(rises, STEPS, strict=True)
+    coarse, fine = ((rise * u).sum().item() / (scale * step) for rise, step in pairs)
     return 2 * fine - coarse, rises[1] != 0
 
 
@@ -146,9 +139,6 @@ def _sharing(oracle: Oracle, name: str, moved: Tensor, upstream: list[Tensor]) -
     value = oracle.target.values[name]
     if name not in oracle.plain:
         return torch.zeros(value.numel(), dtype=torch.bool)
-    masked, start = [], 0
-    for grad_z in upstream:
-        part = moved[start : start + grad_z.numel()].reshape(grad_z.shape)
-        masked.append(grad_z * part)
-        start += grad_z.numel()
+    parts = moved.split([u.numel() for u in upstream])
+    masked = [u * part.reshape(u.shape) for u, part in zip(upstream, parts, strict=True)]
     return oracle.at(masked)[name].flatten() != 0

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nn_backprop.check.oracle import forward_mode
+from nn_backprop.check.oracle import directions
 from nn_backprop.check.oracle.differences import Differences
-from nn_backprop.check.oracle.directions import random_direction, signs, typical, units
-from nn_backprop.check.oracle.noise import noise_of, zero_for_none
-from nn_backprop.check.target.refusals import Unsuitable
-from nn_backprop.check.target.target import ForwardRaised, Target, Tensors, Upstream
+from nn_backprop.check.oracle.directions import normal, random_direction, signs, typical, unit
+from nn_backprop.check.oracle.rounding import noise_of, zero_for_none
+from nn_backprop.check.target.arguments import Unsuitable
+from nn_backprop.check.target.target import ForwardRaised, Target, Tensors, Upstream, largest
 
 # More elements than these are checked along random directions instead, at first.
 ELEMENTWISE = 3000
@@ -43,13 +43,11 @@ class Expected:
     oracle: str
     uncertainty: float
     """Absolute: what rounding, or the oracle's own error, may account for in one entry."""
-    value: Tensor | None = None
-    """float64; None if only products with `directions` are known."""
+    value: Tensor | None = None  # float64; None if only products with `directions` are known
     directions: list[Tensor] = field(default_factory=list)
     products: list[tuple[float, float]] = field(default_factory=list)
     """⟨direction, gradient⟩ and its own error."""
-    unknown: str = ""
-    """Why there is no expected gradient, if there is none."""
+    unknown: str = ""  # why there is no expected gradient, if there is none
 
 
 class Oracle:
@@ -66,12 +64,9 @@ class Oracle:
         self.target, self.source, self.dtype, self.given = target, source, dtype, given
         self.most = most  # elements found one by one
         self.directions = DIRECTIONS if most == ELEMENTWISE else FEW_DIRECTIONS
-        self.plain: set[str] = set()
-        """Names whose gradient the plain forward is trusted with."""
-        self.terms = 1.0
-        """The longest sum met in the computation."""
-        self.noise: dict[str, float] = {}
-        """What rounding may do to each gradient."""
+        self.plain: set[str] = set()  # names whose gradient the plain forward is trusted with
+        self.terms = 1.0  # the longest sum met in the computation
+        self.noise: dict[str, float] = {}  # what rounding may do to each gradient
         self.across: set[str] = set()
         """Names whose gradient rounding moves across a kink: not noise, but another branch."""
         self.differences = Differences(target)
@@ -86,7 +81,7 @@ class Oracle:
         except Unsuitable:
             raise
         except Exception:  # what torch cannot differentiate has to be differenced
-            plain = {}
+            pass
         # Where autograd plays other formulas than the target's own backward, or plays none.
         others = self.given or self.target.is_numpy or bool(called)
         self._measure_noise(plain, upstream, others)
@@ -95,9 +90,7 @@ class Oracle:
         if not by_forward_mode:
             self.plain = set(trusted)
         rest = [name for name in self.target.values if name not in self.plain]
-        if (
-            rest and plain and not by_forward_mode
-        ):  # the plain forward is not what is differentiated
+        if rest and plain and not by_forward_mode:  # it is not the plain forward that is derived
             before = self.noise
             self._measure_noise({}, upstream, others)
             self.noise = {n: max(v, self.noise[n]) if n in rest else v for n, v in before.items()}
@@ -108,11 +101,9 @@ class Oracle:
             if name in self.plain:
                 result[name] = Expected(kind, self.noise[name], plain[name])
                 continue
+            find = self.by_forward_mode if name in trusted else self.by_differences
             try:
-                if name in trusted:
-                    result[name] = self.by_forward_mode(name, upstream, elementwise)
-                else:
-                    result[name] = self.by_differences(name, upstream, elementwise)
+                result[name] = find(name, upstream, elementwise)
             except ForwardRaised as raised:
                 why = f"cannot be differenced: beside the given values the forward raises {raised}"
                 result[name] = Expected("none", 0.0, unknown=why)
@@ -129,39 +120,38 @@ class Oracle:
         if name not in self.across:
             return None
         low = self.source.cast(self.dtype)
-        try:
+        grad = None
+        with suppress(Exception):  # no plain forward in that precision
             grad = low.plain_gradients([u.to(self.dtype) for u in upstream])[name]
-        except Exception:  # no plain forward in that precision
-            return None
         return None if grad is None else grad.detach().double().cpu()
 
     def by_forward_mode(self, name: str, upstream: list[Tensor], elementwise: bool) -> Expected:
         """One gradient by dual numbers: its elements, or its products with random directions."""
         value = self.target.values[name]
-        directions = self._directions(value, elementwise)
-        products = [forward_mode.product(self.target, name, v, upstream) for v in directions]
+        along = self._directions(value, elementwise)
+        products = [directions.product(self.target, name, v, upstream) for v in along]
         if elementwise:
             gradient = torch.tensor(products, dtype=torch.float64).reshape(value.shape)
             return Expected("forward mode", self.noise[name], gradient)
         exact = [(product, 0.0) for product in products]
-        return Expected("forward-mode products", self.noise[name], None, directions, exact)
+        return Expected("forward-mode products", self.noise[name], None, along, exact)
 
     def by_differences(self, name: str, upstream: list[Tensor], elementwise: bool) -> Expected:
         """The same by differences of the outputs."""
         value = self.target.values[name]
-        directions = self._directions(value, elementwise)
-        pairs = self.differences.slopes(name, directions, upstream)
+        along = self._directions(value, elementwise)
+        pairs = self.differences.slopes(name, along, upstream)
         if not elementwise:
-            return Expected("difference products", self.noise[name], None, directions, pairs)
+            return Expected("difference products", self.noise[name], None, along, pairs)
         gradient = torch.tensor([s for s, _ in pairs], dtype=torch.float64).reshape(value.shape)
         worst = max((e for _, e in pairs), default=0.0)
-        largest = gradient.abs().max().item() if pairs else 0.0
-        uncertainty = max(worst, DIFFERENCE_FLOOR * largest, self.noise[name])
+        uncertainty = max(worst, DIFFERENCE_FLOOR * largest(gradient), self.noise[name])
         return Expected("differences", uncertainty, gradient)
 
     def _directions(self, value: Tensor, elementwise: bool) -> list[Tensor]:
-        return list(units(value)) if elementwise else [
-            signs(value, seed) for seed in range(self.directions)]  # fmt: skip
+        if elementwise:
+            return [unit(value, i) for i in range(value.numel())]
+        return [signs(value, seed) for seed in range(self.directions)]
 
     def _measure_noise(self, plain: Tensors, upstream: list[Tensor], others: bool) -> None:
         found = noise_of(self.source, self.dtype, plain, upstream, others)
@@ -193,7 +183,7 @@ class Oracle:
             direction = random_direction(value, seed=7)
             try:
                 if by_forward_mode:
-                    product = forward_mode.product(target, name, direction, upstream)
+                    product = directions.product(target, name, direction, upstream)
                 else:
                     product = (direction * plain[name]).sum().item()
             except Exception:  # no forward-mode formula
@@ -215,7 +205,7 @@ class Oracle:
         for inwards in (False, True):
             nearby = {}
             for name, value in self.source.values.items():
-                move = torch.randn(value.shape, generator=draws, dtype=torch.float64).to(value)
+                move = normal(value, draws).to(value)
                 size = torch.where(value == 0, typical(value), value.abs())
                 nearby[name] = value + 2.0**-6 * move * size
                 if inwards:

@@ -10,18 +10,35 @@ A sum of K terms is rounded K times, in an order that is the author's business. 
 √K with high probability (Higham and Mary 2019, A new approach to probabilistic rounding error
 analysis), unless it is accumulated in a higher precision, as half-precision sums are. The bound is
 therefore  SAFETY · √K · noise,  K being the longest sum in the computation; for half precision, a
-constant stands for √K (`oracle.HALF`).
+constant stands for √K (`HALF`).
 """
 
 import math
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nn_backprop.check.target.target import (
+    ForwardRaised,
+    Gradients,
+    Target,
+    Tensors,
+    Upstream,
+    filled,
+    largest,
+)
+
 SAFETY = 16.0
+RUNS = 2
+# Of the noise in half precision, whose sums are accumulated in a higher one: SAFETY times the full
+# spacing at every operation would leave nothing of eight bits.
+HALF = 0.375
 
 
 class Rounding(TorchDispatchMode):
@@ -79,3 +96,106 @@ class Rounding(TorchDispatchMode):
 
 def _floating(t: Any) -> bool:
     return isinstance(t, Tensor) and t.is_floating_point() and t.numel() > 0
+
+
+@dataclass
+class Noise:
+    """What rounding may do to each gradient."""
+
+    by_name: dict[str, float]
+    across: set[str] = field(default_factory=set)
+    """Names whose gradient rounding moves across a kink: not noise, but another branch."""
+    terms: float = 1.0  # the longest sum met
+
+
+def zero_for_none(grads: Gradients, target: Target) -> Tensors:
+    """In float64, with zeros where there is no gradient."""
+    return {n: filled(g, target.values[n]) for n, g in grads.items()}
+
+
+def noise_of(
+    source: Target, dtype: torch.dtype, plain: Tensors, upstream: list[Tensor], others: bool
+) -> Noise:
+    """What rounding in `dtype` may do to each gradient of `source`.
+
+    plain: the gradients by its plain forward; if there are none, those of the target's own backward
+        are moved, since only the size matters here.
+    others: whether the target's own backward may have other formulas than autograd's.
+    """
+
+    def gradients(target: Target, u: Upstream) -> Gradients:
+        return target.plain_gradients(u) if plain else target.gradients(u)
+
+    base = plain
+    if source.dtype != torch.float64:  # too coarse to be moved by its own spacing
+        with suppress(Exception):  # a target for one precision only
+            wide, wide_upstream = source.cast(torch.float64), [u.double() for u in upstream]
+            base = zero_for_none(gradients(wide, wide_upstream), wide)
+            source, upstream = wide, wide_upstream
+    noise = Noise(dict.fromkeys(source.values, 0.0))
+    if not plain:
+        noise.terms = float(max(v.numel() for v in (*source.values.values(), *upstream)))
+        try:
+            base = zero_for_none(gradients(source, upstream), source)
+        except Exception:  # it is the backward that raises, as will be found
+            return noise
+        base = {n: g for n, g in base.items() if g.isfinite().all()}
+    sizes = {n: largest(g) for n, g in base.items()}
+    # The other way in float64, of whose spacing there is no part.
+    share = 2.0**6 if dtype == torch.float64 else 2.0**-6
+    largest_move = dict.fromkeys(base, 0.0)
+
+    def moves(keep_ties: bool, share: float = 1.0) -> dict[str, float]:
+        """The largest move of each gradient by `share` of the spacing."""
+        most = dict.fromkeys(base, 0.0)
+        for run in range(RUNS):
+            # The mode's salt grows by one with each operation: seeds far apart do not meet.
+            mode = Rounding(dtype, 1 + 100_003 * run, keep_ties, share)
+            moved = source.with_values({n: mode.moved(v) for n, v in source.values.items()})
+            moved_upstream = [mode.moved(u) for u in upstream]
+            # Attention in its separate operations, since only these can be moved; a forward that
+            # raises is outside the function's domain, as just above 1.
+            with suppress(ForwardRaised):
+                with sdpa_kernel(SDPBackend.MATH), mode:
+                    grads = gradients(moved, moved_upstream)
+                noise.terms = max(noise.terms, mode.terms)
+                for name, grad in zero_for_none(grads, source).items():
+                    if name in base:
+                        most[name] = max(most[name], largest(grad - base[name]))
+        return most
+
+    for keep_ties in (True, False):
+        found = moves(keep_ties)
+        # A move out of all proportion may come from a kink: there it is as large however far is
+        # moved, and another branch is not rounding.
+        large = [n for n in base if found[n] > 1e-3 * sizes[n]]
+        again = moves(keep_ties, share) if large else {}
+        for name in base:
+            pair = sorted((found[name], again.get(name, 0.0)))
+            if name not in large or pair[1] >= 8 * pair[0]:
+                largest_move[name] = max(largest_move[name], found[name])
+            else:
+                noise.across.add(name)
+    info = torch.finfo(dtype)
+    half = info.bits < 32
+    growth = HALF if half else math.sqrt(noise.terms)
+    # Another backward may work with the rounded outputs: y(1 − y) is 0 where a sigmoid has come
+    # within rounding of 1. So what changes ⟨u, z⟩ by less than the rounding of a z up to 1, over
+    # the range of the smallest x, or of 1, the scale of exp and its kin, is not seen.
+    outputs = source.outputs({n: v.clone() for n, v in source.values.items()})
+    pairs = zip(outputs, upstream, strict=True)
+    size_of_z = sum((z.clamp(-1, 1) * u).square().sum().item() for z, u in pairs)
+    size_of_z = math.sqrt(size_of_z) * others
+    spacing = info.eps * info.smallest_normal
+    # Products on the way may have lost digits below the smallest normal number.
+    underflow = 0.0 if half else 2.0**20 * spacing
+    # The same of outputs that are all below it: another backward may divide them.
+    largest_z = max(map(largest, outputs), default=0.0)
+    lost = min(1.0, spacing / largest_z) if largest_z else 0.0
+    for name, size in sizes.items():
+        smallest = source.values[name].abs().min().item() if size else 1.0
+        smallest = 1.0 if source.is_numpy else smallest  # whose operations are not seen
+        least = info.eps * size_of_z / max(1.0, smallest)
+        move = max(largest_move[name], info.eps * size, lost * size)
+        noise.by_name[name] = max(growth * move, least, underflow)
+    return noise

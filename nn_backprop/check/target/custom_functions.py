@@ -1,4 +1,5 @@
-"""Custom Functions from outside: which were called, what autograd makes of their forwards.
+"""Custom Functions from outside: which were called, what autograd makes of their forwards; and a
+pair of NumPy functions as such a Function.
 
 A `torch.autograd.Function` has two halves that its author wrote: `forward`, and `backward`. Where
 the forward is torch code, autograd can differentiate it, and what comes out shares no line with the
@@ -6,11 +7,12 @@ backward. That is the first oracle. The classes are changed for the time of a ca
 their `apply`, since `apply` is often taken hold of beforehand: ``relu = ReLU.apply``.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -26,8 +28,7 @@ class Call:
     args: tuple
     needs_grad: tuple[bool, ...]
     """Which of the arguments required grad; the others are constants of this call."""
-    where: str
-    """The innermost module that it happened in, by its dotted name."""
+    where: str  # the innermost module that it happened in, by its dotted name
 
 
 def has_ctx(function: type[Function]) -> bool:
@@ -89,12 +90,8 @@ def recorded_calls(module: torch.nn.Module | None = None) -> Iterator[list[Call]
 
     enter = register_module_forward_pre_hook(entering)
     leave = register_module_forward_hook(leaving, always_call=True)
-    try:
-        with _changed({f: recording(f) for f in _custom_functions()}):
-            yield calls
-    finally:
-        enter.remove()
-        leave.remove()
+    with enter, leave, _changed({f: recording(f) for f in _custom_functions()}):
+        yield calls
 
 
 @contextmanager
@@ -107,11 +104,8 @@ def marked_outputs() -> Iterator[list[Tensor]]:
         marked.extend(tensors)
         mark(ctx, *tensors)
 
-    FunctionCtx.mark_non_differentiable = noted  # type: ignore[assignment, method-assign]
-    try:
+    with _changed({FunctionCtx: {"mark_non_differentiable": noted}}):
         yield marked
-    finally:
-        FunctionCtx.mark_non_differentiable = mark  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -132,9 +126,8 @@ def returned_gradients(function: type[Function], returned: list[tuple]) -> Itera
 
 def _is_wrapped(operand: Any) -> bool:
     """Whether it is one of vmap's or jvp's tensors, which mean nothing outside."""
-    if not isinstance(operand, Tensor):
-        return False
-    return torch._C._functorch.is_functorch_wrapped_tensor(operand)
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return isinstance(operand, Tensor) and is_wrapped(operand)
 
 
 def _plain(function: type[Function], called: set[type[Function]]) -> dict[str, Any]:
@@ -172,59 +165,83 @@ def _plain(function: type[Function], called: set[type[Function]]) -> dict[str, A
             torch.set_rng_state(ctx.rng)
             output, seen = play(tuple(args))
         frozen = {id(t) for t in getattr(seen, "non_differentiable", ())}
-        outputs = output if isinstance(output, tuple) else (output,)
-        pairs = [
-            (z, grad_z)
-            for z, grad_z in zip(outputs, upstream, strict=True)
-            if grad_z is not None and z.requires_grad and id(z) not in frozen
+        pairs = zip(output if isinstance(output, tuple) else (output,), upstream, strict=True)
+        kept = [
+            (z, u) for z, u in pairs if u is not None and z.requires_grad and id(z) not in frozen
         ]
-        result: list[Tensor | None] = [None] * len(args)
         wanted = [i for i in ctx.places if ctx.needs_input_grad[i]]
-        if pairs and wanted:
-            grads = torch.autograd.grad(
-                [z for z, _ in pairs],
-                [args[i] for i in wanted],
-                [grad_z for _, grad_z in pairs],
-                create_graph=higher,
-                allow_unused=True,
-            )
-            for i, grad in zip(wanted, grads, strict=True):
-                result[i] = grad
-        return tuple(result)
+        if not kept or not wanted:
+            return (None,) * len(args)
+        grads = torch.autograd.grad(
+            [z for z, _ in kept], [args[i] for i in wanted], [u for _, u in kept],
+            create_graph=higher, allow_unused=True,
+        )  # fmt: skip
+        by_place = dict(zip(wanted, grads, strict=True))
+        return tuple(by_place.get(i) for i in range(len(args)))
 
     return {
-        "forward": staticmethod(forward),
-        "backward": staticmethod(backward),
-        "vjp": Function.vjp,
-        "setup_context": Function.setup_context,
-    }
+        "forward": staticmethod(forward), "backward": staticmethod(backward),
+        "vjp": Function.vjp, "setup_context": Function.setup_context,
+    }  # fmt: skip
 
 
 def _custom_functions() -> list[type[Function]]:
     """Every Function that is not torch's own."""
-    found: list[type[Function]] = []
-    waiting: list[type[Function]] = [Function]
-    while waiting:
-        for function in waiting.pop().__subclasses__():
-            waiting.append(function)
-            if not function.__module__.startswith("torch."):
-                found.append(function)
-    return found
+    found: list[type[Function]] = [Function]
+    for function in found:  # grows on the way
+        found += function.__subclasses__()
+    return [f for f in found if not f.__module__.startswith("torch.")]
 
 
 @contextmanager
-def _changed(changes: dict[type[Function], dict[str, Any]]) -> Iterator[None]:
-    before: list[tuple[Callable, tuple]] = []
-    try:
-        for function, attributes in changes.items():
+def _changed(changes: Mapping[type, dict[str, Any]]) -> Iterator[None]:
+    """Inside, these classes have other attributes."""
+    with ExitStack() as undo:
+        for changed, attributes in changes.items():
+            own = vars(changed)
             for name, value in attributes.items():
-                own = vars(function)
                 if name in own:
-                    before.append((setattr, (function, name, own[name])))
+                    undo.callback(setattr, changed, name, own[name])
                 else:
-                    before.append((delattr, (function, name)))
-                setattr(function, name, value)
+                    undo.callback(delattr, changed, name)
+                setattr(changed, name, value)
         yield
-    finally:
-        for undo, args in reversed(before):
-            undo(*args)
+
+
+def numpy_pair(forward: Callable, backward: Callable) -> type[Function]:
+    """A Function around NumPy functions ``forward(*inputs)`` and ``backward(grad, *inputs)``.
+
+    Several outputs are a tuple, and then so is `grad`. The backward returns one array for each
+    input, or for each floating one.
+    """
+
+    class NumpyPair(Function):
+        @staticmethod
+        def forward(ctx, *args):
+            ctx.arrays = [a.detach().numpy() if isinstance(a, Tensor) else a for a in args]
+            tensors = [(i, a) for i, a in enumerate(args) if isinstance(a, Tensor)]
+            ctx.floating = [i for i, a in tensors if a.is_floating_point()]
+            output = forward(*ctx.arrays)
+            ctx.single = not isinstance(output, tuple | list)
+            outputs = [output] if ctx.single else output
+            # Copies, since what is returned may share memory with an input.
+            outputs = tuple(torch.from_numpy(np.array(z)) for z in outputs)
+            return outputs[0] if ctx.single else outputs
+
+        @staticmethod
+        def backward(ctx, *upstream):
+            arrays = tuple(grad_z.detach().numpy() for grad_z in upstream)
+            grads = backward(arrays[0] if ctx.single else arrays, *ctx.arrays)
+            grads = grads if isinstance(grads, tuple | list) else (grads,)
+            tensors = [None if g is None else torch.from_numpy(np.array(g)) for g in grads]
+            if len(tensors) == len(ctx.arrays):
+                return tuple(tensors)
+            if len(tensors) != len(ctx.floating):
+                raise ValueError(
+                    f"backward returned {len(tensors)} gradients for {len(ctx.arrays)} inputs, "
+                    f"{len(ctx.floating)} of them floating"
+                )
+            by_place = dict(zip(ctx.floating, tensors, strict=True))
+            return tuple(by_place.get(i) for i in range(len(ctx.arrays)))
+
+    return NumpyPair

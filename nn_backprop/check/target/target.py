@@ -16,27 +16,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from nn_backprop.check.report import in_one_line
-from nn_backprop.check.target.arguments import argument_names, arrange
-from nn_backprop.check.target.custom_functions import (
-    differentiated_forwards,
-    forward_of,
-    has_ctx,
-    marked_outputs,
-)
-from nn_backprop.check.target.modules import Beside, Placing, copied
-from nn_backprop.check.target.numpy_pair import numpy_pair
-from nn_backprop.check.target.random_state import seeded
-from nn_backprop.check.target.refusals import (
+from nn_backprop.check.target import custom_functions
+from nn_backprop.check.target.arguments import (
     Unsuitable,
+    argument_names,
+    arrange,
     described,
     hint_at_dataclasses,
     refuse_unsupported,
 )
+from nn_backprop.check.target.custom_functions import differentiated_forwards
+from nn_backprop.check.target.state import Beside, Placing, copied, seeded
 
 Tensors = dict[str, Tensor]
 Gradients = Mapping[str, Tensor | None]
 Upstream = Sequence[Tensor | None]
 Layout = Callable[[Tensor], Tensor]
+Wanted = tuple[str, ...] | None  # the names that need a gradient; None is all
 
 
 class ForwardRaised(Exception):
@@ -57,22 +53,16 @@ class Target:
     """
 
     def __init__(
-        self,
-        target: Any,
-        inputs: tuple,
-        kwargs: dict[str, Any],
-        loss: Callable | None = None,
-        seed: int = 0,
-        constant: Sequence[int] = (),
-    ):
+        self, target: Any, inputs: tuple, kwargs: dict[str, Any], loss: Callable | None = None,
+        seed: int = 0, constant: Sequence[int] = (),
+    ):  # fmt: skip
         """`constant` are the places of inputs whose gradient is not asked for."""
         self.seed, self.loss = seed, loss
         self.asks_for_gradients = False  # the forward itself
-        self.declared: frozenset[str] | None = None
-        """The outputs that a Function declares as not differentiable, once they are known."""
+        self.declared: frozenset[str] | None = None  # not differentiable, once that is known
         self.placing = Placing()
         self.native: torch.dtype | None = None  # what it was cast from
-        self.module: nn.Module | None = None
+        self.module: nn.Module | None = None  # a copy of `pristine`, the caller's
         self.pristine: nn.Module | None = None
         self.function: type[Function] | None = None
         bound = getattr(target, "__self__", None)
@@ -83,13 +73,12 @@ class Target:
         if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
             raise Unsuitable(f"seed is {seed!r}; it has to be a whole number from 0 to 2³² − 1")
         if isinstance(target, nn.Module):
-            self.pristine = target
-            self.module = copied(target)
+            self.pristine, self.module = target, copied(target)
             self.call, signature_of = None, target.forward
         elif _is_function(target):
             self.function, self.call, signature_of = target, target.apply, target.forward
         elif isinstance(target, tuple) and len(target) == 2 and all(map(callable, target)):
-            self.function = numpy_pair(*target)
+            self.function = custom_functions.numpy_pair(*target)
             self.call, signature_of = self.function.apply, target[0]
         elif callable(target) and not isinstance(target, (Tensor, type)):
             self.call = signature_of = target
@@ -101,31 +90,26 @@ class Target:
         self.is_numpy = isinstance(target, tuple)
         named = target[0] if self.is_numpy else target
         self.label = getattr(named, "__name__", type(named).__name__)
-        skip = _is_function(target) and has_ctx(target)
+        skip = _is_function(target) and custom_functions.has_ctx(target)
         names = argument_names(signature_of, skip, len(inputs))
         self.values, self.arguments = arrange(inputs, kwargs, names, constant, self.is_numpy)
         self.inputs = tuple(self.values)
         self.buffers: Tensors = {}
         self.keys: dict[str, str] = {}  # name of a value -> the module's name of the parameter
+        nothing = "there is nothing to differentiate: none of the inputs is a floating-point tensor"
         if self.module is not None:
-            self._add_parameters(self.module)
+            nothing += ", and no parameter requires grad"
+            for key, parameter in self.module.named_parameters():
+                if parameter.requires_grad and parameter.is_floating_point():
+                    refuse_unsupported(key, parameter)
+                    name = f"parameter {key}" if key in self.inputs else key
+                    self.keys[name] = key
+                    self.values[name] = parameter.detach().clone()
+                else:
+                    self.buffers[key] = parameter.detach().clone()
+            self.buffers |= {name: b.clone() for name, b in self.module.named_buffers()}
         if not self.values:
-            raise Unsuitable(
-                "there is nothing to differentiate: none of the inputs is a floating-point tensor"
-                + (", and no parameter requires grad" if self.module is not None else "")
-                + hint_at_dataclasses(self.arguments.leaves)
-            )
-
-    def _add_parameters(self, module: nn.Module) -> None:
-        for key, parameter in module.named_parameters():
-            if parameter.requires_grad and parameter.is_floating_point():
-                refuse_unsupported(key, parameter)
-                name = f"parameter {key}" if key in self.inputs else key
-                self.keys[name] = key
-                self.values[name] = parameter.detach().clone()
-            else:
-                self.buffers[key] = parameter.detach().clone()
-        self.buffers |= {name: b.clone() for name, b in module.named_buffers()}
+            raise Unsuitable(nothing + hint_at_dataclasses(self.arguments.leaves))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -134,14 +118,12 @@ class Target:
 
     def cast(self, dtype: torch.dtype) -> "Target":
         """The same target with every floating tensor in another precision."""
-        other = copy.copy(self)
+        to = lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t  # noqa: E731
+        other = self.with_values({name: to(v) for name, v in self.values.items()})
         wider = torch.finfo(dtype).eps < torch.finfo(self.dtype).eps
         other.native = self.dtype if wider else None
-        to = lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t  # noqa: E731
-        other.values = {name: to(v) for name, v in self.values.items()}
         other.buffers = {name: to(v) for name, v in self.buffers.items()}
-        leaves = [to(leaf) for leaf in self.arguments.leaves]
-        other.arguments = replace(self.arguments, leaves=leaves)
+        other.arguments = replace(self.arguments, leaves=list(map(to, self.arguments.leaves)))
         return other
 
     def with_values(self, values: Tensors) -> "Target":
@@ -164,8 +146,7 @@ class Target:
         other = copy.copy(self)
         other.function = reference if _is_function(reference) else None
         if isinstance(reference, nn.Module):
-            other.module = copied(reference)
-            other.pristine = None
+            other.module, other.pristine = copied(reference), None
             theirs = {k: p for k, p in reference.named_parameters() if p.requires_grad}
             other.keys = {n: k for n, k in self.keys.items() if k in theirs}
             if self.keys and len(other.keys) < len(self.keys):
@@ -176,17 +157,13 @@ class Target:
                         f"place: {', '.join(theirs) or 'none'} for {', '.join(self.keys)}"
                     )
                 other.keys = dict(zip(self.keys, theirs, strict=True))
+            state = (*reference.named_parameters(), *reference.named_buffers())
             taken = set(other.keys.values())
-            other.buffers = {
-                k: b.detach().clone()
-                for k, b in (*reference.named_parameters(), *reference.named_buffers())
-                if k not in taken
-            }
+            other.buffers = {k: b.detach().clone() for k, b in state if k not in taken}
         elif callable(reference):
             other.call = reference.apply if _is_function(reference) else reference
             if isinstance(original, nn.Module):
-                other.pristine = None
-                other.module = Beside(original, other.call)
+                other.module, other.pristine = Beside(original, other.call), None
                 other.keys = {name: f"original.{key}" for name, key in self.keys.items()}
                 other.buffers = {f"original.{name}": b for name, b in self.buffers.items()}
         else:
@@ -222,40 +199,40 @@ class Target:
         kept = [
             (name, z)
             for name, z in zip(self.output_names, tensors, strict=True)
-            if isinstance(z, Tensor)
-            and (z.is_floating_point() or z.is_complex())
+            if isinstance(z, Tensor) and (z.is_floating_point() or z.is_complex())
             and name not in (self.declared or ())
-        ]
+        ]  # fmt: skip
         self.output_names = [name for name, _ in kept]
         for name, z in kept:
             refuse_unsupported(name, z)
         if not kept:
-            raise Unsuitable(
-                "there is nothing to differentiate: no output is a floating tensor"
-                + hint_at_dataclasses([z for _, z in found])
-            )
+            nothing = "there is nothing to differentiate: no output is a floating tensor"
+            raise Unsuitable(nothing + hint_at_dataclasses([z for _, z in found]))
         return [z for _, z in kept]
+
+    def run(self) -> list[Tensor]:
+        """The outputs at the target's own values, with a graph."""
+        return self.forward(self.leaves_of()[1])
 
     def look_for_declared(self) -> None:
         """Finds the outputs that are marked as not differentiable, to leave them out."""
         if self.declared is not None:
             return
-        with marked_outputs() as marked:
-            outputs = self.forward(self.leaves_of()[1])
-        ids = {id(t) for t in marked}
+        with custom_functions.marked_outputs() as marked:
+            outputs = self.run()
         pairs = zip(self.output_names, outputs, strict=True)
-        self.declared = frozenset(name for name, z in pairs if id(z) in ids)
+        self.declared = frozenset(name for name, z in pairs if any(z is t for t in marked))
 
     def outputs(self, values: Tensors) -> list[Tensor]:
         """The forward's outputs as numbers without a graph; `values` are new tensors, which it may
         work in. Where it asks for gradients itself, it is run under autograd."""
-        if not self.asks_for_gradients:
-            try:
+        try:
+            if not self.asks_for_gradients:
                 with torch.no_grad():
                     return self.forward(values)
-            except ForwardRaised as raised:
-                if "require grad" not in str(raised):
-                    raise
+        except ForwardRaised as raised:
+            if "require grad" not in str(raised):
+                raise
         self.asks_for_gradients = True
         with torch.enable_grad():
             for value in values.values():
@@ -269,22 +246,20 @@ class Target:
             self.forward(self.leaves_of()[1], fresh=True)
             return not torch.equal(before, torch.get_rng_state())
 
-    def leaves_of(self, wanted: tuple[str, ...] | None = None, layout: Layout | None = None):
+    def leaves_of(self, wanted: Wanted = None, layout: Layout | None = None):
         """New leaves with the target's values, and what to hand to the forward in their place."""
         leaves, handed = {}, {}
         for name, value in self.values.items():
             leaf = value.detach().clone().requires_grad_(wanted is None or name in wanted)
-            leaves[name] = leaf
-            if name in self.inputs:  # a copy, since a forward may work in place
-                handed[name] = (layout or torch.clone)(leaf)
-            else:
-                handed[name] = leaf
+            # Of an input a copy, since a forward may work in place.
+            leaves[name], is_input = leaf, name in self.inputs
+            handed[name] = (layout or torch.clone)(leaf) if is_input else leaf
         return leaves, handed
 
     def gradients(
         self,
         upstream: Upstream,
-        wanted: tuple[str, ...] | None = None,
+        wanted: Wanted = None,
         layout: Layout | None = None,
     ) -> dict[str, Tensor | None]:
         """The target's own gradients, by autograd's engine; None where it gave none."""
@@ -295,12 +270,12 @@ class Target:
 
     def plain_forward(self, values: Tensors) -> list[Tensor]:
         """The outputs, with every custom Function's forward played as plain torch code."""
-        inlined = copy.copy(self)
+        inlined = self.with_values({n: v.clone() for n, v in values.items()})
         function = self.function
         if function is not None:
-            inlined.call = lambda *args: forward_of(function, args)[0]
+            inlined.call = lambda *args: custom_functions.forward_of(function, args)[0]
         with differentiated_forwards():
-            return inlined.forward({n: v.clone() for n, v in values.items()})
+            return inlined.forward(inlined.values)
 
     def plain_gradients(
         self, upstream: Upstream, called: set | None = None
@@ -316,36 +291,35 @@ class Target:
 
 
 def backward(
-    outputs: list[Tensor],
-    leaves: Tensors,
-    upstream: Upstream,
-    wanted: tuple[str, ...] | None = None,
-    create_graph: bool = False,
-    retain_graph: bool | None = None,
+    outputs: list[Tensor], leaves: Tensors, upstream: Upstream, wanted: Wanted = None, **how: bool
 ) -> dict[str, Tensor | None]:
+    """Autograd's gradients of the leaves; `how` is for torch.autograd.grad."""
     names = [n for n in leaves if wanted is None or n in wanted]
-    pairs = [
-        (z, grad_z)
-        for z, grad_z in zip(outputs, upstream, strict=True)
-        if grad_z is not None and z.requires_grad
-    ]
-    if not pairs:
+    pairs = zip(outputs, upstream, strict=True)
+    kept = [(z, u) for z, u in pairs if u is not None and z.requires_grad]
+    if not kept:
         return dict.fromkeys(names)
     grads = torch.autograd.grad(
-        [z for z, _ in pairs],
-        [leaves[n] for n in names],
-        [grad_z for _, grad_z in pairs],
-        allow_unused=True,
-        create_graph=create_graph,
-        retain_graph=retain_graph,
-    )
+        [z for z, _ in kept], [leaves[n] for n in names], [u for _, u in kept],
+        allow_unused=True, **how,
+    )  # fmt: skip
     for name, grad in zip(names, grads, strict=True):
         if grad is not None and grad.layout != torch.strided:
-            raise Unsuitable(
-                f"the gradient of {name} is a sparse tensor, which the checker does not support: "
-                "ask for a dense one, as with sparse=False"
-            )
+            what = f"the gradient of {name} is a sparse tensor, which the checker does not support"
+            raise Unsuitable(f"{what}: ask for a dense one, as with sparse=False")
     return dict(zip(names, grads, strict=True))
+
+
+def filled(grad: Tensor | None, value: Tensor) -> Tensor:
+    """A gradient of that value in float64; zeros if there is none."""
+    if grad is None:
+        return torch.zeros(value.shape, dtype=torch.float64, device=value.device)
+    return grad.detach().double()
+
+
+def largest(t: Tensor | None) -> float:
+    """The largest |entry|; 0 if there is none."""
+    return t.abs().max().item() if t is not None and t.numel() else 0.0
 
 
 class _DefaultsOf(TorchFunctionMode):

@@ -1,15 +1,20 @@
-"""Modules under a check: copied, and given other parameters and buffers."""
+"""State under a check: of modules, which are copied and given other parameters and buffers; and of
+the random generators, which is the same for each call, and the caller's put back."""
 
 import copy
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nn_backprop.check.report import in_one_line
-from nn_backprop.check.target.refusals import Unsuitable
+from nn_backprop.check.target.arguments import Unsuitable
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -24,10 +29,8 @@ def copied(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module, kept)
     except Exception as error:
-        raise Unsuitable(
-            "the module cannot be copied, which a check does to leave it as it is: "
-            f"{in_one_line(error)}"
-        ) from error
+        why = "the module cannot be copied, which a check does to leave it as it is"
+        raise Unsuitable(f"{why}: {in_one_line(error)}") from error
 
 
 class Placing:
@@ -43,8 +46,7 @@ class Placing:
             for part in module.modules():
                 for held in (part._parameters, part._buffers):
                     for name, tensor in held.items():
-                        if tensor is not None:
-                            tied.setdefault(id(tensor), []).append((held, name))
+                        tied.setdefault(id(tensor), []).append((held, name))
             named = (*module.named_parameters(), *module.named_buffers())
             self.places[module] = {key: tied[id(tensor)] for key, tensor in named}
         for key, tensor in state.items():
@@ -61,3 +63,24 @@ class Beside(nn.Module):
 
     def forward(self, *args, **kwargs):
         return self.function(*args, **kwargs)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The random states of torch, NumPy and Python start from `seed`, and are put back."""
+    on_gpu = torch.cuda.is_initialized()
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    gpu_states = torch.cuda.get_rng_state_all() if on_gpu else []
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed costs as much as a small layer
+    np.random.seed(seed)
+    random.seed(seed)
+    if on_gpu:
+        torch.cuda.manual_seed_all(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if on_gpu:
+            torch.cuda.set_rng_state_all(gpu_states)
