@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -14,6 +15,8 @@ from nn_backprop.check import Report
 from nn_backprop.engines import disagreements
 
 DTYPES = (torch.float64, torch.float32)
+# The checker takes seconds in each, and in float64 it looks at float32 too.
+EITHER = [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

@@ -6,7 +6,7 @@ from itertools import product as every
 import pytest
 import torch
 import torch.nn.functional as F
-from properties import DTYPES, passes_the_checker, refuses, same_gradients
+from properties import EITHER, passes_the_checker, refuses, same_gradients
 from torch.testing import assert_close
 
 from nn_backprop import layers, models
@@ -180,12 +180,12 @@ def test_the_tape_gives_autograds_gradients_through_the_features():
         assert len(same_gradients(model, F.cross_entropy, x, torch.arange(len(x)) % 3)) == 4
 
 
-def test_the_checker_passes_them():
-    for dtype in DTYPES:
-        for layer in (vectors_layer(dtype=dtype), patches_layer(SIZES[0], dtype=dtype),
-                      patches_layer(SIZES[1], "gaussian", dtype=dtype)):  # fmt: skip
-            x = torch.randn(7, 3) if layer.weight.dim() == 2 else image_for(layer)
-            passes_the_checker(layer, x.to(dtype), case=(layer, dtype))
+@pytest.mark.parametrize("dtype", EITHER)
+def test_the_checker_passes_them(dtype):
+    for layer in (vectors_layer(dtype=dtype), patches_layer(SIZES[0], dtype=dtype),
+                  patches_layer(SIZES[1], "gaussian", dtype=dtype)):  # fmt: skip
+        x = torch.randn(7, 3) if layer.weight.dim() == 2 else image_for(layer)
+        passes_the_checker(layer, x.to(dtype), case=layer)
 
 
 def test_the_gradient_of_the_input_is_the_one_that_the_docstring_derives():

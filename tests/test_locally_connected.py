@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from properties import DTYPES, engines_agree, passes_the_checker, product, refuses
+from properties import EITHER, engines_agree, passes_the_checker, product, refuses
 from torch.testing import assert_close
 
 from nn_backprop import as_function, backprop, check_gradients, models, rules
@@ -46,17 +46,17 @@ def test_with_equal_weights_everywhere_it_is_a_convolution(size, kernel, stride,
     assert_close(grad_x_own, grad_x, rtol=1e-12, atol=1e-12)
 
 
-def test_the_gradients_pass_the_checker():
+@pytest.mark.parametrize("dtype", EITHER)
+def test_the_gradients_pass_the_checker(dtype):
     """The layers', and those of our own backward against torch's through the plain forward."""
     torch.manual_seed(0)
     rule = as_function(rules.TABLE[locally_connected2d])
-    for dtype in DTYPES:
-        for kind in KINDS:
-            layer = kind(3, 5, (7, 11), (2, 3), (2, 3), (1, 0), dtype=dtype)
-            passes_the_checker(layer, torch.randn(2, 3, 7, 11, dtype=dtype), case=(kind, dtype))
-        shapes = (2, 3, 5, 7), (4, 5, 2, 3, 2, 3), (2, 4, 5)
-        operands = [torch.randn(shape, dtype=dtype) for shape in shapes]
-        passes_the_checker(rule, *operands, reference=locally_connected2d, case=dtype)
+    for kind in KINDS:
+        layer = kind(3, 5, (7, 11), (2, 3), (2, 3), (1, 0), dtype=dtype)
+        passes_the_checker(layer, torch.randn(2, 3, 7, 11, dtype=dtype), case=kind)
+    shapes = (2, 3, 5, 7), (4, 5, 2, 3, 2, 3), (2, 4, 5)
+    operands = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    passes_the_checker(rule, *operands, reference=locally_connected2d)
 
 
 def test_the_checker_refuses_a_spoilt_backward():

@@ -4,7 +4,7 @@ from itertools import product as every
 
 import torch
 import torch.nn.functional as F
-from properties import DTYPES, passes_the_checker, refuses, same_gradients
+from properties import EITHER, passes_the_checker, refuses, same_gradients
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.testing import assert_close
@@ -103,12 +103,15 @@ def test_cost_and_memory_are_the_formulas_and_the_published_ones():
 # --- gradients ---
 
 
-def test_the_gradients_are_right():
-    for dtype, alphas in every(DTYPES, [(0.4, 0.6), (0, 0.6), (0.4, 0), (0, 0)]):
+@pytest.mark.parametrize("dtype", EITHER)
+def test_the_checker_passes_it(dtype):
+    for alphas in ((0.4, 0.6), (0, 0.6), (0.4, 0), (0, 0)):
         layer = OctaveConv2d(5, 7, 3, *alphas, dtype=dtype)
         x = maps(5, 7, dtype=dtype) if alphas[0] else torch.randn(2, 5, 5, 7, dtype=dtype)
-        passes_the_checker(layer, x, case=(dtype, alphas))
+        passes_the_checker(layer, x, case=alphas)
 
+
+def test_the_gradients_are_those_of_autograd():
     def loss(z, y):
         return sum(F.mse_loss(*pair) for pair in zip(z, y, strict=True))
 

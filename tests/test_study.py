@@ -22,11 +22,7 @@ from nn_backprop.studies.timing import seconds_of_a_call
 from nn_backprop.training import Diverged, Step, evaluate, fit, make_optimizer, make_schedule
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-STUDIES = [
-    path
-    for path in EXPERIMENTS.glob("*.py")
-    if any(made in path.read_text() for made in ("studies.Study(", "command(Options"))
-]
+STUDIES = [path for path in EXPERIMENTS.glob("*.py") if "studies.load_data(" in path.read_text()]
 
 
 def square(job):
