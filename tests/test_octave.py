@@ -2,6 +2,7 @@
 
 from itertools import product as every
 
+import pytest
 import torch
 import torch.nn.functional as F
 from properties import EITHER, passes_the_checker, refuses, same_gradients
