@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and NumPy ask, here and in children
+
 import jaxtyping
 import pytest
 import torch

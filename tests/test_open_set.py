@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from properties import DTYPES, names_checked, passes_the_checker, refuses, same_gradients
-from test_replay import same_as_backprop
+from test_replay import same_on_batches
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -162,7 +162,7 @@ def test_tape_autograd_and_replay_agree():
         (model, loss_fn), (nn.Linear(4, K).double(), EntropicOpenSetLoss()),
         (nn.Linear(4, K + 1).double(), garbage),
     ):  # fmt: skip
-        same_as_backprop(each, its_loss, (x, TARGETS), (other, TARGETS.flip(0)))
+        same_on_batches(each, its_loss, (x, TARGETS), (other, TARGETS.flip(0)))
 
 
 # --- what is refused ---

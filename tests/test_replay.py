@@ -20,9 +20,13 @@ def batch(seed: int, *shape: int, classes: int = 10) -> tuple[Tensor, Tensor]:
 
 
 def same_as_backprop(model: nn.Module, loss_fn, *shape: int, classes: int = 10) -> Replay:
+    first, second = batch(2, *shape, classes=classes), batch(3, *shape, classes=classes)
+    return same_on_batches(model, loss_fn, first, second)
+
+
+def same_on_batches(model: nn.Module, loss_fn, first: tuple, second: tuple) -> Replay:
     """Recorded on one batch, played on another, with other parameters, and on the first again; so
     no number can come from the recording."""
-    first, second = batch(2, *shape, classes=classes), batch(3, *shape, classes=classes)
     replay = Replay(model, loss_fn, *first)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for of in (second, first):

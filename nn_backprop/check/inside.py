@@ -1,5 +1,6 @@
 """Inside a network: the Functions and submodules that it calls, each checked by itself."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -77,12 +78,15 @@ def _submodule_calls(subject: Target) -> list[tuple[str, nn.Module, tuple, dict[
     """Every call of a submodule in a forward pass, in order: its name, itself, its arguments."""
     calls: list[tuple[str, nn.Module, tuple, dict]] = []
     assert subject.module is not None
-    names = {part: name for name, part in subject.module.named_modules() if name}
 
-    def note(part: nn.Module, args: tuple, kwargs: dict) -> None:
-        calls.append((names[part], part, args, kwargs))
+    def noting(name: str) -> Callable:  # a copy of the submodule made on the way has the name too
+        return lambda part, args, kwargs: calls.append((name, part, args, kwargs))
 
-    hooks = [part.register_forward_pre_hook(note, with_kwargs=True) for part in names]
+    hooks = [
+        part.register_forward_pre_hook(noting(name), with_kwargs=True)
+        for name, part in subject.module.named_modules()
+        if name
+    ]
     try:
         subject.run()
     finally:
