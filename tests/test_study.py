@@ -254,7 +254,6 @@ def test_a_study_that_ends_early_says_why_and_where_its_rows_are(capsys):
         (1, "2", 1, "the process of a training was killed, perhaps for want of memory: try "
          "--workers 1"),
         (2, "1", 1, "a training diverged, 2: the loss became nan at step 7"),
-        (2, "2", 1, "a training diverged, 2: the loss became nan at step 7"),
         (3, "1", 130, "interrupted"),
     ):  # fmt: skip
 
