@@ -57,8 +57,9 @@ def in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_study_leaves_rows_tables_verdicts_and_a_picture(tmp_path, capsys):
-    assert study().main(["--seeds", "3", "--workers", "2"]) == 0
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_study_leaves_rows_tables_verdicts_and_a_picture(workers, tmp_path, capsys):
+    assert study().main(["--seeds", "3", "--workers", workers]) == 0
     (folder,) = tmp_path.glob("runs/test_study/*-full")
     lines = (folder / "rows.jsonl").read_text().splitlines()
     assert lines[:2] == ['{"job":2,"square":4}', '{"job":3,"square":9}']  # in the jobs' order
