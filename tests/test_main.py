@@ -194,7 +194,7 @@ def test_data_verifies_mnist(capsys, monkeypatch):
 # ---- rules ----------------------------------------------------------------------------------
 
 
-def test_rules_lists_the_table(capsys):
+def test_rules_lists_the_table_and_prints_a_derivation(capsys):
     rows = json.loads(printed(capsys, "rules", "--json"))
     assert {row["name"] for row in rows} == {rule.name for rule in TABLE.values()}
     assert sum(len(row["callables"]) for row in rows) == len(TABLE)
@@ -205,8 +205,6 @@ def test_rules_lists_the_table(capsys):
         equations = text[start + 1 : start + 1 + len(row["equations"])]
         assert equations == [f"    {line}" for line in row["equations"]]
 
-
-def test_rules_prints_a_derivation(capsys):
     text = printed(capsys, "rules", "linear")
     assert text.startswith("linear: ") and "torch.nn.functional.linear" in text
     (row,) = json.loads(printed(capsys, "rules", "linear", "--json"))

@@ -17,7 +17,6 @@ import torch
 from nn_backprop import figures, studies
 from nn_backprop.data import DataError
 from nn_backprop.engines import autograd
-from nn_backprop.models import MLP
 from nn_backprop.studies.timing import seconds_of_a_call
 from nn_backprop.training import Diverged, Step, evaluate, fit, make_optimizer, make_schedule
 
@@ -287,26 +286,22 @@ def test_a_smoke_run_has_the_least_of_each_count_and_its_claims_say_so(tmp_path)
 def test_a_training_goes_on_with_the_batches_that_follow_and_a_new_schedule():
     data = studies.load_data(studies.Options(smoke=True))
     assert data is studies.load_data(studies.Options(smoke=True, seeds=9)) and data.name == "digits"
-    models, epochs = [], []
-    for _ in range(2):
-        torch.manual_seed(0)
-        models.append(MLP((784, 16, 10)))
-    how = {"lr": 0.02, "decay": 0.1, "batch_size": 100, "seed": 3}
+    one, other = (studies.Recipe((16,), 0, 0, 0).network(seed=0) for _ in range(2))
+    steps, epochs = -(-len(data.train) // 100), []
     for done in (0, 1):
+        how = {"epochs": done + 1, "batch_size": 100, "seed": 3}
         trained = studies.train_network(
-            models[0], data, epochs=done + 1, done=done, **how,
-            on_epoch=lambda steps, epoch: epochs.append(epoch),
-        )  # fmt: skip
-        optimizer = make_optimizer("adam", models[1].parameters(), 0.02, 0.1)
-        per_epoch = -(-len(data.train) // 100)
-        schedule = make_schedule("one-cycle", optimizer, 0.02, (done + 1) * per_epoch)
-        fit(models[1], autograd, optimizer, schedule, data, epochs=2 * done + 1, batch_size=100,
-            seed=3, done=done * per_epoch)  # fmt: skip
-    assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+            one, data, lr=0.02, decay=0.1, done=done, **how, on_epoch=lambda _, n: epochs.append(n)
+        )
+        optimizer = make_optimizer("adam", other.parameters(), 0.02, 0.1)
+        schedule = make_schedule("one-cycle", optimizer, 0.02, (done + 1) * steps)
+        how["epochs"] += done
+        fit(other, autograd, optimizer, schedule, data, done=done * steps, **how)
+    assert all(map(torch.equal, one.parameters(), other.parameters()))
     assert epochs == [1, 2, 3] and trained.seconds > 0 and trained.optimizer.state
-    found = studies.accuracies(models[0], data)
+    found = studies.accuracies(one, data)
     assert list(found) == ["train_accuracy", "validation_accuracy", "test_accuracy"]
-    assert found["test_accuracy"] == evaluate(models[1], data, data.test).accuracy > 0.6
+    assert found["test_accuracy"] == evaluate(other, data, data.test).accuracy > 0.6
 
 
 ROWS = studies.Rows(

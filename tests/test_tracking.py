@@ -224,16 +224,18 @@ def test_the_commit_is_that_of_the_source(tmp_path, monkeypatch):
         command = ["git", "-C", str(tmp_path), *who, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
+    def commit():
+        return tracking.describe_machine()["commit"]
+
     monkeypatch.setattr("nn_backprop.tracking.machine._SOURCE", tmp_path)
-    assert tracking.describe_machine()["commit"] is None  # no checkout
+    assert commit() is None  # no checkout
     git("init")
-    assert tracking.describe_machine()["commit"] is None  # nothing committed
+    assert commit() is None  # nothing committed
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("commit", "-m", "first")
-    commit = git("rev-parse", "HEAD")
-    assert tracking.describe_machine()["commit"] == commit
+    assert commit() == git("rev-parse", "HEAD")
     (tmp_path / "file").write_text("2")
-    assert tracking.describe_machine()["commit"] == commit + "+changes"
+    assert commit() == git("rev-parse", "HEAD") + "+changes"
     monkeypatch.setenv("PATH", "")
-    assert tracking.describe_machine()["commit"] is None  # no git
+    assert commit() is None  # no git
