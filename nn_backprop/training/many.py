@@ -5,6 +5,7 @@ The arithmetic, and why each network ends as it would have ended alone, is in `s
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import count
 from math import inf
 from typing import Any
@@ -97,9 +98,8 @@ def fit_many(
 
     def fit_group(group: slice) -> Tensor:
         """All at once. The steps read nothing back from the device."""
-        G, own_seeds, own_rates, own_decays = (
-            len(models[group]), seeds[group], rates[group], decays[group]
-        )  # fmt: skip
+        G, own_seeds = len(models[group]), seeds[group]
+        own_rates, own_decays = rates[group], decays[group]
         shared = len(set(own_seeds)) == 1
         own = data.labels.expand(G, -1) if labels is None else labels[group]
         params, grads = Stack(shape, G), Stack(shape, G)
@@ -109,7 +109,7 @@ def fit_many(
             update = CommonUpdate(params, grads, optimizer, own_rates[0], own_decays[0], factors)
         else:
             update = StackedUpdate(params, grads, optimizer, own_rates, own_decays, factors)
-        batches: dict[int, StackedBatch] = {}
+        batch_of = cache(partial(StackedBatch, shape, data, G, shared=shared))
         losses = params.flat.new_empty(epochs, G)
         per_step = params.flat.new_empty(steps_per_epoch(n, batch_size), G)
         healthy = torch.ones(G, dtype=torch.bool, device=shape.device)
@@ -121,10 +121,7 @@ def fit_many(
             y = own.gather(1, rows.expand(G, n))[:, None]
             parts = zip(rows.split(batch_size, 1), y.split(batch_size, 2), per_step, strict=True)
             for indices, targets, loss in parts:
-                N = indices.shape[1]
-                if N not in batches:
-                    batches[N] = StackedBatch(shape, data, G, N, shared)
-                batch = batches[N]
+                batch = batch_of(N=indices.shape[1])
                 batch.read(indices.flatten())
                 batch.forward(params)
                 loss.copy_(batch.judge(targets))
@@ -169,12 +166,9 @@ def evaluate_many(
         params.load(models[group])
         loss = params.flat.new_zeros(size)
         hits = torch.zeros(size, dtype=torch.int64, device=shape.device)
-        batches: dict[int, StackedBatch] = {}
+        batch_of = cache(partial(StackedBatch, shape, data, size, shared=True))
         for part in indices.split(batch_size):
-            N = len(part)
-            if N not in batches:
-                batches[N] = StackedBatch(shape, data, size, N, shared=True)
-            batch = batches[N]
+            batch = batch_of(N=len(part))
             y = own[group].index_select(1, part)[:, None]
             batch.read(part)
             hits += (batch.forward(params).argmax(1) == y[:, 0]).sum(1)
