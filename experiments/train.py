@@ -34,8 +34,6 @@ from nn_backprop.models import CNN, MLP, MODELS, counting
 from nn_backprop.tracking import Run, RunError, default_run_dir, describe_machine, read_json
 from nn_backprop.tracking.monitor import Monitor
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-
 # Chosen on the validation split. What an option leaves open is taken from here.
 CHOSEN = {  # epochs, batch_size, lr, weight_decay
     "cnn": (10, 128, 6e-3, 0.1), "mlp": (30, 128, 4e-3, 0.2), "happy": (40, 32, 1e-2, 0.03),
@@ -209,7 +207,7 @@ def train(options: Options) -> int:
     data = load(wanted, options.data_root, device)
 
     torch.manual_seed(options.seed)
-    dtype = DTYPES[options.precision]
+    dtype: torch.dtype = getattr(torch, options.precision)
     kept = torch.float32 if dtype == torch.bfloat16 else dtype  # the type of the parameters
     model = MODELS[options.model]().to(device, kept)
     data = suited(data, model)

@@ -31,6 +31,16 @@ def strict_diagnosis():
     guard.STRICT = True
 
 
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """An empty working directory, no network, no MNIST, a cache of the test's own."""
+    from offline import go_offline
+
+    go_offline(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # or tyro breaks its lines anywhere
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """The whole suite takes up to four processors; a path keeps to one, and so does -n 0."""

@@ -5,25 +5,33 @@ The table of official files is replaced by one of small files, served from this 
 
 import gzip
 import hashlib
-import json
 import os
 import socket
 import struct
-import subprocess
-import sys
 import tempfile
-import threading
-from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product as every
 from pathlib import Path
 
 import platformdirs
 import pytest
 import torch
+from file_server import (
+    FAULTS,
+    Server,
+    body,
+    endless,
+    half,
+    leftovers,
+    not_found,
+    one_bit,
+    serving,
+    stalled,
+    stalled_half_way,
+)
 from offline import go_offline, quiet
 from properties import naming, refuses
 
@@ -45,55 +53,6 @@ def contents() -> dict[str, bytes]:
         header = struct.pack(">4BI", 0, 0, 8, 1, n)
         plain[f"{split}-labels-idx1-ubyte"] = header + bytes(i % 10 for i in range(n))
     return plain | {f"{name}.gz": gzip.compress(data) for name, data in plain.items()}
-
-
-class Server:
-    """The archives over HTTP; ``answer`` may be replaced by another way to answer."""
-
-    def __init__(self, contents: dict[str, bytes]) -> None:
-        self.contents = contents
-        self.requests: Counter[str] = Counter()
-        self.over = threading.Event()
-        self.answer = self.send
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.requests[self.path] += 1
-                server.answer(self, self.path.rpartition("/")[2])
-
-            def log_message(self, *args) -> None:
-                pass
-
-        class Http(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request, client_address) -> None:
-                pass  # a client that has hung up is part of the tests
-
-        self.http = Http(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-
-    def send(self, handler, name: str) -> None:
-        self.send_body(handler, self.contents[name], len(self.contents[name]))
-
-    def send_body(self, handler, body: bytes, length: int) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(length))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-
-@contextmanager
-def serving(contents: dict[str, bytes]) -> Iterator[Server]:
-    server = Server(contents)
-    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.over.set()
-    server.http.shutdown()
-    thread.join()
-    server.http.server_close()
 
 
 @pytest.fixture
@@ -121,31 +80,20 @@ def fill(root: Path, contents: dict[str, bytes], suffix: str = "") -> Path:
     return raw
 
 
-def tree(root: Path) -> dict[Path, tuple[int, int]]:
-    """Every path under root with its size and time of change."""
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in root.rglob("*")}
-
-
 @contextmanager
 def unchanged(root: Path):
-    before = tree(root)
+    def tree() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in root.rglob("*")}
+
+    before = tree()
     yield
-    assert tree(root) == before
+    assert tree() == before
 
 
-@pytest.fixture
-def patience(monkeypatch):
+def patience(monkeypatch, attempt: float, quiet: float) -> None:
     """Sets how long an attempt, and all of them together, may take without a byte."""
-
-    def patience(attempt: float, quiet: float) -> None:
-        monkeypatch.setattr(download, "ATTEMPT_SECONDS", attempt)
-        monkeypatch.setattr(download, "QUIET_SECONDS", quiet)
-
-    return patience
-
-
-def leftovers(raw: Path) -> set[str]:
-    return {path.name for path in raw.iterdir()} - set(files.OFFICIAL)
+    monkeypatch.setattr(download, "ATTEMPT_SECONDS", attempt)
+    monkeypatch.setattr(download, "QUIET_SECONDS", quiet)
 
 
 # Faults of files
@@ -182,14 +130,6 @@ def test_verify_names_each_problem_and_writes_nothing(server, contents, tmp_path
             "t10k-labels-idx1-ubyte": f"too long: {TEST + 9} instead of {TEST + 8} bytes",
         }
     assert not server.requests
-
-
-FAULTS = {
-    "truncated": lambda data: data[:47],
-    "empty": lambda data: b"",
-    "one bit": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
-    "too long": lambda data: data + b"\0",
-}
 
 
 def test_a_bad_file_is_repaired(server, contents, tmp_path):
@@ -229,58 +169,26 @@ def test_what_a_killed_process_left_is_cleared_and_what_torchvision_left_is_not_
 # Faults of the network
 
 
-def test_all_four_are_downloaded_and_kept_for_later_repairs(server, contents, tmp_path):
+def test_two_at_once_fetch_each_file_once_and_keep_it_for_repairs(server, tmp_path):
+    """The lock is of a file, and holds between threads as it does between processes."""
+
+    def slowly(handler, name):
+        server.over.wait(0.1)
+        server.send(handler, name)
+
+    server.answer = slowly
     said: list[str] = []
-    prepare(tmp_path / "new", said.append)
-    assert verify(tmp_path / "new") == ALL_OK
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: prepare(tmp_path, said.append), range(2)))
     assert server.requests == {f"/{name}.gz": 1 for name in files.NAMES}
     assert any(f"downloading {server.url}/{IMAGES}.gz" in line for line in said)
-    (files.raw_folder(tmp_path / "new") / IMAGES).write_bytes(b"")
-    prepare(tmp_path / "new", quiet)
-    assert sum(server.requests.values()) == 4
+    (files.raw_folder(tmp_path) / IMAGES).write_bytes(b"")
+    prepare(tmp_path, quiet)
+    assert verify(tmp_path) == ALL_OK and server.requests.total() == 4
 
 
-def not_found(server, handler, name):
-    handler.send_error(404)
-
-
-def half(server, handler, name):
-    data = server.contents[name]
-    server.send_body(handler, data[: len(data) // 2], len(data))
-
-
-def body(content):
-    """Answers with what this makes of the right one."""
-
-    def answer(server, handler, name):
-        data = content(server.contents[name])
-        server.send_body(handler, data, len(data))
-
-    return answer
-
-
-one_bit = body(FAULTS["one bit"])
-
-
-def endless(server, handler, name):
-    handler.send_response(200)
-    handler.end_headers()
-    while not server.over.is_set():
-        handler.wfile.write(bytes(1 << 16))
-
-
-def stalled(server, handler, name):
-    server.over.wait()
-
-
-def stalled_half_way(server, handler, name):
-    half(server, handler, name)
-    handler.wfile.flush()
-    server.over.wait()
-
-
-def test_a_bad_answer_is_named_and_harms_nothing(server, contents, tmp_path, patience):
-    patience(0.3, 0.5)
+def test_a_bad_answer_is_named_and_harms_nothing(server, contents, tmp_path, monkeypatch):
+    patience(monkeypatch, 0.3, 0.5)
     raw = fill(tmp_path, contents)
     (raw / IMAGES).write_bytes(contents[IMAGES][:47])
     for answer, sentence in (
@@ -297,20 +205,7 @@ def test_a_bad_answer_is_named_and_harms_nothing(server, contents, tmp_path, pat
             said = refuses(sentence, prepare, tmp_path, quiet, error=DataError)
         assert f"{raw / IMAGES} is truncated: 47 of" in said
         assert f"{server.url}/{IMAGES}.gz" in said
-
-
-def test_a_download_that_is_given_up_is_hung_up(server, tmp_path):
-    hung_up = threading.Event()
-
-    def answer(handler, name):
-        try:
-            endless(server, handler, name)
-        except OSError:  # the connection is closed while we send
-            hung_up.set()
-
-    server.answer = answer
-    refuses("", prepare, tmp_path, quiet, error=DataError)
-    assert hung_up.wait(5)
+    assert server.hung_up.wait(5)  # on the endless one, when it was given up
 
 
 def test_a_refused_connection_is_tried_again_and_named(monkeypatch, tmp_path):
@@ -339,26 +234,32 @@ def test_after_a_failure_it_is_tried_again_and_the_mirror_that_works_is_asked_fi
     assert verify(tmp_path / "two") == ALL_OK
     assert sum(n for path, n in server.requests.items() if "/bad/" in path) == 1
 
-
-def test_torchvisions_mirrors_are_used_unless_others_are_named(monkeypatch):
     from torchvision.datasets import MNIST
 
-    assert download.mirrors() != MNIST.mirrors
     monkeypatch.delenv("NN_BACKPROP_MNIST_URL")
     assert download.mirrors() == MNIST.mirrors
     assert download.mirrors() is not MNIST.mirrors  # ours is reordered
 
 
-def test_many_silent_mirrors_share_one_deadline(server, monkeypatch, tmp_path, patience):
-    patience(0.25, 0.6)
+def test_many_silent_mirrors_share_one_deadline_and_so_does_a_silent_name_server(
+    server, monkeypatch, tmp_path
+):
+    patience(monkeypatch, 0.25, 0.6)
     monkeypatch.setenv("NN_BACKPROP_MNIST_URL", " ".join(f"{server.url}/{i}" for i in range(11)))
     server.answer = partial(stalled, server)
     refuses("", prepare, tmp_path, quiet, error=DataError)
     assert server.requests.total() <= 3
 
+    def never(*args, **kwargs):
+        server.over.wait(10)
+        raise OSError("the name server was waited for")
 
-def test_a_slow_download_that_progresses_is_neither_cut_nor_the_last(server, patience, tmp_path):
-    patience(0.6, 0.7)
+    monkeypatch.setattr(socket, "getaddrinfo", never)
+    refuses("nothing arrived for", prepare, tmp_path, quiet, error=DataError)
+
+
+def test_a_slow_download_that_progresses_is_neither_cut_nor_the_last(server, monkeypatch, tmp_path):
+    patience(monkeypatch, 0.6, 0.7)
 
     def slow(handler, name):
         data = server.contents[name]
@@ -377,61 +278,16 @@ def test_a_slow_download_that_progresses_is_neither_cut_nor_the_last(server, pat
     assert verify(tmp_path) == ALL_OK and server.requests[f"/{IMAGES}.gz"] == 2
 
 
-def test_a_name_server_that_never_answers_is_given_up(server, monkeypatch, tmp_path, patience):
-    def never(*args, **kwargs):
-        server.over.wait(10)
-        raise OSError("the name server was waited for")
-
-    patience(0.2, 0.3)
-    monkeypatch.setattr(socket, "getaddrinfo", never)
-    refuses("nothing arrived for", prepare, tmp_path, quiet, error=DataError)
-
-
-def test_an_interrupted_download_leaves_nothing(monkeypatch, contents, tmp_path):
-    raw = fill(tmp_path, contents)
-    (raw / IMAGES).write_bytes(b"")
-
+def test_an_interrupted_download_leaves_nothing(monkeypatch, tmp_path):
     def interrupted(url: str, patience: float) -> Iterator[bytes]:
         yield b"some bytes"
-        assert leftovers(raw) == {f"{IMAGES}.gz.part"}
+        assert leftovers(files.raw_folder(tmp_path)) == {f"{IMAGES}.gz.part"}
         raise KeyboardInterrupt
 
     monkeypatch.setattr(download, "stream", interrupted)
-    with unchanged(raw), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path, quiet)
-
-
-# Other processes
-
-CHILD = """
-import json, sys
-from nn_backprop.data import files, prepare
-for name, facts in json.loads(sys.argv[2]).items():
-    files.OFFICIAL[name] = files.Official(*facts)
-print("ready", flush=True)
-sys.stdin.readline()
-prepare(sys.argv[1])
-"""
-
-
-def test_two_processes_at_once_fetch_each_file_once(server, tmp_path):
-    def slowly(handler, name):
-        server.over.wait(0.2)
-        server.send(handler, name)
-
-    server.answer = slowly
-    command = [sys.executable, "-c", CHILD, str(tmp_path), json.dumps(files.OFFICIAL)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    children = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
-    for child in children:
-        assert child.stdout.readline() == "ready\n", child.communicate()
-    for child in children:
-        child.stdin.write("\n")
-        child.stdin.flush()
-    errors = [child.communicate(timeout=30)[1] for child in children]
-    assert [child.returncode for child in children] == [0, 0], errors
-    assert server.requests == {f"/{name}.gz": 1 for name in files.NAMES}
-    assert verify(tmp_path) == ALL_OK
+    assert not list(files.raw_folder(tmp_path).iterdir())
 
 
 def test_a_lock_that_is_never_released_is_named(server, monkeypatch, tmp_path):
@@ -464,55 +320,46 @@ def unprivileged() -> Iterator[None]:
         os.seteuid(0)
 
 
-@pytest.fixture
-def read_only(contents, monkeypatch):
-    """Makes a root with plain or .gz files that cannot be written; beside it an open cache."""
+def test_a_read_only_root_is_read_and_archives_in_it_are_extracted_into_the_cache(
+    server, contents, monkeypatch
+):
     from torchvision.datasets import MNIST  # noqa: F401  # before the privileges go
 
     with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own is closed to other users
         top = Path(name)
+        (top / "cache").mkdir()
         top.chmod(0o755)
-        cache = top / "cache"
-        cache.mkdir()
-        cache.chmod(0o777)
-        monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: cache / name)
-
-        def make(suffix: str) -> tuple[Path, Path]:
+        (top / "cache").chmod(0o777)
+        monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: top / "cache" / name)
+        cache = top / "cache" / "nn_backprop"
+        for suffix in ("", ".gz"):
             root = top / f"root{suffix}"
             fill(root, contents, suffix)
             for path in [root, *root.rglob("*")]:
                 path.chmod(0o555 if path.is_dir() else 0o444)
-            return root, cache / "nn_backprop"
-
-        yield make
+            said: list[str] = []
+            with unchanged(root), unprivileged():
+                data = load("mnist", root, say=said.append)
+            assert len(data.images) == TRAIN + TEST and not server.requests
+            assert data.reason == f"MNIST found in {cache if suffix else root}"
+            assert cache.exists() is bool(suffix)
+            cannot = f"MNIST: {root} cannot be written (Permission denied); trying elsewhere"
+            assert (cannot in said) is bool(suffix)
         for path in top.rglob("root*/**"):
             path.chmod(0o755)
 
 
-def test_a_read_only_root_is_read_and_archives_in_it_are_extracted_into_the_cache(
-    server, read_only
+def test_a_root_that_is_no_folder_is_left_for_the_cache_and_a_full_disk_is_named(
+    contents, monkeypatch, tmp_path
 ):
-    for suffix in ("", ".gz"):
-        root, cache = read_only(suffix)
-        said: list[str] = []
-        with unchanged(root), unprivileged():
-            data = load("mnist", root, say=said.append)
-        assert len(data.images) == TRAIN + TEST and not server.requests
-        assert data.reason == f"MNIST found in {cache if suffix else root}"
-        assert cache.exists() is bool(suffix)
-        cannot = f"MNIST: {root} cannot be written (Permission denied); trying elsewhere"
-        assert (cannot in said) is bool(suffix)
-
-
-def test_a_root_that_is_no_folder_is_left_for_the_cache(contents, tmp_path):
     (tmp_path / "file").touch()
     assert prepare(tmp_path / "file", quiet) == tmp_path / "cache" / "nn_backprop"
 
-
-def test_a_full_disk_is_named(contents, monkeypatch, tmp_path):
     def full(*args) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(download.os, "replace", full)
-    sentence = f"{tmp_path} cannot be written .No space left on device"
-    refuses(sentence, prepare, tmp_path, quiet, error=DataError)
+    root = tmp_path / "other"
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "more" / name)
+    sentence = f"{root} cannot be written .No space left on device"
+    refuses(sentence, prepare, root, quiet, error=DataError)

@@ -20,20 +20,15 @@ def rendered(figure: Figure) -> Figure:
 
 def test_weights_share_one_scale_that_is_symmetric_about_white():
     weight = torch.linspace(-0.5, 2.0, 3 * 5 * 7).reshape(3, 5, 7)
-    figure = rendered(figures.weight_images(weight, "Weights"))
-    axes, bar = figure.axes
+    axes, bar = rendered(figures.weight_images(weight, "Weights")).axes
     (drawn,) = axes.images
-    assert drawn.get_clim() == (-2.0, 2.0)
+    assert drawn.get_clim() == (-2.0, 2.0) and bar.get_ylabel() == "weight"
     assert min(drawn.cmap(drawn.norm(0.0))[:3]) > 0.95
-    assert bar.get_ylabel() == "weight"
     grid = np.ma.filled(drawn.get_array(), np.nan)
     assert grid.shape == (2 * 5 + 1, 2 * 7 + 1)  # two by two, a gap between
     np.testing.assert_array_equal(grid[:5, 8:], weight[1].numpy())
     np.testing.assert_array_equal(grid[6:, :7], weight[2].numpy())
     assert np.isnan(grid[5]).all() and np.isnan(grid[6:, 7:]).all()
-
-
-def test_no_more_than_64_weight_images_are_drawn_and_those_without_a_scale():
     for units, title in ((64, "W"), (128, "W · first 64 of 128")):
         axes, _ = figures.weight_images(torch.randn(units, 2, 3), "W").axes
         assert axes.get_title() == title
@@ -61,10 +56,8 @@ def test_mistakes_are_captioned_in_order_and_cut_at_25():
     n = 27
     images = torch.randint(256, (n, 8, 8), dtype=torch.uint8)
     true, taken_for = torch.arange(n) % 10, torch.arange(1, n + 1) % 10
-    sure = torch.linspace(0.998, 0.5, n)
-    figure = figures.mistakes(images, true, taken_for, sure, "Mistakes")
-    assert figure.get_suptitle() == "Mistakes · first 25 of 27"
-    assert len(figure.axes) == 25
+    figure = figures.mistakes(images, true, taken_for, torch.linspace(0.998, 0.5, n), "Mistakes")
+    assert figure.get_suptitle() == "Mistakes · first 25 of 27" and len(figure.axes) == 25
     assert figure.axes[0].get_title() == "0 taken for 1 · 99.8 %"
     assert figure.axes[9].get_title().startswith("9 taken for 0")
     none = torch.zeros(0)
@@ -76,21 +69,17 @@ def test_learning_curves_put_each_tag_where_it_belongs():
     records = [{"step": s, "epoch": 1, "loss/train": 0.9**s} for s in range(1, 50)]
     records += [{"step": 0, "epoch": 0, "loss/validation": 2.3, "accuracy/validation": 0.1}]
     records += [{"step": 49, "epoch": 1, "loss/validation": 0.2, "accuracy/validation": 0.9}]
-    loss, accuracy = rendered(figures.learning_curves(records)).axes
+    records[0] |= {f"gradient_norm/{k}.weight": 3.0 for k in range(3)}
+    loss, accuracy, gradient = rendered(figures.learning_curves(records)).axes
     curves = {line.get_label(): line.get_xydata() for line in loss.lines}
     np.testing.assert_array_equal(curves["validation"], [[0, 2.3], [49, 0.2]])
     np.testing.assert_array_equal(curves["train"][:, 0], range(1, 50))
     assert loss.get_yscale() == "log" and accuracy.get_yscale() == "linear"
     assert 0.8 < accuracy.get_ylim()[0] < 0.9  # the guesses of step 0 do not flatten the rest
-
-    records[0] |= {f"gradient_norm/{k}.weight": 3.0 for k in range(3)}
-    *_, gradient = rendered(figures.learning_curves(records)).axes
     assert [line.get_label() for line in gradient.lines] == ["0.weight", "1.weight", "2.weight"]
 
-
-def test_learning_curves_of_a_long_run_of_a_diverged_one_and_of_nothing():
-    records = [{"step": step, "loss/train": step % 2} for step in range(1000)]
-    mean, points = figures.learning_curves(records).axes[0].lines  # means over the points
+    long = [{"step": step, "loss/train": step % 2} for step in range(1000)]
+    mean, points = figures.learning_curves(long).axes[0].lines  # means over the points
     np.testing.assert_array_equal(mean.get_ydata(), np.full(100, 0.5))
     assert len(points.get_ydata()) == 1000 and points.get_alpha() < 0.5
     diverged = {"step": 0, "loss/train": float("nan"), "gradient_norm/x": float("inf")}
@@ -122,11 +111,11 @@ def panels(*parts: figures.Panel) -> list:
 
 
 def test_panels_draw_lines_levels_words_and_an_image():
-    curve = [(10, 0.5, 0.1), (100, 0.05, 0.01)]
+    curve = [(10, 0.5, (0.1, 0.1)), (100, 0.05, (0.01, 0.02))]
     words = [("plain", 0.2, 0.0), ("hard", 0.4, 0.1)]
-    first, second, third, _, *spare = panels(
+    first, second, third, *_, spare = panels(
         figures.Panel("a", "D", "error", {"one": curve, "two": curve}, "xy", True, {"limit": 0.02}),
-        figures.Panel("b", lines={"two": words}),
+        figures.Panel("b", lines={"two": words, "three": words[::-1]}),
         figures.Panel("c", image=torch.zeros(3, 5, dtype=torch.uint8)),
         figures.Panel("d", lines={"one": curve}),
     )
@@ -135,57 +124,16 @@ def test_panels_draw_lines_levels_words_and_an_image():
     assert {"2 %", "5 %", "10 %", "20 %"} <= set(texts(first.get_yticklabels()))
     assert sorted(texts(first.get_legend().get_texts())) == ["limit", "one", "two"]
     one, two = (container[0] for container in first.containers)
-    of_words = second.containers[0][0]
     np.testing.assert_array_equal(one.get_xydata(), [[10, 0.5], [100, 0.05]])
+    bars = first.containers[0][2][0].get_segments()
+    np.testing.assert_allclose(bars, [[[10, 0.4], [10, 0.6]], [[100, 0.04], [100, 0.07]]])
+    of_words, beside = (container[0] for container in second.containers)
     assert of_words.get_color() == two.get_color() != one.get_color()
     assert of_words.get_linestyle() == "None" and one.get_linestyle() == "-"
     assert texts(second.get_xticklabels()) == ["plain", "hard"]
-    assert of_words.get_xdata().tolist() == [0, 1]
-    assert third.images[0].get_array().shape == (3, 5)
-    assert len(spare) == 2 and not any(axes.axison for axes in spare)
-
-
-def test_the_marks_of_a_word_stand_beside_one_another():
-    lines = {
-        "one": [(word, 0.5, 0.1) for word in "abcd"],
-        "two": [("d", 0.3, 0.1), ("a", 0.4, 0.1)],
-        "three": [("b", 0.2, 0.1)],
-    }
-    (axes,) = panels(figures.Panel("a", lines=lines))
-    one, two, three = (axis[0].get_xdata().astype(float) for axis in axes.containers)
-    np.testing.assert_allclose(one, [-0.15, 0.85, 1.85, 2.85])
-    np.testing.assert_allclose(two, [3, 0], atol=1e-12)
-    np.testing.assert_allclose(three, [1.15])
-    assert texts(axes.get_xticklabels()) == ["a", "b", "c", "d"]
-    assert {label.get_rotation() for label in axes.get_xticklabels()} == {30}
-
-
-def test_weights_over_time_have_a_picture_for_each_network_and_moment():
-    weights = {
-        name: {"before": torch.full((4, 3, 5), 0.25), "after": torch.full((4, 3, 5), size)}
-        for name, size in (("one", -2.0), ("two", 0.5))
-    }
-    parts = [figures.Panel("a", lines={"one": [(1, 2.0, 0.5)]}), figures.Panel("b")]
-    figure = rendered(figures.weights_over_time(weights, parts, "all"))
-    *pictures, first, second = figure.axes
-    for axes, (name, moment, largest) in zip(pictures, (
-        ("one", "before", 0.25), ("", "after", 2), ("two", "", 0.25), ("", "", 0.5)
-    ), strict=True):  # fmt: skip
-        (drawn,) = axes.images
-        assert (axes.get_ylabel(), axes.get_title()) == (name, moment)
-        assert axes.get_xlabel() == f"± {largest}" and drawn.get_clim() == (-largest, largest)
-        assert drawn.get_array().shape == (2 * 3 + 1, 2 * 5 + 1)
-        assert min(drawn.cmap(drawn.norm(0.0))[:3]) > 0.95
-    assert pictures[1].images[0].get_array()[0, 0] == -2
-    assert (first.get_title(), second.get_title()) == ("a", "b")
-    assert figure.get_suptitle() == "all"
-
-
-def test_a_bar_may_reach_further_to_one_side():
-    lines = {"one": [(1, 5.0, (2.0, 0.5)), (2, 4.0, (1.0, 3.0))], "two": [(1, 2.0, 0.5)]}
-    (axes,) = panels(figures.Panel("a", lines=lines))
-    bars = [segment for container in axes.containers for segment in container[2][0].get_segments()]
-    np.testing.assert_allclose(bars, [[[1, 3], [1, 5.5]], [[2, 3], [2, 7]], [[1, 1.5], [1, 2.5]]])
+    np.testing.assert_allclose(of_words.get_xdata().astype(float), [-0.1, 0.9])
+    np.testing.assert_allclose(beside.get_xdata().astype(float), [1.1, 0.1])
+    assert third.images[0].get_array().shape == (3, 5) and not spare.axison
 
 
 def test_a_point_is_mean_and_deviation_and_crowded_places_share_round_ticks():
@@ -197,3 +145,20 @@ def test_a_point_is_mean_and_deviation_and_crowded_places_share_round_ticks():
         (axes,) = panels(figures.Panel("a", lines=lines, log="x"))
         assert (list(axes.get_xticks()) != places) == shared
         assert set(texts(axes.get_xticklabels())) >= {"10", "20"}
+
+
+def test_weights_over_time_have_a_picture_for_each_network_and_moment():
+    weights = {
+        name: {"before": torch.full((4, 3, 5), 0.25), "after": torch.full((4, 3, 5), size)}
+        for name, size in (("one", -2.0), ("two", 0.5))
+    }
+    parts = [figures.Panel("a", lines={"one": [(1, 2.0, 0.5)]}), figures.Panel("b")]
+    *pictures, first, second = rendered(figures.weights_over_time(weights, parts, "all")).axes
+    shown = [(a.get_ylabel(), a.get_title(), a.get_xlabel()) for a in pictures]
+    assert shown[:2] == [("one", "before", "± 0.25"), ("", "after", "± 2")]
+    assert shown[2:] == [("two", "", "± 0.25"), ("", "", "± 0.5")]
+    for axes, largest in zip(pictures, (0.25, 2, 0.25, 0.5), strict=True):
+        assert axes.images[0].get_clim() == (-largest, largest)
+        assert axes.images[0].get_array().shape == (2 * 3 + 1, 2 * 5 + 1)
+    assert pictures[1].images[0].get_array()[0, 0] == -2
+    assert (first.get_title(), second.get_title()) == ("a", "b")

@@ -53,26 +53,26 @@ def test_equals_torchs():
                 optimizer.load_state_dict(state)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_make_optimizer_takes_the_lean_one_for_a_single_parameter(name):
+def test_make_optimizer_takes_the_lean_one_for_a_single_parameter():
     parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(5))]
-    lean = make_optimizer(name, parameters[:1], 0.1, 0.2)
-    plain = make_optimizer(name, parameters, 0.1, 0.2)
-    assert type(lean) is {"sgd": LeanSGD, "adam": LeanAdamW}[name]
-    assert type(plain) is {"sgd": SGD, "adam": AdamW}[name]
-    schedule = make_schedule("one-cycle", lean, 0.1, 10)
-    steps(lean, parameters[:1], 0, 3)
-    schedule.step()
-    assert schedule.get_last_lr()[0] > 0.1 / 25
+    for name, kinds in (("sgd", (LeanSGD, SGD)), ("adam", (LeanAdamW, AdamW))):
+        made = [make_optimizer(name, some, 0.1, 0.2) for some in (parameters[:1], parameters)]
+        assert tuple(map(type, made)) == kinds
+        schedule = make_schedule("one-cycle", made[0], 0.1, 10)
+        steps(made[0], parameters[:1], 0, 3)
+        schedule.step()
+        assert schedule.get_last_lr()[0] > 0.1 / 25
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize(("lean", "plain"), [(LeanSGD, SGD), (LeanAdamW, AdamW)])
-def test_a_small_parameter_does_not_go_through_torch(lean, plain, momentum, monkeypatch):
-    parameters = [nn.Parameter(torch.ones(3))]
-    optimizer = lean(parameters, lr=0.1, **({"momentum": momentum} if lean is LeanSGD else {}))
-    steps(optimizer, parameters, 0, 1)  # makes the state
-    monkeypatch.setattr(plain, "step", lambda *arguments: pytest.fail("torch's step"))
-    before = parameters[0].detach().clone()
-    steps(optimizer, parameters, 1, 3)
-    assert not torch.equal(parameters[0], before)
+def test_a_small_parameter_does_not_go_through_torch(monkeypatch):
+    for lean, plain, options in (
+        (LeanSGD, SGD, {}), (LeanSGD, SGD, {"momentum": 0.9}), (LeanAdamW, AdamW, {})
+    ):  # fmt: skip
+        parameters = [nn.Parameter(torch.ones(3))]
+        optimizer = lean(parameters, lr=0.1, **options)
+        steps(optimizer, parameters, 0, 1)  # makes the state
+        before = parameters[0].detach().clone()
+        with monkeypatch.context() as patched:
+            patched.setattr(plain, "step", lambda *arguments: pytest.fail("torch's step"))
+            steps(optimizer, parameters, 1, 3)
+        assert not torch.equal(parameters[0], before)

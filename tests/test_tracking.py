@@ -59,17 +59,8 @@ def test_everything_is_in_one_event_folder(tmp_path):
         run.figure("curves", figure(), 7, file="curves")
         run.figure("shown only", figure(), 7)
         run.pr_curve("digit/1", is_class, probability, 7)
-        run.hparams(
-            {
-                "lr": 0.1,
-                "epochs": 2,
-                "model": "mlp",
-                "adam": True,
-                "root": Path("a"),
-                "resume": None,
-            },
-            {"final/accuracy": 0.75},
-        )
+        asked = {"lr": 0.1, "epochs": 2, "model": "mlp", "adam": True, "root": Path("a")}
+        run.hparams(asked | {"resume": None}, {"final/accuracy": 0.75})
         run.summary({"accuracy": 0.75})
 
     found = events(run)
@@ -96,10 +87,7 @@ def test_everything_is_in_one_event_folder(tmp_path):
 
     assert tracking.read_json(run.path / "summary.json") == {"accuracy": 0.75}
     assert tracking.read_json(run.path / "config.json") == {"lr": 0.1}
-    folders = {
-        folder for folder, _, files in os.walk(tmp_path) if any("tfevents" in f for f in files)
-    }
-    assert folders == {str(run.path)}
+    assert {path.parent for path in tmp_path.rglob("*tfevents*")} == {run.path}
     assert os.listdir(run.path / "figures") == ["curves.png"]
 
 
@@ -112,6 +100,14 @@ def test_metrics_read_back_exactly_and_at_once(tmp_path):
     assert math.isnan(record.pop("nan"))
     values.pop("nan")
     assert record == {"step": 3, "epoch": 1, **values}
+
+
+def test_histograms_of_a_diverged_run(tmp_path):
+    with Run.create(tmp_path, {}) as run:
+        run.histograms(0, {"nan": torch.full((3,), math.nan), "empty": torch.zeros(0)})
+        run.histograms(0, {"some": torch.tensor([math.inf, 1e30, math.nan, 2.0])})
+    assert events(run).Tags()["histograms"] == ["some"]
+    assert events(run).Histograms("some")[0].histogram_value.num == 2
 
 
 def test_reopen_forgets_what_came_after_the_step(tmp_path):
@@ -156,14 +152,6 @@ def test_damage_inside_the_metrics_is_reported_and_a_last_line_is_completed(tmp_
     assert [record["step"] for record in records(run)] == [0, 1, 2]
 
 
-def test_histograms_of_a_diverged_run(tmp_path):
-    with Run.create(tmp_path, {}) as run:
-        run.histograms(0, {"nan": torch.full((3,), math.nan), "empty": torch.zeros(0)})
-        run.histograms(0, {"some": torch.tensor([math.inf, 1e30, math.nan, 2.0])})
-    assert events(run).Tags()["histograms"] == ["some"]
-    assert events(run).Histograms("some")[0].histogram_value.num == 2
-
-
 def test_the_graph_leaves_the_model_and_the_random_state_alone(tmp_path):
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 2)).train()
     model[0].eval()  # as when its statistics are frozen
@@ -189,10 +177,9 @@ class Untraceable(nn.Module):
 def test_a_model_without_a_graph_costs_one_line(tmp_path, caplog, capfd):
     with Run.create(tmp_path, {}) as run:
         run.graph(Untraceable(), torch.zeros(1))
-    assert [record.getMessage().count("\n") for record in caplog.records] == [0]
-    assert "RuntimeError" in caplog.text
-    assert capfd.readouterr().out == ""
-    assert not events(run).Tags()["graph"]
+    (record,) = caplog.records
+    assert "RuntimeError" in record.getMessage() and "\n" not in record.getMessage()
+    assert capfd.readouterr().out == "" and not events(run).Tags()["graph"]
 
 
 def test_a_closed_run_takes_nothing_more_and_leaves_no_thread(tmp_path):
@@ -237,16 +224,18 @@ def test_the_commit_is_that_of_the_source(tmp_path, monkeypatch):
         command = ["git", "-C", str(tmp_path), *who, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
+    def commit():
+        return tracking.describe_machine()["commit"]
+
     monkeypatch.setattr("nn_backprop.tracking.machine._SOURCE", tmp_path)
-    assert tracking.describe_machine()["commit"] is None  # no checkout
+    assert commit() is None  # no checkout
     git("init")
-    assert tracking.describe_machine()["commit"] is None  # nothing committed
+    assert commit() is None  # nothing committed
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("commit", "-m", "first")
-    commit = git("rev-parse", "HEAD")
-    assert tracking.describe_machine()["commit"] == commit
+    assert commit() == git("rev-parse", "HEAD")
     (tmp_path / "file").write_text("2")
-    assert tracking.describe_machine()["commit"] == commit + "+changes"
+    assert commit() == git("rev-parse", "HEAD") + "+changes"
     monkeypatch.setenv("PATH", "")
-    assert tracking.describe_machine()["commit"] is None  # no git
+    assert commit() is None  # no git

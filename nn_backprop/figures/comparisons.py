@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from nn_backprop.figures.style import DPI, LINES, legend
+from nn_backprop.figures.style import LINES, MARKS, blank, legend, log_ticks
 
 
 def seed_dots(
@@ -20,8 +20,7 @@ def seed_dots(
     `values` are shares (0 to 1) by group; `published` gives some groups, by their number from 0, a
     line to be held against. Each group has an axis of its own, since their scales differ.
     """
-    figure = Figure(figsize=(3 * len(values), 4), dpi=DPI, layout="constrained")
-    figure.suptitle(title)
+    figure = blank(3 * len(values), 4, title)
     for number, (axes, (name, seeds)) in enumerate(
         zip(figure.subplots(1, len(values), squeeze=False)[0], values.items(), strict=True)
     ):
@@ -41,21 +40,8 @@ def seed_dots(
 
 def ratio_dots(ratios: Mapping[str, Sequence[float]], title: str) -> Figure:
     """One row a pair of timings: every ratio a dot, their median a bar, on a logarithmic axis."""
-    figure = Figure(figsize=(8, 1.2 + 0.6 * len(ratios)), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    rows = range(len(ratios))
-    for row, values in zip(rows, ratios.values(), strict=True):
-        median = float(np.median(values))
-        axes.plot(values, [row] * len(values), "o", color=LINES[0], alpha=0.7)
-        axes.plot([median], [row], "|", color=LINES[2], markersize=22, markeredgewidth=2)
-        axes.annotate(f"{median:.3g}", (median, row), (0, 13), textcoords="offset points")
-    axes.axvline(1, color="0.4", linestyle="--")
-    axes.set(title=title, xscale="log", xlabel="ratio of the times (logarithmic); bar: median")
-    axes.set_yticks(rows, list(ratios))
-    axes.invert_yaxis()
-    axes.margins(y=0.3)
-    axes.grid(alpha=0.3, axis="x")
-    return figure
+    by_case = {case: {"a round": values} for case, values in ratios.items()}
+    return speed_ratios(by_case, {}, title, "ratio of the times")
 
 
 def rates_by_group(
@@ -71,9 +57,7 @@ def rates_by_group(
     part; the parts are stacked in `order`, as shares of the group, with the counts written in.
     """
     groups = list(rates)
-    figure = Figure(figsize=(6 + 4 * len(parts), 2 + 0.42 * len(groups)), dpi=DPI,
-                    layout="constrained")  # fmt: skip
-    figure.suptitle(title)
+    figure = blank(6 + 4 * len(parts), 2 + 0.42 * len(groups), title)
     left, *rest = figure.subplots(1, 1 + len(parts), sharey=True)
     rows = np.arange(len(groups))
 
@@ -126,7 +110,8 @@ def speed_ratios(
     contestants = list(dict.fromkeys(name for by_name in ratios.values() for name in by_name))
     step = 0.8 / max(1, len(contestants))
     height = 1.7 + len(ratios) * (0.3 + 0.25 * len(contestants))
-    figure = Figure(figsize=(8.5, height), dpi=DPI, layout="constrained")
+    figure = blank(8.5, height)
+    figure.suptitle(title, fontsize=11)
     axes = figure.subplots()
     axes.axvline(1, color="0.4", linestyle="--", zorder=0)
     reached = None
@@ -148,12 +133,9 @@ def speed_ratios(
                 (reached,) = axes.plot([bar], [row], ">", color="black", markersize=5)
     if reached is not None:
         reached.set_label("to be reached")
-    figure.suptitle(title, fontsize=11)
     axes.set_xlabel(f"{label} (logarithmic); bar: median", fontsize=9)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    log_ticks(axes.xaxis)
     axes.set_yticks(range(len(ratios)), list(ratios))
     axes.set_ylim(len(ratios) - 0.5, -0.5)
     low, high = axes.dataLim.intervalx
@@ -172,11 +154,11 @@ def time_against_accuracy(
     `runs` gives each contestant's seconds and accuracies (0 to 1), by seed. The large mark is the
     median time and the mean accuracy; the dashed line is the `target`.
     """
-    figure = Figure(figsize=(8.5, 5), dpi=DPI, layout="constrained")
+    figure = blank(8.5, 5)
     axes = figure.subplots()
     axes.axhline(target, color="0.4", linestyle="--", label=f"target, {100 * target:g} %")
     for number, (name, (seconds, accuracies)) in enumerate(runs.items()):
-        colour, marker = LINES[number % len(LINES)], "os^Dv<>pP*"[number % 10]
+        colour, marker = LINES[number % len(LINES)], MARKS[number % len(MARKS)]
         axes.plot(seconds, accuracies, marker, color=colour, alpha=0.35, markersize=5)
         middle = float(np.median(seconds)), float(np.mean(accuracies))
         axes.plot(*middle, marker, color=colour, markersize=10, markeredgecolor="black", label=name)
@@ -187,9 +169,7 @@ def time_against_accuracy(
         ylabel="validation accuracy",
     )
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1, symbol=" %"))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    log_ticks(axes.xaxis)
     legend(axes)
     return figure
 
@@ -201,10 +181,9 @@ def log_lines(
 
     The keys of `panels` are the names of their x axes, `label` is that of y.
     """
-    figure = Figure(figsize=(4.6 * len(panels), 4.4), dpi=DPI, layout="constrained")
-    figure.suptitle(title)
-    for axes, (name, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0],
-                                   panels.items(), strict=True):  # fmt: skip
+    figure = blank(4.6 * len(panels), 4.4, title)
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, lines) in zip(grid, panels.items(), strict=True):
         for number, (contestant, points) in enumerate(lines.items()):
             axes.plot(*np.array(points).T, "o-", color=LINES[number], label=contestant)
         places = sorted({x for points in lines.values() for x, _ in points})

@@ -13,11 +13,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from nn_backprop.figures.style import (
-    DPI,
     LINES,
     PERCENT,
     SIGNS,
     as_array,
+    blank,
     first_of,
     legend,
     log_if_wide,
@@ -32,7 +32,7 @@ def weight_images(weight: Any, title: str) -> Figure:
     """
     weight, title = first_of(as_array(weight).astype(float), 64, title)
     grid, largest = tiled(weight)
-    figure = Figure(figsize=(7, 6.2), dpi=DPI, layout="constrained")
+    figure = blank(7, 6.2)
     axes = figure.subplots()
     drawn = axes.imshow(grid, cmap=SIGNS, vmin=-largest, vmax=largest, interpolation="nearest")
     axes.set(title=title, xticks=[], yticks=[])
@@ -65,7 +65,7 @@ def confusion_matrix(counts: Any, class_names: Sequence[str]) -> Figure:
     right, total = int(np.trace(counts)), int(counts.sum())
 
     side = 1.2 + 0.52 * len(counts)
-    figure = Figure(figsize=(side + 2, side), dpi=DPI, layout="constrained")
+    figure = blank(side + 2, side)
     axes = figure.subplots()
     scale = LogNorm(1e-4, 1, clip=True)
     drawn = axes.imshow(
@@ -101,7 +101,7 @@ def mistakes(images: Any, labels: Any, predictions: Any, confidences: Any, title
     """
     images, title = first_of(as_array(images), 25, title)
     rows = max(1, math.ceil(len(images) / 5))
-    figure = Figure(figsize=(8, 0.6 + 1.75 * rows), dpi=DPI, layout="constrained")
+    figure = blank(8, 0.6 + 1.75 * rows)
     figure.suptitle(title if len(images) else f"{title}: none")
     grid = figure.subplots(rows, 5, squeeze=False).ravel()
     for axes in grid:
@@ -129,7 +129,7 @@ def learning_curves(records: Iterable[Mapping[str, float]]) -> Figure:
     norms = sorted(tag for tag in curves if tag.startswith("gradient_norm/"))
 
     panels = 3 if norms else 2
-    figure = Figure(figsize=(5.2 * panels, 4.2), dpi=DPI, layout="constrained")
+    figure = blank(5.2 * panels, 4.2)
     loss, accuracy, *rest = figure.subplots(1, panels)
     _lines(loss, curves, ["loss/validation", "loss/train"])
     log_if_wide(loss)
@@ -156,7 +156,7 @@ def precision_recall(is_class: Any, probability: Any) -> Figure:
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
-    figure = Figure(figsize=(7.5, 5.5), dpi=DPI, layout="constrained")
+    figure = blank(7.5, 5.5)
     axes = figure.subplots()
     axes.set_prop_cycle(color=LINES, linestyle=["-", "--"] * 5)
     lowest = 0.99

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 
-from nn_backprop.figures.style import DPI, LINES, SIGNS, as_array, legend, tiled
+from nn_backprop.figures.style import LINES, MARKS, SIGNS, as_array, blank, legend, log_ticks, tiled
 
 Point = tuple[float | str, float, float | tuple[float, float]]
 
@@ -47,8 +47,7 @@ def point(x: float | str, values: Collection[float]) -> tuple[float | str, float
 def side_by_side(parts: Sequence[Panel], title: str) -> Figure:
     """Up to three panels a row. A name has the same colour and mark wherever it occurs."""
     rows, columns = math.ceil(len(parts) / 3), min(3, len(parts))
-    figure = Figure(figsize=(5 * columns, 0.5 + 4 * rows), dpi=DPI, layout="constrained")
-    figure.suptitle(title)
+    figure = blank(5 * columns, 0.5 + 4 * rows, title)
     draw_panels(figure.subplots(rows, columns, squeeze=False).ravel(), parts)
     return figure
 
@@ -63,9 +62,7 @@ def weights_over_time(
     it, for weights grow.
     """
     moments = list(next(iter(rows.values())))
-    size = 2.7 * len(moments) + 0.6, 2.2 * len(rows) + 4.7
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    figure.suptitle(title)
+    figure = blank(2.7 * len(moments) + 0.6, 2.2 * len(rows) + 4.7, title)
     above, below = figure.subfigures(2, 1, False, height_ratios=(2.2 * len(rows), 4))[:, 0]
     pictures = above.subplots(len(rows), len(moments), squeeze=False)
     shades = SIGNS.resampled(15)  # of 256, noise would make a file half as large again
@@ -103,7 +100,7 @@ def draw_panels(grid: np.ndarray, parts: Sequence[Panel]) -> None:
                 shift = 0.6 * (place / (len(part.lines) + 1) - 0.5)
                 places = tuple(words.index(word) + shift for word in places)
             axes.errorbar(places, means, np.transpose(deviations), color=LINES[number], capsize=3,
-                          marker="os^Dv<>pP*"[number], markersize=5,
+                          marker=MARKS[number], markersize=5,
                           linestyle="none" if words else "-", label=name)  # fmt: skip
         if words:
             two_lines = any("\n" in word for word in words)
@@ -118,16 +115,14 @@ def draw_panels(grid: np.ndarray, parts: Sequence[Panel]) -> None:
             crowded = len(marked) > 10 or any(b < 1.2 * a for a, b in pairwise(marked))
             measured = any(x != float(f"{x:.4g}") and x % 1 for x in marked)
             axes.tick_params("x", rotation=30 * (crowded or len(marked) > 5))
-            if not crowded and not measured:
-                axes.set_xticks(marked, [f"{x:,.12g}" for x in marked])
+            if crowded or measured:
+                log_ticks(axes.xaxis)
             else:
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.12g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+                axes.set_xticks(marked, [f"{x:,.12g}" for x in marked])
+                axes.xaxis.set_minor_formatter(NullFormatter())
         if "y" in part.log:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            log_ticks(axes.yaxis)
         scale, unit = (100, " %") if part.percent else (1, "")
         axes.yaxis.set_major_formatter(lambda y, _, s=scale, u=unit: f"{s * y:g}{u}")
         axes.margins(x=0.08)

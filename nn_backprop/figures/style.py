@@ -16,16 +16,26 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 DPI = 110
 LINES = [
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 ]
+MARKS = "os^Dv<>pP*"
 SIGNS = colormaps["RdBu_r"].with_extremes(bad="0.8")
 PERCENT = PercentFormatter(xmax=1, symbol=" %")
+
+
+def blank(width: float, height: float, title: str = "") -> Figure:
+    """A figure of so many inches, laid out to fit what is drawn in it."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    if title:
+        figure.suptitle(title)
+    return figure
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -66,6 +76,13 @@ def log_if_wide(axes: Axes) -> None:
     values = values[np.isfinite(values) & (values > 0)]
     if values.size and values.max() > 10 * values.min():
         axes.set_yscale("log", nonpositive="mask")
+
+
+def log_ticks(axis: Axis) -> None:
+    """1, 2 and 5 of each power of ten, written out."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:,.12g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend(axes: Axes) -> None:

@@ -4,9 +4,8 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-Row = TypeVar("Row", bound=Mapping[str, Any])
 Verdict = Literal["reproduced", "not reproduced", "undecided"]
 
 

@@ -39,16 +39,16 @@ def line_of(row: Row) -> str:
 
 def write_claims(folder: Path, claims: Sequence[Claim], about: Mapping[str, Any]) -> None:
     """claims.json: `about`, which is of the run (experiment, config, machine, seconds); claims."""
-    found = [asdict(claim) for claim in claims]
+    whole = {**about, "claims": [asdict(claim) for claim in claims]}
     order = ("experiment", "config", "claims", "machine", "seconds")
-    whole = {**about, "claims": found}
     write_json(folder / "claims.json", {key: whole[key] for key in order})
 
 
 def read_about(folder: Path) -> dict[str, Any]:
     """What claims.json says of the run."""
-    return {key: value for key, value in read_json(folder / "claims.json").items()
-            if key != "claims"}  # fmt: skip
+    about: dict[str, Any] = read_json(folder / "claims.json")
+    del about["claims"]
+    return about
 
 
 def blocks(
@@ -83,10 +83,9 @@ def renewed(page: str, blocks: Mapping[str, str]) -> str:
 
     def renew(block: re.Match[str]) -> str:
         begin, name, end = block.groups()
-        tables = [title for title in blocks if title not in ("claims", "run")]
-        named = (
-            tables if name == "tables" else [title for title in blocks if title.startswith(name)]
-        )
+        named = [title for title in blocks if title.startswith(name)]
+        if name == "tables":
+            named = [title for title in blocks if title not in ("claims", "run")]
         if not named:
             raise UsageError(f"there is no block {name!r}; there are {', '.join(blocks)}")
         shown.update(named)

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,8 @@ class Rows(list[Row]):
 
     def by(self, *keys: str) -> dict[Any, "Rows"]:
         """Groups, in the order of their first rows: by one key's value, or the tuple of several."""
-        groups: dict[Hashable, Rows] = {}
-        for row in self:
-            at = row[keys[0]] if len(keys) == 1 else tuple(row[key] for key in keys)
-            groups.setdefault(at, Rows(folder=self.folder)).append(row)
-        return groups
+        groups = self._by_tuple(keys)
+        return {at[0] if len(keys) == 1 else at: rows for at, rows in groups.items()}
 
     def values(self, what: str | Callable[[Row], float], scale: float = 1) -> np.ndarray:
         """Numbers times `scale`, float64 (n,), of each row; in the order of the seeds, if any.
@@ -77,18 +74,15 @@ class Rows(list[Row]):
         group, settings = tuple(group), tuple(settings)
         best: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         for at, rows in self._by_tuple(group).items():
-            means = {
-                setting: statistics.fmean(row[score] for row in of)
-                for setting, of in rows._by_tuple(settings).items()
-            }
-            best[at] = max(means, key=means.__getitem__)
+            tried = rows._by_tuple(settings)
+            best[at] = max(tried, key=lambda one: statistics.fmean(r[score] for r in tried[one]))
         kept = (row for row in self if _at(row, settings) == best[_at(row, group)])
         return Rows(kept, self.folder)
 
     def _by_tuple(self, keys: tuple[str, ...]) -> dict[tuple[Any, ...], "Rows"]:
         groups: dict[tuple[Any, ...], Rows] = {}
         for row in self:
-            groups.setdefault(_at(row, keys), Rows()).append(row)
+            groups.setdefault(_at(row, keys), Rows(folder=self.folder)).append(row)
         return groups
 
 

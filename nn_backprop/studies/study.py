@@ -66,18 +66,13 @@ class Study:
 
     @property
     def script(self) -> Path:
-        """Where `collect` stands."""
+        """Where `collect` stands; its name is the study's."""
         return Path(self.collect.__code__.co_filename)
-
-    @property
-    def name(self) -> str:
-        """That of the script."""
-        return self.script.stem
 
     @property
     def results(self) -> Path:
         """The committed results of a full run: results/<study> beside the script."""
-        return self.script.parent / "results" / self.name
+        return self.script.parent / "results" / self.script.stem
 
     def main(self, arguments: list[str] | None = None) -> int:
         """Reads the options, trains, writes and shows the results; returns the exit code.
@@ -89,7 +84,7 @@ class Study:
         asked = tyro.cli(self.options, args=arguments, description=doc)
         smallest: dict[str, Any] = asked.least if asked.smoke else {}
         options = dataclasses.replace(asked, **smallest)
-        run = StudyRun(self.name, options)
+        run = StudyRun(self.script.stem, options)
         try:
             for count, least in asked.least.items():
                 if getattr(asked, count) < least:
@@ -144,10 +139,7 @@ class Study:
         page.write_rows(run.folder, rows)
         claims = list(self.claims(rows))
         if run.options.smoke:
-            claims = [
-                dataclasses.replace(claim, claim=f"{claim.claim} (smoke: not MNIST)")
-                for claim in claims
-            ]
+            claims = [dataclasses.replace(c, claim=f"{c.claim} (smoke: not MNIST)") for c in claims]
         about = {
             "experiment": run.name,
             "config": {k: v for k, v in dataclasses.asdict(run.options).items() if k != "page"},

@@ -82,19 +82,19 @@ class Monitor:
         validation = evaluate(self.model, self.data, self.data.validation)
         values = {"loss/validation": validation.loss, "accuracy/validation": validation.accuracy}
         batch = self.data.batch(self.data.train[: self.batch_size])
-        for engine, distances in disagreements(self.model, *batch).items():
-            for name, distance in distances.items():
-                values[f"gradient_disagreement/{engine}/{name}"] = distance
+        values |= {
+            f"gradient_disagreement/{engine}/{name}": distance
+            for engine, distances in disagreements(self.model, *batch).items()
+            for name, distance in distances.items()
+        }
         began = time.perf_counter()
         self.run.log(steps, complete, values)
         named = dict(self.model.named_parameters())
-        self.run.histograms(steps, {f"weights/{name}": p for name, p in named.items()})
-        self.run.histograms(
-            steps, {f"gradients/{n}": p.grad for n, p in named.items() if p.grad is not None}
-        )
-        self.run.image(
-            "figures/first_layer", figures.weight_pixels(_first_layer(self.model)), steps
-        )
+        shown: dict[str, Tensor] = {f"weights/{name}": p for name, p in named.items()}
+        shown |= {f"gradients/{n}": p.grad for n, p in named.items() if p.grad is not None}
+        self.run.histograms(steps, shown)
+        pixels = figures.weight_pixels(_first_layer(self.model))
+        self.run.image("figures/first_layer", pixels, steps)
         self.logging_seconds += time.perf_counter() - began
         tqdm.write(
             f"epoch {complete:3d}   validation loss {validation.loss:.4f}   "
@@ -114,27 +114,21 @@ class Monitor:
         records = [json.loads(line) for line in lines]
         steps = records[-1]["step"]
         classes = test.probabilities.shape[1]
-        is_class = torch.nn.functional.one_hot(test.labels, classes).bool()
+        is_class = F.one_hot(test.labels, classes).bool()
         for k in range(classes):
             self.run.pr_curve(f"digit_{k}", is_class[:, k], test.probabilities[:, k], steps)
+        weights = _first_layer(self.model), "Weights of the first layer, after training"
+        names = [*map(str, range(classes))]
         for name, figure in {
             "learning_curves": figures.learning_curves(records),
-            "confusion_matrix": figures.confusion_matrix(
-                test.confusion, [*map(str, range(classes))]
-            ),
+            "confusion_matrix": figures.confusion_matrix(test.confusion, names),
             "confident_mistakes": self._mistakes(test),
             "precision_recall": figures.precision_recall(is_class, test.probabilities),
-            "first_layer_weights": figures.weight_images(
-                _first_layer(self.model), "Weights of the first layer, after training"
-            ),
+            "first_layer_weights": figures.weight_images(*weights),
         }.items():
             self.run.figure(f"figures/{name}", figure, steps, file=name)
-        disagreements = [
-            value
-            for r in records
-            for tag, value in r.items()
-            if tag.startswith("gradient_disagreement/")
-        ]
+        tag = "gradient_disagreement/"
+        disagreements = [v for r in records for name, v in r.items() if name.startswith(tag)]
         validation = [r["accuracy/validation"] for r in records if "accuracy/validation" in r]
         final = {
             "validation_accuracy": validation[-1],

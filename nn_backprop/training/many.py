@@ -5,7 +5,8 @@ The arithmetic, and why each network ends as it would have ended alone, is in `s
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import count
 from math import inf
 from typing import Any
 
@@ -94,18 +95,47 @@ def fit_many(
 
     n = len(data.train)
     factors = _rate_factors(schedule, epochs * steps_per_epoch(n, batch_size))
-    G = group_size(shape, min(batch_size, n), M)
-    losses = []
-    for group in _slices(M, G):
-        losses.append(
-            _fit_group(
-                models[group], shape, data, seeds[group], rates[group], decays[group],
-                data.labels[None] if labels is None else labels[group],
-                optimizer, factors, epochs, batch_size,
-                partial(on_epoch, group),
-            )
-        )  # fmt: skip
-    return torch.cat(losses)
+
+    def fit_group(group: slice) -> Tensor:
+        """All at once. The steps read nothing back from the device."""
+        G, own_seeds = len(models[group]), seeds[group]
+        own_rates, own_decays = rates[group], decays[group]
+        shared = len(set(own_seeds)) == 1
+        own = data.labels.expand(G, -1) if labels is None else labels[group]
+        params, grads = Stack(shape, G), Stack(shape, G)
+        params.load(models[group])
+        update: StackedUpdate | CommonUpdate
+        if len(set(own_rates)) == len(set(own_decays)) == 1:
+            update = CommonUpdate(params, grads, optimizer, own_rates[0], own_decays[0], factors)
+        else:
+            update = StackedUpdate(params, grads, optimizer, own_rates, own_decays, factors)
+        batch_of = cache(partial(StackedBatch, shape, data, G, shared=shared))
+        losses = params.flat.new_empty(epochs, G)
+        per_step = params.flat.new_empty(steps_per_epoch(n, batch_size), G)
+        healthy = torch.ones(G, dtype=torch.bool, device=shape.device)
+        steps = count()
+        for epoch in range(epochs):
+            orders = {seed: order_of_epoch(n, seed, epoch) for seed in set(own_seeds)}
+            order = torch.stack([orders[seed] for seed in (own_seeds[:1] if shared else own_seeds)])
+            rows = data.train[order.to(shape.device)]  # (G, n), or (1, n) if shared
+            y = own.gather(1, rows.expand(G, n))[:, None]
+            parts = zip(rows.split(batch_size, 1), y.split(batch_size, 2), per_step, strict=True)
+            for indices, targets, loss in parts:
+                batch = batch_of(N=indices.shape[1])
+                batch.read(indices.flatten())
+                batch.forward(params)
+                loss.copy_(batch.judge(targets))
+                batch.backward(params, grads)
+                update.step(next(steps))
+            for row in (per_step.T, *params.rows):
+                healthy &= row.isfinite().all(1)
+            losses[epoch] = torch.where(healthy, per_step.sum(0) / n, torch.nan)
+            params.store(models[group])
+            on_epoch(group, epoch + 1)
+        return losses.T
+
+    size = group_size(shape, min(batch_size, n), M)
+    return torch.cat([fit_group(group) for group in _slices(M, size)])
 
 
 @torch.no_grad()
@@ -136,12 +166,9 @@ def evaluate_many(
         params.load(models[group])
         loss = params.flat.new_zeros(size)
         hits = torch.zeros(size, dtype=torch.int64, device=shape.device)
-        batches: dict[int, StackedBatch] = {}
+        batch_of = cache(partial(StackedBatch, shape, data, size, shared=True))
         for part in indices.split(batch_size):
-            N = len(part)
-            if N not in batches:
-                batches[N] = StackedBatch(shape, data, size, N, shared=True)
-            batch = batches[N]
+            batch = batch_of(N=len(part))
             y = own[group].index_select(1, part)[:, None]
             batch.read(part)
             hits += (batch.forward(params).argmax(1) == y[:, 0]).sum(1)
@@ -149,60 +176,6 @@ def evaluate_many(
         losses.append(loss / n)
         right.append(hits.to(torch.promote_types(shape.dtype, torch.float32)) / n)
     return ManyEvaluation(torch.cat(losses), torch.cat(right))
-
-
-def _fit_group(
-    models: Sequence[nn.Module],
-    shape: NetworkShape,
-    data: ImageData,
-    seeds: Sequence[int],
-    rates: Sequence[float],
-    decays: Sequence[float],
-    labels: Tensor,
-    optimizer: str,
-    factors: Sequence[float],
-    epochs: int,
-    batch_size: int,
-    on_epoch: Callable[[int], None],
-) -> Tensor:
-    """Trains the networks of a group, all at once. Its steps read nothing back from the device."""
-    M, n = len(models), len(data.train)
-    shared = len(set(seeds)) == 1
-    params, grads = Stack(shape, M), Stack(shape, M)
-    params.load(models)
-    update: StackedUpdate | CommonUpdate
-    if len(set(rates)) == len(set(decays)) == 1:
-        update = CommonUpdate(params, grads, optimizer, rates[0], decays[0], factors)
-    else:
-        update = StackedUpdate(params, grads, optimizer, rates, decays, factors)
-    batches: dict[int, StackedBatch] = {}
-    losses = params.flat.new_empty(epochs, M)
-    per_step = params.flat.new_empty(steps_per_epoch(n, batch_size), M)
-    healthy = torch.ones(M, dtype=torch.bool, device=shape.device)
-    t = 0
-    for epoch in range(epochs):
-        orders = {seed: order_of_epoch(n, seed, epoch) for seed in set(seeds)}
-        order = torch.stack([orders[seed] for seed in (seeds[:1] if shared else seeds)])
-        rows = data.train[order.to(shape.device)]  # (M, n), or (1, n) if shared
-        y = labels.expand(M, -1).gather(1, rows.expand(M, n))[:, None]
-        parts = zip(rows.split(batch_size, 1), y.split(batch_size, 2), per_step, strict=True)
-        for indices, targets, loss in parts:
-            N = indices.shape[1]
-            if N not in batches:
-                batches[N] = StackedBatch(shape, data, M, N, shared)
-            batch = batches[N]
-            batch.read(indices.flatten())
-            batch.forward(params)
-            loss.copy_(batch.judge(targets))
-            batch.backward(params, grads)
-            update.step(t)
-            t += 1
-        for row in (per_step.T, *params.rows):
-            healthy &= row.isfinite().all(1)
-        losses[epoch] = torch.where(healthy, per_step.sum(0) / n, torch.nan)
-        params.store(models)
-        on_epoch(epoch + 1)
-    return losses.T
 
 
 def group_size(shape: NetworkShape, N: int, M: int) -> int:

@@ -27,17 +27,13 @@ def make_optimizer(
     Sources: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2.
     """
     parameters = list(parameters)
-    if graph:
-        device = parameters[0].device
-        rate = torch.tensor(lr, device=device)
-        if name == "sgd":
-            return SGD(parameters, lr=rate, weight_decay=weight_decay, fused=True)
-        on_gpu = device.type == "cuda"
-        return AdamW(parameters, lr=rate, weight_decay=weight_decay, fused=True, capturable=on_gpu)
-    sgd, adam = (LeanSGD, LeanAdamW) if len(parameters) == 1 else (SGD, AdamW)
+    device = parameters[0].device
+    rate = torch.tensor(lr, device=device) if graph else lr
+    common: dict[str, Any] = {"lr": rate, "weight_decay": weight_decay, "fused": True}
+    sgd, adam = (LeanSGD, LeanAdamW) if len(parameters) == 1 and not graph else (SGD, AdamW)
     if name == "sgd":
-        return sgd(parameters, lr=lr, weight_decay=weight_decay, fused=True)
-    return adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        return sgd(parameters, **common)
+    return adam(parameters, capturable=graph and device.type == "cuda", **common)
 
 
 class LeanSGD(SGD):
