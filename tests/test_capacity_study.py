@@ -88,7 +88,7 @@ FEW, MANY = [0, 0, 0], [10_000, 10_100, 10_200]  # wrong of 4,000 and of 12,000
 
 
 def made(happy=None, relu=None, least=None, built=0):
-    """Three seeds, the same for both inputs. By (epochs, n): how many are wrong, widths in least."""
+    """Three seeds, the same for both inputs; by (epochs, n) how many are wrong, or least widths."""
     rows = Rows()
     usual = {(epochs, n): wrong for epochs in (1, 2) for n, wrong in ((4_000, FEW), (12_000, MANY))}
     widths = {(e, n): [n // 100 + k for k in (1, 2, 3)] for e in (1, 2) for n in (100, 500, 1_000)}
