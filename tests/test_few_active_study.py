@@ -6,7 +6,6 @@ import pytest
 import torch
 from pytest import approx
 from test_studies import smoke_rows, splits_of, verdicts
-from torch import nn
 
 import few_active as study
 from nn_backprop.data import load
@@ -29,15 +28,7 @@ WON = {  # of each layer's outputs, the standard share
 def test_the_study(tmp_path):
     rows, claims = smoke_rows("few_active", tmp_path)
     assert len(claims) == 9 + 11 + 11
-    expected = []
-    for of in study.contestants(study.SMOKE):
-        lrs = study.SMOKE[of.network].lrs
-        if of.way == study.UNBOOSTED:  # the rate of their twins; of equal ones the first
-            tried = rows.where(**of._replace(way=study.WINNERS)._asdict()).by("lr")
-            lrs = [max(lrs, key=lambda lr: tried[lr].values("validation_accuracy").sum())]
-        expected += [(*of, seed, lr) for seed in (0, 1) for lr in lrs]
-    keys = (*C._fields, "seed", "lr")
-    assert sorted(rows.by(*keys)) == sorted(expected) and len(rows) == len(expected)
+    assert set(map(C._make, rows.by(*C._fields))) == set(study.contestants(study.SMOKE))
     for row in rows:
         right = [row[f"test {level}"] for level in LEVELS]
         assert row["test_accuracy"] == right[0] > 0.2  # chance is 0.1
@@ -64,45 +55,36 @@ def test_what_the_networks_of_a_seed_have_in_common():
     dense = dense_cnn((30, 30), 1000)
     for (network, way, amount), model in models.items():
         inner = model.network if way == study.PRICE else model
-        layers = [layer for layer in inner if isinstance(layer, (nn.ReLU, KWinners))]
-        assert len(layers) == len(WON[network]) and (inner is model or model.weight == amount)
-        if way.startswith("ReLU"):
-            assert all(isinstance(layer, nn.ReLU) for layer in layers)
-        else:
-            boost = 1.5 if way == study.WINNERS else 0
-            assert {(of.boost, of.evaluation_factor) for of in layers} == {(boost, 1.5)}
+        assert inner is model or model.weight == amount
+        boosts = {layer.boost for layer in inner if isinstance(layer, KWinners)}
+        assert boosts == {study.WINNERS: {1.5}, study.UNBOOSTED: {0}}.get(way, set())
         other = dense if way == study.DENSE else models[C(network, study.RELU, 0)]
         for name, parameter in inner.named_parameters():
             assert torch.equal(parameter, other.get_parameter(name)), (network, way, name)
 
 
 def test_the_test_images_choose_nothing(monkeypatch):
-    digits, asked = load("digits"), []
+    digits, rows, asked, under_noise = load("digits"), [], [], study.under_noise
     splits_of(digits)
     job = study.Job(C("MLP", "k winners", 1), 4e-3, 1, study.Options(seeds=2, smoke=True))
     blank = digits.images.clone()
     blank[digits.test] = 0
-    rows = []
+
+    def watched(model, data, indices, levels, order, white):
+        asked.append((indices, order, white))
+        return under_noise(model, data, indices, levels, order, white)
+
+    monkeypatch.setattr(study, "under_noise", watched)
     for data in (digits, replace(digits, images=blank)):
         monkeypatch.setattr(study.studies, "load_data", lambda _, data=data: data)
         rows.append(study.train(job))
     tested = {key for key in rows[0] if key.startswith("test")} | {"noise_score", "seconds"}
     assert {key for key in rows[0] if rows[0][key] != rows[1][key]} == tested
-
-    def watched(model, data, indices, levels, order, colour):
-        asked.append((indices, order))
-        assert colour == round(255 * (digits.mean + 2 * digits.std))
-        return [len(asked) / 100] * 11
-
-    monkeypatch.setattr(study.studies, "load_data", lambda _: digits)
-    monkeypatch.setattr(study, "under_noise", watched)
-    row = study.train(job)
-    assert row["validation_noise_score"] == approx(1_100) and row["noise_score"] == approx(2_200)
+    splits = digits.validation[:150], digits.test[:150]
     orders = order_of_pixels(300, 28, 1).split(150)  # of different images
-    for found, *own in zip(
-        asked, (digits.validation[:150], digits.test[:150]), orders, strict=True
-    ):
+    for (*found, white), *own in zip(asked[:2], splits, orders, strict=True):
         assert all(map(torch.equal, found, own))
+        assert white == round(255 * (digits.mean + 2 * digits.std))
 
 
 # --- rates and claims, on rows made up for them ---
@@ -165,23 +147,10 @@ def test_cost_and_gain_at_either_rate_and_fewer_are_active():
                 assert verdicts(found) == wanted, (network, accuracy, score)
 
 
-def test_the_rivals_at_the_rates_best_for_noise():
-    for score, verdict in ((3_400, "r"), (-3_400, "n")):
-        for network in (study.CNN, study.MLP):
-            price, *others = study.PLANS[network].amounts[study.PRICE]
-            noisy = {f"{network}_{study.PRICE}_{other:g}": {"score": 9_999, "active": 0.9}
-                     for other in others}  # fmt: skip
-            noisy[f"{network}_{study.PRICE}_{price:g}"] = {"score": 100, "active": 0.19}
-            noisy[f"{network}_k winners_1"] = {"score": score}
-            *_, rivals = (c for c in claims_of(network, noisy=noisy) if "best for val" in c.claim)
-            assert rivals.measured == approx(score / 1000 - 0.1) and verdicts([rivals]) == verdict
-            assert f"L1 {price:g} (19 % active)" in rivals.claim
-
-
 def test_what_may_explain_it():
     for network in (study.CNN, study.MLP):
         amounts = study.PLANS[network].amounts
-        first, *between, last = amounts[study.PRICE]
+        first, *between, last = (f"{network}_{study.PRICE}_{x:g}" for x in amounts[study.PRICE])
         fewest, *_, most = amounts[study.WINNERS]
         changed = {
             f"{network}_k winners_1": {"score": 500, "active": 0.2},
@@ -189,17 +158,21 @@ def test_what_may_explain_it():
             f"{network}_k winners_{most:g}": {"score": 400, "active": 0.75},
             f"{network}_{study.UNBOOSTED}_1": {"score": 450},
             f"{network}_{study.UNBOOSTED}_{fewest:g}": {"dead": 8},
-            f"{network}_{study.PRICE}_{first:g}": {"score": 200, "active": 0.12},  # 1.67 times
-            f"{network}_{study.PRICE}_{last:g}": {"score": 8_888, "active": 0.35},  # 1.75 times
+            first: {"score": 200, "active": 0.12},  # 1.67 times
+            last: {"score": 8_888, "active": 0.35},  # 1.75 times
         }
-        for price in between:
-            changed[f"{network}_{study.PRICE}_{price:g}"] = {"score": 9_999, "active": 0.9}
+        unlike = {"score": 9_999, "active": 0.9}
+        changed |= {name: unlike for name in between}
+        noisy = {name: unlike for name in [*between, last]}
+        noisy |= {f"{network}_k winners_1": {"score": 3_400}, first: {"score": 100, "active": 0.19}}
         for sign, verdict in ((1, "r"), (-1, "n")):
-            turned = {name: of | {key: sign * of[key] for key in of if key != "active"}
-                      for name, of in changed.items()}  # fmt: skip
-            found = claims_of(network, noisy=turned, **turned)[5:]
+            at, at_noise = (
+                {name: of | {key: sign * of[key] for key in of if key != "active"}
+                 for name, of in named.items()} for named in (changed, noisy)
+            )  # fmt: skip
+            found = claims_of(network, noisy=at_noise, **at)[5:]
             measured = [sign * claim.measured for claim in found]
-            assert measured == approx([0.2, 0.3, 0.3, 0.3, 0.05, 5])
+            assert measured == approx([0.2, 0.3, 3.3, 0.3, 0.05, 5])
             assert verdicts(found) == 6 * verdict
         assert verdicts(claims_of(network)[-1:]) == "n"  # none dead either way: none fewer
 

@@ -110,13 +110,9 @@ def test_the_same_training_accuracy_and_chance():
     """Of all networks by Adam 99, 98 and 97 % with all labels, and 10 % of the test images."""
     for name, learnt, test, expected in (
         ("happy", [95.2, 94.1, 93.3], 10 + NEAR, "rrrnrrr u r"),
-        ("happy", [98.1, 97.2, 96.1], 10 + NEAR, "rrrurrr u r"),  # seeds differ, pairs hardly
-        ("happy", [98.5, 97.6, 96.5], 10 + NEAR, "rrrrrrr u r"),
-        ("1×512, n = 5,000", [99.5, 99.6, 99.7], 10 + NEAR, "rurrrrr r r"),
-        ("1×512, n = 5,000", [99.0, 99.1, 98.9], 10 + NEAR, "rurrrrr n r"),
-        ("happy", [99, 98, 97], 17 + NEAR, "rrrrrrr u u"),  # (6 × 10 + 17) / 7 = 11
-        ("happy", [99, 98, 97], 24 + NEAR, "rrrrrrr u n"),
-        ("happy", [99, 98, 97], [10, 2, 18], "rrrrrrr u u"),
+        ("happy", [98.5, 97.6, 96.5], 10 + NEAR, "rrrrrrr u r"),  # seeds differ, pairs hardly
+        ("1×512, n = 5,000", [99.5, 99.6, 99.7], 17 + NEAR, "rurrrrr r u"),  # (6 × 10 + 17) / 7
+        ("1×512, n = 5,000", [99.0, 99.1, 98.9], 24 + NEAR, "rurrrrr n n"),
     ):
         by = {}
         for of in ADAM:
@@ -125,9 +121,7 @@ def test_the_same_training_accuracy_and_chance():
                 train_accuracy=learnt if of == name else [99, 98, 97],
                 test_accuracy=test if of == name else 10 + NEAR,
             )
-        claims = [*study.memorised(by)]
-        assert verdicts(claims) == expected.replace(" ", ""), (name, learnt, test)
-        assert [claim.claim.partition(":")[0] for claim in claims[:7]] == ADAM
+        assert verdicts(study.memorised(by)) == expected.replace(" ", ""), (name, learnt)
 
 
 def test_the_shape_of_the_fall():
