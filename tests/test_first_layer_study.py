@@ -34,13 +34,11 @@ def test_the_study(tmp_path):
     # What the page says of pixels that are black in all training images.
     data = load("digits")
     black = (data.images[data.train, 0] == 0).all(0).numpy()
-    assert black.sum() > 5
     source, ours = (np.load(found.folder / f"weights-{number}.npy") for number in (0, 1))
     assert source.shape == ours.shape == (1 + PASSES, 16, 28, 28)
+    moved = (ours[-1] - ours[0])[:, black]  # all alike, while those of the source stay
     assert (source[0] == source[-1])[:, black].all() and np.abs(source[-1] - source[0]).max() > 0.1
-    moved = (ours[-1] - ours[0])[:, black]
-    assert np.abs(moved).max() > 0.01
-    assert np.ptp(moved, axis=1) == approx(np.zeros(16), abs=1e-4)
+    assert np.abs(moved).max() > 0.01 > 1e-4 > np.ptp(moved, axis=1).max()
 
 
 def test_what_each_network_learns_is_not_what_it_is_tested_on(tmp_path):

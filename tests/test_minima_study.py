@@ -1,13 +1,11 @@
 """`experiments/minima.py`: a smoke run; what it measures; its claims, of made-up rows."""
 
 import copy
-import statistics
 
 import numpy as np
 import pytest
 import torch
 from pytest import approx
-from scipy.stats import pearsonr
 from test_studies import smoke_rows, splits_of, verdicts
 
 import minima as study
@@ -103,18 +101,3 @@ def test_each_claim_can_fail():
         ({"gradients": {(RANDOM, 25): [0.05, 0.151]}}, "uuuu u ru"),
     ):
         assert verdicts(study.claims(made(**changed))) == expected.replace(" ", ""), changed
-
-
-def test_the_statistics():
-    one, other = np.random.default_rng(0).normal(size=(2, 3, 11))
-    by_scipy = [pearsonr(a, b).statistic for a, b in zip(one, other, strict=True)]
-    assert study.correlation(one, other) == approx(by_scipy)
-    quartiles = [statistics.quantiles(values, n=4, method="inclusive") for values in one]
-    assert study.SPREADS["interquartile range"](one) == approx([c - a for a, _, c in quartiles])
-    assert study.deviation(one) == approx([*map(statistics.stdev, one)])
-
-
-def test_too_few_seeds_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert study.STUDY.main(["--seeds", "19"]) == 2
-    assert capsys.readouterr().err == "minima.py: --seeds must be 20 or more, not 19\n"
