@@ -151,7 +151,6 @@ def test_the_peak():
         (-1, 95, -1, -6, "nnnn"),
         (0, 90, 0, 0, "uuuu"),
         (-1, 70, 4, 6, "nrrr"),  # at the other levels it falls by 2
-        (5, 70, -1, 6, "rrnr"),
     ):
         by, end = {}, np.array([60, 70, 80])
         for name in ("happy", "1×512"):
