@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from scipy.stats import linregress
 from torch import Tensor
 
@@ -38,9 +37,8 @@ KINDS = {
 }
 COMPARED = ("happy", "ReLU")  # of these widths
 HIDDEN, PARAMETERS = (16, 16), 13_002
+A_BIT_EACH = PARAMETERS / LABEL, 2 * PARAMETERS / LABEL  # labels, at one bit a parameter and at two
 INPUTS = ("images", "Gaussian")
-
-
 LABELS = {
     "happy": (6_000, 10_000, 14_000, 20_000),
     "ReLU": (2_000, 4_000, 5_000, 6_000, 8_000),
@@ -80,8 +78,7 @@ def collect(run: studies.StudyRun, options: Options) -> None:
         return [Job(network, inputs, n, budget, options) for budget, n, inputs in all_of]
 
     def tag(row: Row) -> dict[str, float]:
-        values = row["least"] if "least" in row else bits(row)
-        return {"{network}/{inputs} {epochs}".format(**row): fmean(values)}
+        return {"{network}/{inputs} {epochs}".format(**row): fmean(row.get("least") or bits(row))}
 
     run.train_all(capacity, [*jobs("happy"), *jobs("ReLU")], tag)
     run.train_all(least, jobs("tanh"), tag)
@@ -103,30 +100,29 @@ def least(job: Job) -> Row:
     found, tried = least_widths(
         lambda width: wrong_labels(job, (width,)), THRESHOLD * job.n, at_a_bit_each, WIDEST
     )
-    tries = [{"width": width, "wrong": tried[width]} for width in sorted(tried)]
+    tries = [{"width": width, "wrong": wrong} for width, wrong in sorted(tried.items())]
     took = time.perf_counter() - began
     return {**about(job), "least": found, "tried": tries, "seconds": took}
 
 
 def construction(job: Job) -> Row:
     """The network that is built for n labels of each seed: how many it has wrong, and how far."""
-    data = inputs_of(job)
+    data, labels = data_of(job)
     x = data.normalise(data.images.flatten(1), torch.float64)
     wrong, off = [], 0.0
-    for seed, labels in enumerate(labels_of(job)):
+    for seed, wanted in enumerate(labels):
         generator = torch.Generator().manual_seed(seed)
         direction = torch.randn(PIXELS, generator=generator, dtype=torch.float64)
         with torch.no_grad():
-            output = memorise(x, labels.double(), direction)(x)
-        wrong.append(int((output.round() != labels).sum()))
-        off = max(off, (output - labels).abs().max().item())
+            output = memorise(x, wanted.double(), direction)(x)
+        wrong.append(int((output.round() != wanted).sum()))
+        off = max(off, (output - wanted).abs().max().item())
     return {**about(job), "wrong": wrong, "largest_difference": off}
 
 
 def about(job: Job) -> Row:
-    data = inputs_of(job)
-    x = data.images.flatten(1)
-    constant = int((x == x[0]).all(0).sum())
+    data, _ = data_of(job)
+    constant = int((data.images == data.images[0]).all(0).sum())
     return {"network": job.network, "inputs": job.inputs, "n": job.n, "epochs": job.epochs,
             "dataset": data.name, "constant_pixels": constant}  # fmt: skip
 
@@ -135,28 +131,23 @@ def wrong_labels(job: Job, hidden: tuple[int, ...]) -> list[int]:
     """Of n labels, after a training: for each seed, all of which are trained together."""
     batch_size = min(100, max(25, job.n // 20))
     recipe = KINDS[job.network](hidden=hidden, epochs=job.epochs, batch_size=batch_size)
-    return labels_wrong(recipe, inputs_of(job), labels_of(job), range(job.options.seeds))
+    return labels_wrong(recipe, *data_of(job), range(job.options.seeds))
 
 
-def labels_of(job: Job) -> Tensor:
-    """Of each seed, (seeds, n); of fewer images they are the first of those of more."""
-    data = all_inputs(job.inputs, job.options)
-    drawn = [random_labels(data, 1.0, seed).labels for seed in range(job.options.seeds)]
-    return torch.stack(drawn)[:, : job.n]
-
-
-def inputs_of(job: Job) -> ImageData:
-    """The first n training images, or n Gaussian ones, and no others at all."""
-    return training_only(all_inputs(job.inputs, job.options), job.n)
+def data_of(job: Job) -> tuple[ImageData, Tensor]:
+    """The first n inputs, and no others at all; the first n labels of each seed, (seeds, n)."""
+    data, labels = all_data(job.inputs, job.options)
+    return training_only(data, job.n), labels[:, : job.n]
 
 
 @cache
-def all_inputs(inputs: str, options: Options) -> ImageData:
-    """The training images that the study uses, or as many Gaussian ones."""
+def all_data(inputs: str, options: Options) -> tuple[ImageData, Tensor]:
+    """The training images that the study uses, or as many Gaussian ones; labels (seeds, n)."""
     data = training_only(studies.load_data(options), max(map(max, options.labels.values())))
-    if inputs == "images":
-        return data
-    return replace(data, images=gaussian_images(data.images, seed=0))
+    labels = [random_labels(data, 1.0, seed).labels for seed in range(options.seeds)]
+    if inputs != "images":
+        data = replace(data, images=gaussian_images(data.images, seed=0))
+    return data, torch.stack(labels)
 
 
 # --- What the rows come to ----------------------------------------------------------------------
@@ -165,21 +156,15 @@ def all_inputs(inputs: str, options: Options) -> ImageData:
 # fmt: off
 def claims(rows: Rows) -> list[Claim]:
     """Of the doubled budget, where not said otherwise: it is closer to what the network could."""
-    found = [claim for one in product(INPUTS, COMPARED) for claim in of_capacity(rows, *one)]
-    found += [claim for inputs in INPUTS for claim in of_least(rows, inputs)]
-    for inputs in INPUTS:
-        built = of(rows, "construction", inputs)
-        claim = f"2n + {PIXELS} numbers fit n {named(rows, inputs)} images without error, n up to "
-        wrong = sum(sum(row["wrong"]) for row in built)
-        claim += f"{built[-1]['n']:,}: labels wrong, all seeds"
-        found.append(studies.counted(claim, 0, wrong, 0, 0))
-    return found
+    return [*(claim for contest in product(INPUTS, COMPARED) for claim in stored(rows, *contest)),
+            *(claim for inputs in INPUTS for claim in needed(rows, inputs)),
+            *(fitted(rows, inputs) for inputs in INPUTS)]
 
 
-def of_capacity(rows: Rows, inputs: str, network: str) -> Iterator[Claim]:
+def stored(rows: Rows, inputs: str, network: str) -> Iterator[Claim]:
     (before, *_), (most, _, in_use) = (
         capacities(rows, network, inputs, epochs) for epochs in budgets(rows))
-    low, high = PARAMETERS / LABEL, 2 * PARAMETERS / LABEL
+    low, high = A_BIT_EACH
     name = f"{network}, {named(rows, inputs)}"
     yield between(f"{name}: capacity in labels, from one to two bits a parameter",
                   f"{low:,.0f} to {high:,.0f} (counting)", most / LABEL, low, high)
@@ -188,7 +173,7 @@ def of_capacity(rows: Rows, inputs: str, network: str) -> Iterator[Claim]:
     yield changed(f"{name}: twice the epochs change the capacity", before, most)
 
 
-def of_least(rows: Rows, inputs: str) -> Iterator[Claim]:
+def needed(rows: Rows, inputs: str) -> Iterator[Claim]:
     before, after = (of(rows, "tanh", inputs, epochs)[-1] for epochs in budgets(rows))
     slope, _, r_squared = lines(rows, inputs, after["epochs"])
     name = f"784-h-10, {named(rows, inputs)}"
@@ -197,7 +182,14 @@ def of_least(rows: Rows, inputs: str) -> Iterator[Claim]:
     yield between(f"{name}: parameters a further label, from two bits to one a parameter",
                   f"{LABEL / 2:.2f} to {LABEL:.2f} (counting)", slope, LABEL / 2, LABEL)
     yield changed(f"{name}: twice the epochs change the parameters for {after['n']:,} labels",
-                  parameters(before["least"]), parameters(after["least"]))
+                  parameters(before), parameters(after))
+
+
+def fitted(rows: Rows, inputs: str) -> Claim:
+    built = of(rows, "construction", inputs)
+    claim = f"2n + {PIXELS} numbers fit n {named(rows, inputs)} images without error, n up to "
+    claim += f"{built[-1]['n']:,}: labels wrong, all seeds"
+    return studies.counted(claim, 0, sum(sum(row["wrong"]) for row in built), 0, 0)
 
 
 def changed(claim: str, before: np.ndarray, after: np.ndarray) -> Claim:
@@ -221,14 +213,14 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
                 "bits a parameter in use": mean_interval(most / in_use, ".2f")}
 
     def search(row: Row) -> Row:
-        used = parameters(row["least"]) - np.array(row["least"]) * row["constant_pixels"]
+        used = parameters(row) - np.array(row["least"]) * row["constant_pixels"]
         return {"n": f"{row['n']:,}", "least h of each seed": ", ".join(map(str, row["least"])),
-                "parameters": mean_interval(parameters(row["least"])),
+                "parameters": mean_interval(parameters(row)),
                 "in use": mean_interval(used),
-                "bits a parameter": mean_sd(row["n"] * LABEL / parameters(row["least"])),
+                "bits a parameter": mean_sd(row["n"] * LABEL / parameters(row)),
                 "numbers of the construction": f"{2 * row['n'] + PIXELS:,}"}
 
-    seeds, (low, high) = len(rows[0]["wrong"]), (PARAMETERS / LABEL, 2 * PARAMETERS / LABEL)
+    seeds, (low, high) = len(rows[0]["wrong"]), A_BIT_EACH
     return {
         **{f"{network}: of n random labels stored, {seeds} seeds": [
             {**which(*contest), "n": f"{row['n']:,}", "constant pixels": row["constant_pixels"],
@@ -257,33 +249,34 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
 
 
 def picture(rows: Rows) -> figures.Figure:
-    epochs, across = budgets(rows), "random labels, n"
+    (_, twice), across = budgets(rows), "random labels, n"
     levels = {"1 bit a parameter": PARAMETERS / 1000, "2 bits a parameter": PARAMETERS / 500}
 
-    def thousands(values: Callable[[Row], Any], *contest: Any) -> list[figures.Point]:
+    def measured(values: Callable[[Row], Any], *contest: Any) -> list[figures.Point]:
         return [figures.point(row["n"], np.array(values(row)) / 1000) for row in of(rows, *contest)]
+
+    def line(like: list[Row], each: float, first: float = 0) -> list[figures.Point]:
+        return [(row["n"], (each * row["n"] + first) / 1000, 0.0) for row in like]
 
     parts = []
     for inputs in INPUTS:
         curves = {
-            f"{network}, {budget:,} epochs": thousands(bits, network, inputs, budget)
-            for network, budget in product(COMPARED, epochs)
+            f"{network}, {budget:,} epochs": measured(bits, network, inputs, budget)
+            for network, budget in product(COMPARED, budgets(rows))
         }
-        sizes = [row["n"] for row in of(rows, "ReLU", inputs, epochs[1])]
-        curves["all of the labels"] = [(n, n * LABEL / 1000, 0.0) for n in sizes]
+        curves["all of the labels"] = line(of(rows, "ReLU", inputs, twice), LABEL)
         title = f"{PARAMETERS:,} parameters, {named(rows, inputs)}"
         parts.append(figures.Panel(title, across, "thousand bits stored", curves, levels=levels))
-    curves = {}
-    for inputs in INPUTS:
-        needed = thousands(lambda row: parameters(row["least"]), "tanh", inputs, epochs[1])
-        curves[f"{named(rows, inputs)}, {epochs[1]:,} epochs"] = needed
-    for name, each, first in (
-        ("1 bit a parameter", LABEL, 0),
-        ("2 bits a parameter", LABEL / 2, 0),
-        ("built: 2n + 784", 2, PIXELS),
-    ):
-        sizes = [row["n"] for row in of(rows, "construction", INPUTS[0])]
-        curves[name] = [(n, (each * n + first) / 1000, 0.0) for n in sizes]
+    built = of(rows, "construction", INPUTS[0])
+    curves = {
+        f"{named(rows, inputs)}, {twice:,} epochs": measured(parameters, "tanh", inputs, twice)
+        for inputs in INPUTS
+    }
+    curves |= {
+        "1 bit a parameter": line(built, LABEL),
+        "2 bits a parameter": line(built, LABEL / 2),
+        "built: 2n + 784": line(built, 2, PIXELS),
+    }
     title = f"The least 784-h-10, at most {100 * THRESHOLD:g} % wrong"
     return figures.side_by_side(
         [*parts, figures.Panel(title, across, "thousand parameters", curves)],
@@ -308,14 +301,14 @@ def capacities(rows: Rows, network: str, inputs: str, epochs: int) -> tuple[np.n
 def lines(rows: Rows, inputs: str, epochs: int) -> tuple[np.ndarray, ...]:
     """parameters = first + slope · n through each seed's least networks: slope, first, and R²."""
     searches = of(rows, "tanh", inputs, epochs)
-    n, needed = [row["n"] for row in searches], [parameters(row["least"]) for row in searches]
-    fits = [linregress(n, of_seed) for of_seed in np.transpose(needed)]
+    n, least = [row["n"] for row in searches], [*map(parameters, searches)]
+    fits = [linregress(n, of_seed) for of_seed in np.transpose(least)]
     return tuple(np.transpose([(fit.slope, fit.intercept, fit.rvalue**2) for fit in fits]))
 
 
-def parameters(width: ArrayLike) -> np.ndarray:
-    """Of 784-width-10, as floats."""
-    return (PIXELS + 1 + CLASSES) * np.asarray(width, dtype=float) + CLASSES
+def parameters(row: Row) -> np.ndarray:
+    """Of each seed's least 784-h-10."""
+    return (PIXELS + 1 + CLASSES) * np.array(row["least"], dtype=float) + CLASSES
 
 
 def named(rows: Rows, inputs: str) -> str:

@@ -7,7 +7,7 @@ What is compared, and what came out: results/first_layer/README.md.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,36 +19,25 @@ from torch import Tensor, nn
 from nn_backprop import figures, studies
 from nn_backprop.data import ImageData, random_labels, subset
 from nn_backprop.models import MODELS
-from nn_backprop.studies import Claim, Row, Rows
-
-
-class Kind(NamedTuple):
-    """A network, what it learns, and how."""
-
-    model: str
-    lr: float
-    batch_size: int
-    few: bool = False
-    random: bool = False
-    as_in_the_source: bool = False
-
+from nn_backprop.studies import Claim, Row, Rows, between, mean_sd
 
 SOURCE, ALL, FEW, RANDOM, FILTERS = (
     "as in the source", "all images", "few images", "few, random labels", "CNN filters"
 )  # fmt: skip
-KINDS = {
-    SOURCE: Kind("happy", 1.5, 10, as_in_the_source=True),
-    ALL: Kind("happy", 1e-2, 32),
-    FEW: Kind("happy", 1e-2, 32, few=True),
-    RANDOM: Kind("happy", 1e-2, 32, few=True, random=True),
-    FILTERS: Kind("cnn", 6e-3, 128),
+KINDS = {  # a network, its rate, its batch size
+    SOURCE: ("happy", 1.5, 10),
+    ALL: ("happy", 1e-2, 32),
+    FEW: ("happy", 1e-2, 32),
+    RANDOM: ("happy", 1e-2, 32),
+    FILTERS: ("cnn", 6e-3, 128),
 }
 SHOWN, SMOKE_SHOWN = (0, 1, 3, 10), (0, 1, 2, 4)  # passes; the last is the end of training
 PART, SMOKE_PART = 55, 3  # of all images, few are the 55th part
 OFTEN = 0.01  # the share of the images that must not be black at a pixel of the area
 SHUFFLES = 99
 LIKENESS = 0.5  # of the digits' own I
-MIDDLE = 14  # pixels a side
+MIDDLE = slice(7, 21)  # of the 28 pixels of a side
+ENERGIES = {"energy": "all others", "energy_in_area": "others in the area"}
 DRAWN = 9  # units of each network, so that the picture stays small
 
 
@@ -81,11 +70,14 @@ def collect(run: studies.StudyRun, options: Options) -> None:
 
 def train(job: Job) -> Row:
     """One network, trained and tested, its first layer measured after each pass."""
-    kind, data = KINDS[job.name], data_for(job)
-    per_pass = part(job.options) if kind.few else 1
-    torch.manual_seed(job.seed)
-    model = MODELS[kind.model]()
-    if kind.as_in_the_source:
+    name, seed, options, folder = job
+    network, lr, batch_size = KINDS[name]
+    whole, data = studies.load_data(options), data_for(job)
+    per_pass = len(whole.train) // len(data.train)  # a pass is as long for few images as for all
+    passes = (SMOKE_SHOWN if options.smoke else SHOWN)[-1]
+    torch.manual_seed(seed)
+    model = MODELS[network]()
+    if name == SOURCE:
         for parameter in model.parameters():
             nn.init.normal_(parameter)
     seen = [first_weights(model)]
@@ -94,37 +86,30 @@ def train(job: Job) -> Row:
         if epochs % per_pass == 0:
             seen.append(first_weights(model))
 
+    optimizer, schedule = ("sgd", "constant") if name == SOURCE else ("adam", "one-cycle")
     trained = studies.train_network(
-        model, data, lr=kind.lr, epochs=per_pass * shown(job.options.smoke)[-1],
-        batch_size=kind.batch_size, seed=job.seed,
-        optimizer="sgd" if kind.as_in_the_source else "adam",
-        schedule="constant" if kind.as_in_the_source else "one-cycle", on_epoch=look,
+        model, data, lr=lr, epochs=per_pass * passes, batch_size=batch_size, seed=seed,
+        optimizer=optimizer, schedule=schedule, on_epoch=look,
     )  # fmt: skip
-    if job.seed == 0:
-        np.save(job.folder / file_of(job.name), torch.stack(seen).numpy())
+    if seed == 0:
+        np.save(folder / file_of(name), torch.stack(seen).numpy())
 
-    whole = studies.load_data(job.options)
     digits = whole.images[whole.train, 0]
     area = digits_area(digits)
     row: Row = {
-        "kind": job.name,
-        "seed": job.seed,
-        "dataset": data.name,
-        "examples": len(data.train),
-        "lr": kind.lr,
+        "kind": name, "seed": seed, "dataset": data.name, "examples": len(data.train), "lr": lr,
         **studies.accuracies(model, data, ("train", "test")),
         "train_seconds": trained.seconds,
-        "area_pixels": int(area.sum()),
-        "digits_i": morans_i(digits[:1000], area).mean().item(),
-    }
-    if kind.model == "happy":
-        middle, inside = middle_of(area), torch.ones_like(area)
-        row["energy"] = [energy_ratio(weight, middle, inside) for weight in seen]
-        row["energy_in_area"] = [energy_ratio(weight, middle, area) for weight in seen]
+        "area_pixels": int(area.sum()), "digits_i": morans_i(digits[:1000], area).mean().item(),
+    }  # fmt: skip
+    everywhere = torch.ones(seen[0].shape[1:], dtype=torch.bool)
+    if name == FILTERS:
+        area = everywhere  # a filter sees every pixel
     else:
-        area = torch.ones(seen[0].shape[1:], dtype=torch.bool)  # a filter sees every pixel
+        for energy, inside in zip(ENERGIES, (everywhere, area), strict=True):
+            row[energy] = [energy_ratio(weight, inside) for weight in seen]
     ends = morans_i(seen[-1], area)
-    orders = [shuffled(seen[-1], area, seed) for seed in range(SHUFFLES)]
+    orders = [shuffled(seen[-1], area, order) for order in range(SHUFFLES)]
     chance = torch.stack([morans_i(order, area) for order in orders])
     return row | {
         "morans_i": [morans_i(weight, area).mean().item() for weight in seen],
@@ -135,18 +120,24 @@ def train(job: Job) -> Row:
 
 def data_for(job: Job) -> ImageData:
     """What the job's network learns and is tested on."""
-    kind, data = KINDS[job.name], studies.load_data(job.options)
-    if kind.few:
-        data = subset(data, len(data.train) // part(job.options), job.seed)
-    if kind.random:
-        data = random_labels(data, share=1, seed=job.seed)
-    return replace(data, mean=0.0, std=1.0) if kind.as_in_the_source else data
+    data = studies.load_data(job.options)
+    if job.name == SOURCE:
+        return replace(data, mean=0.0, std=1.0)
+    if job.name in (FEW, RANDOM):
+        part = SMOKE_PART if job.options.smoke else PART
+        data = subset(data, len(data.train) // part, job.seed)
+    return random_labels(data, share=1, seed=job.seed) if job.name == RANDOM else data
 
 
 def first_weights(model: nn.Module) -> Tensor:
     """The weights of each unit or map of the first layer as an image: a copy (units, H, W)."""
     weight = next(model.parameters()).detach().clone()
     return weight.view(-1, 28, 28) if weight.dim() == 2 else weight[:, 0]
+
+
+def file_of(name: str) -> str:
+    """Of the weights of the first seed, after each pass."""
+    return f"weights-{list(KINDS).index(name)}.npy"
 
 
 # --- What is measured ---------------------------------------------------------------------------
@@ -188,132 +179,103 @@ def digits_area(images: Tensor) -> Tensor:
     return (images > 0).double().mean(0) >= OFTEN
 
 
-def middle_of(area: Tensor) -> Tensor:
-    """The square of 14 × 14 pixels in the middle of an image like the area, bool (H, W)."""
-    middle = torch.zeros_like(area)
-    top, left = ((size - MIDDLE) // 2 for size in area.shape)
-    middle[top : top + MIDDLE, left : left + MIDDLE] = True
-    return middle
-
-
-def energy_ratio(weight: Tensor, middle: Tensor, inside: Tensor) -> float:
-    """The mean squared weight in the middle, divided by that of all others that are inside."""
+def energy_ratio(weight: Tensor, inside: Tensor) -> float:
+    """The mean squared weight (units, 28, 28) in the middle 14 × 14 pixels that are inside, bool
+    (28, 28), divided by that of all others that are."""
+    middle = torch.zeros_like(inside)
+    middle[MIDDLE, MIDDLE] = True
     energy = weight.double().square().mean(0)
     return (energy[middle & inside].mean() / energy[~middle & inside].mean()).item()
-
-
-def file_of(name: str) -> str:
-    """Of the weights of the first seed, after each pass."""
-    return f"weights-{list(KINDS).index(name)}.npy"
-
-
-def part(options: Options) -> int:
-    return SMOKE_PART if options.smoke else PART
-
-
-def shown(smoke: bool) -> tuple[int, ...]:
-    return SMOKE_SHOWN if smoke else SHOWN
 
 
 # --- What the rows come to ----------------------------------------------------------------------
 
 
 def at(rows: Rows, what: str, moment: int) -> np.ndarray:
-    """A number of each seed before training (moment 0) or after it (−1)."""
+    """A number of each seed after so many passes; before training 0, at the end −1."""
     return rows.values(lambda row: row[what][moment])
 
 
 def claims(rows: Rows) -> list[Claim]:
     by = rows.by("kind")
-    found = []
-
-    def claim(words: str, published: str | None, values: Sequence[float] | np.ndarray,
-              low: float = 0, high: float = np.inf) -> None:  # fmt: skip
-        found.append(studies.between(words, published, values, low, high))
-
-    for name in (SOURCE, ALL, FILTERS):
-        of, source = by[name], name == SOURCE
-        ends = at(of, "morans_i", -1)
-        what, loose = f"{name}: Moran's I after training", "loose patterns" if source else None
-        claim(f"{what} less that before: above 0", loose, ends - at(of, "morans_i", 0))
-        mixed = of.values("morans_i_shuffled")
-        claim(f"{what} less that of the weights shuffled: above 0", loose, ends - mixed)
-        if name == FILTERS:
-            continue
-        almost = f"{what}, divided by that of the digits: at most {LIKENESS:g} (our bar)"
-        claim(almost, "almost random" if source else None, ends / of.values("digits_i"),
-              low=-np.inf, high=LIKENESS)  # fmt: skip
-        for energy, others in (("energy", "all others"), ("energy_in_area", "others in the area")):
-            words = f"{name}: mean squared weight in the middle, divided by that of {others}"
-            published = "in the middle" if source else None
-            claim(f"{words}: above 1", published, at(of, energy, -1), low=1)
+    found = [claim for name in (SOURCE, ALL, FILTERS) for claim in of_one(name, by[name])]
     few = "few images: Moran's I after training with true labels less that with random ones"
     gains = at(by[FEW], "morans_i", -1) - at(by[RANDOM], "morans_i", -1)
-    claim(f"{few}: above 0", None, gains)
-    return found
+    return [*found, between(f"{few}: above 0", None, gains, low=0)]
+
+
+def of_one(name: str, of: Rows) -> Iterator[Claim]:
+    """What the source says of its network, and the same of another."""
+    said = ("loose patterns", "almost random", "in the middle") if name == SOURCE else 3 * (None,)
+    loose, almost, middle = said
+    what, ends = f"{name}: Moran's I after training", at(of, "morans_i", -1)
+    yield between(f"{what} less that before: above 0", loose, ends - at(of, "morans_i", 0), low=0)
+    yield between(f"{what} less that of the weights shuffled: above 0", loose,
+                  ends - of.values("morans_i_shuffled"), low=0)  # fmt: skip
+    if name == FILTERS:
+        return
+    yield between(f"{what}, divided by that of the digits: at most {LIKENESS:g} (our bar)", almost,
+                  ends / of.values("digits_i"), high=LIKENESS)  # fmt: skip
+    for energy, others in ENERGIES.items():
+        yield between(f"{name}: mean squared weight in the middle, divided by that of {others}: "
+                      "above 1", middle, at(of, energy, -1), low=1)  # fmt: skip
 
 
 def tables(rows: Rows) -> dict[str, studies.Table]:
     by = rows.by("kind")
-    table = []
-    for name in KINDS:
+
+    def line(name: str) -> Row:
         of = by[name]
-        energies = [
-            studies.mean_sd(at(of, what, -1)) if what in of[0] else "–"
-            for what in ("energy", "energy_in_area")
-        ]
-        table.append({
+        energies = [mean_sd(at(of, what, -1)) if what in of[0] else "–" for what in ENERGIES]
+        return {
             "network": name,
             "images": f"{of.one('examples'):,}",
-            "Moran's I before": studies.mean_sd(at(of, "morans_i", 0), digits=3),
-            "after": studies.mean_sd(at(of, "morans_i", -1), digits=3),
-            "after, shuffled": studies.mean_sd(of.values("morans_i_shuffled"), digits=3),
+            "Moran's I before": mean_sd(at(of, "morans_i", 0), digits=3),
+            "after": mean_sd(at(of, "morans_i", -1), digits=3),
+            "after, shuffled": mean_sd(of.values("morans_i_shuffled"), digits=3),
             f"units beyond all {SHUFFLES} shuffles, %":
-                studies.mean_sd(of.values("beyond_all_shuffles", 100)),
+                mean_sd(of.values("beyond_all_shuffles", 100)),
             "middle's energy, all others' = 1": energies[0],
             "others' in the area = 1": energies[1],
-            "training accuracy, %": studies.mean_sd(of.values("train_accuracy", 100)),
-            "test accuracy, %": studies.mean_sd(of.values("test_accuracy", 100)),
-        })  # fmt: skip
+            "training accuracy, %": mean_sd(of.values("train_accuracy", 100)),
+            "test accuracy, %": mean_sd(of.values("test_accuracy", 100)),
+        }  # fmt: skip
+
     first = by[ALL][0]
     title = (
         f"The first layer after {len(first['morans_i']) - 1} passes, {len(by[ALL])} seeds; the "
         f"digits' area has {first['area_pixels']} pixels, in which their own I is "
         f"{first['digits_i']:.3f}"
     )
-    return {title: table}
+    return {title: [*map(line, KINDS)]}
 
 
 def picture(rows: Rows) -> figures.Figure | None:
-    by = rows.by("kind")
-    folder = rows.folder
+    by, folder, dataset = rows.by("kind"), rows.folder, rows.one("dataset")
     if folder is None or not (folder / file_of(ALL)).exists():
         return None
-    strips, dataset = {}, rows.one("dataset")
+    shown, strips = SMOKE_SHOWN if dataset == "digits" else SHOWN, {}
     for name in KINDS:
         weights = np.load(folder / file_of(name))
-        strips[name] = {
-            f"{n} passes" if n != 1 else "1 pass": weights[n, :DRAWN]
-            for n in shown(dataset == "digits")
-        }
+        strips[name] = {f"{n} pass{'es' * (n != 1)}": weights[n, :DRAWN] for n in shown}
 
-    def lines(what: str) -> dict[str, list[figures.Point]]:
-        return {
-            name: [figures.point(n, at(by[name], what, n)) for n in range(len(by[name][0][what]))]
+    def panel(title: str, y: str, what: str, levels: dict[str, float]) -> figures.Panel:
+        lines = {
+            name: [figures.point(n, at(of, what, n)) for n in range(len(of[0][what]))]
             for name in KINDS
-            if what in by[name][0]
+            if what in (of := by[name])[0]
         }
+        return figures.Panel(title, "passes", y, lines, levels=levels)
 
-    levels = {"the digits themselves": by[ALL][0]["digits_i"], "noise": 0}
-    x, y, alike = "passes", "ratio of mean squares", {"alike": 1.0}
-    panels = [
-        figures.Panel("Neighbours alike", x, "Moran's I", lines("morans_i"), levels=levels),
-        figures.Panel("Middle against all others", x, y, lines("energy"), levels=alike),
-        figures.Panel("Middle against others in the area", x, y, lines("energy_in_area"),
-                      levels=alike),
-    ]  # fmt: skip
+    ratio, alike = "ratio of mean squares", {"alike": 1.0}
     return figures.weights_over_time(
-        strips, panels,
+        strips,
+        [
+            panel("Neighbours alike", "Moran's I", "morans_i",
+                  {"the digits themselves": by[ALL][0]["digits_i"], "noise": 0}),
+            panel("Middle against all others", ratio, "energy", alike),
+            panel("Middle against others in the area", ratio, "energy_in_area", alike),
+        ],
         f"{DRAWN} units of the first layer over training, {dataset}\n"
         f"below: all units, mean ± standard deviation over {len(by[ALL])} seeds",
     )  # fmt: skip

@@ -7,10 +7,10 @@ What is compared, and what came out: results/random_labels/README.md.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from statistics import fmean
 from typing import NamedTuple
 
@@ -52,6 +52,11 @@ class Setting(NamedTuple):
     n: int = 1_000
     kinds: tuple[str, ...] = EXTREMES
 
+    def together(self) -> list[tuple[str, ...]]:
+        """The kinds with the same images, which differ in their labels alone; each other kind."""
+        groups = groupby(self.kinds, lambda kind: kind in FALSE_LABELS or kind)
+        return [tuple(kinds) for _, kinds in groups]
+
     def smaller(self) -> "Setting":
         """For the smoke run: it learns something, in no time."""
         happy, how = self.name.startswith("happy"), self.recipe
@@ -76,10 +81,11 @@ SETTINGS = (
     Setting("16-16 ReLU", relu((16, 16), 300, 1e-3)),
     Setting("16-16 ReLU, n = 5,000", relu((16, 16), 300, 1e-3), 5_000),
 )
-STARTED = (  # from many starts, with enough epochs for half of the examples
-    Setting("happy", happy(300, 1e-3), kinds=SEVERAL),
-    Setting("16-16 ReLU", relu((16, 16), 80, 1e-3), kinds=SEVERAL),
-)
+STARTED = [  # from many starts, with enough epochs for half of the examples
+    Setting(name, recipe, kinds=(kind,))
+    for name, recipe in (("happy", happy(300, 1e-3)), ("16-16 ReLU", relu((16, 16), 80, 1e-3)))
+    for kind in SEVERAL
+]
 MEMORISING = tuple(setting.name for setting in SETTINGS if setting.recipe.optimizer == "adam")
 FALLING = ("happy, SGD", "1×512, SGD")  # gradient descent, as in the sources
 WITH_NOISE = ("happy", "1×512")
@@ -104,17 +110,10 @@ def collect(run: studies.StudyRun, options: Options) -> None:
     run.train_all(start, jobs(STARTED, options))
 
 
-def jobs(settings: Sequence[Setting], options: Options) -> list[Job]:
-    """Of every setting, kind and seed. Small networks on the same images share a job; of large
-    ones, several at once are no faster, and jobs of one are shared out better."""
-    found = []
-    for setting in map(Setting.smaller, settings) if options.smoke else settings:
-        groups: list[tuple[str, ...]] = [(kind,) for kind in setting.kinds]
-        if max(setting.recipe.hidden) <= 64 and settings is SETTINGS:  # a start is many networks
-            labels = tuple(kind for kind in setting.kinds if kind in FALSE_LABELS)
-            groups = [labels, *groups[len(labels) :]]
-        found += [Job(setting, kinds, s, options) for kinds in groups for s in range(options.seeds)]
-    return found
+def jobs(settings: Iterable[Setting], options: Options) -> list[Job]:
+    settings = [setting.smaller() if options.smoke else setting for setting in settings]
+    return [Job(setting, kinds, seed, options) for setting in settings
+            for kinds in setting.together() for seed in range(options.seeds)]  # fmt: skip
 
 
 def held_out(data: ImageData) -> tuple[Tensor, Tensor]:
@@ -134,11 +133,10 @@ def train(job: Job) -> list[Row]:
     """Networks from one start, of which each learns a kind of data: a row each."""
     (name, recipe, *_), kinds, seed, options = job
     _, searched = held_out(studies.load_data(options))
-    sets, measures = made(job), []
-    for kind, data in zip(kinds, sets, strict=True):
-        images_stay = name in WITH_NOISE and kind in FALSE_LABELS
-        measures.append(critical_measures(data, searched, seed) if images_stay else {})
-    rows = []
+    sets, rows = made(job), []
+    measures = [critical_measures(data, searched, seed)
+                if name in WITH_NOISE and kind in FALSE_LABELS else {}
+                for kind, data in zip(kinds, sets, strict=True)]  # fmt: skip
     for kind, watch in zip(kinds, train_watched(recipe, sets, seed, measures), strict=True):
         row = {"what": "training", "setting": name, "kind": kind, "seed": seed, **watch.row()}
         if kind in EXTREMES:

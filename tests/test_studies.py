@@ -74,3 +74,15 @@ def smoke_rows(name: str, folder: Path, *options: str) -> tuple[studies.Rows, di
         claims[words] = claim
     assert len(claims) == len(results["claims"])
     return studies.Rows.read(left), claims
+
+
+def verdicts(claims) -> str:
+    """The first letter of each: reproduced, not reproduced, undecided."""
+    return "".join(claim.verdict[0] for claim in claims)
+
+
+def splits_of(data) -> list[set[int]]:
+    """The examples of the three splits, none of which is in two of them."""
+    splits = [set(split.tolist()) for split in (data.train, data.validation, data.test)]
+    assert sum(map(len, splits)) == len(set.union(*splits))
+    return splits
