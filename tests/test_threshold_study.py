@@ -14,7 +14,7 @@ from test_studies import smoke_rows
 from nn_backprop.data import load
 from nn_backprop.layers import SoftGate
 from nn_backprop.models import MLP
-from nn_backprop.studies import Rows, Trained
+from nn_backprop.studies import Rows, Trained, thresholds
 from nn_backprop.studies.answers import Answers, answers_of, cost, quality, selector
 from nn_backprop.studies.rejection import (
     auroc,
@@ -24,17 +24,17 @@ from nn_backprop.studies.rejection import (
     lowest_threshold,
     promised_threshold,
 )
+from nn_backprop.studies.thresholds import WAYS, costs, promises
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import threshold as study
 
 PRICES = (0.01, 0.03, 0.1, 0.3)
-WAYS = ("1 − λ", "1 − λ, calibrated", "swept", "learnt")
 
 
-def by_way(costs):
+def by_way(found):
     """Of each way the costs at every price."""
-    return {way: [c for c in costs if c["way"] == way] for way in WAYS}
+    return {way: [c for c in found if c["way"] == way] for way in WAYS}
 
 
 @pytest.mark.slow
@@ -97,10 +97,10 @@ def some_answers(seed, n=2_000, factor=1):
     return Answers(logit(s), errors, np.sort(rng.normal(size=(n, 3)), axis=1))
 
 
-def test_the_test_answers_choose_nothing_and_calibrated_confidences_cost_alike(monkeypatch):
-    monkeypatch.setattr(study, "PRICES", (0.1, 0.3))  # below, τ is among the last few answers
+def test_the_test_answers_choose_nothing_and_calibrated_confidences_cost_alike():
+    prices = (0.1, 0.3)  # below, τ is among the last few answers
     validation, test, other = some_answers(0), some_answers(1), some_answers(2, factor=2)
-    here, there = ([*study.costs(validation, of)] for of in (test, other))
+    here, there = ([*costs(validation, of, prices, 0.25)] for of in (test, other))
     for a, b in zip(here, there, strict=True):
         assert a["threshold"] == b["threshold"] and a["validation"] == b["validation"]
         assert a["test"] != b["test"]
@@ -121,7 +121,7 @@ def test_the_test_answers_choose_nothing_and_calibrated_confidences_cost_alike(m
 
 def test_calibration_undoes_a_stretch_and_a_shift(monkeypatch):
     """By its own account, too: where the likelihood is greatest, its slopes are zero."""
-    monkeypatch.setattr(study, "learn_gate", lambda *_: SoftGate(0, 1))  # slow, of so many
+    monkeypatch.setattr(thresholds, "learn_gate", lambda *_: SoftGate(0, 1))  # slow, of so many
     some = some_answers(0, 20_000)
     bent = some._replace(scores=2 * some.scores + 1)
     a, b = calibration(bent.scores, bent.errors)
@@ -129,7 +129,7 @@ def test_calibration_undoes_a_stretch_and_a_shift(monkeypatch):
     surplus = 1 - bent.errors - expit(a * bent.scores + b)
     assert [surplus.mean(), (surplus * bent.scores).mean()] == approx([0, 0], abs=1e-4)
     (_, straight, *_), (plain, calibrated, *_) = (
-        by_way([*study.costs(answers, answers)]).values() for answers in (some, bent)
+        by_way([*costs(answers, answers, PRICES, 0.25)]).values() for answers in (some, bent)
     )
     for one, other, two in zip(straight, plain, calibrated, strict=True):
         assert one["test"] == approx(two["test"], rel=1e-2)
@@ -215,7 +215,7 @@ def test_broken_promises_are_counted():
     risk, draws = 0.15, 30
     ways = {None: lambda s, e: lowest_threshold(s, e, risk),
             0.05: lambda s, e: promised_threshold(s, e, risk, 0.05)}  # fmt: skip
-    found = list(study.promises(validation, some_answers(1, 2_000), risk, draws, seed=7))
+    found = list(promises(validation, some_answers(1, 2_000), risk, 0.05, draws, seed=7))
     for row, (delta, choose) in zip(found, ways.items(), strict=True):
         rng = np.random.default_rng(7)
         broken = rejected = 0
@@ -232,7 +232,7 @@ def test_broken_promises_are_counted():
     assert naive["broken"] > 8 > 2 >= bounded["broken"]
     assert naive["rejected_in_draws"] < bounded["rejected_in_draws"]
     wrong = some_answers(0, 50)._replace(errors=np.ones(50, int))
-    for row in study.promises(wrong, wrong, 0.1, 5, seed=0):  # nothing accepted breaks none
+    for row in promises(wrong, wrong, 0.1, 0.05, 5, seed=0):  # nothing accepted breaks none
         assert row["rejected"] == row["rejected_in_draws"] == 1
         assert row["rest"] is None and row["broken"] == 0
 
@@ -246,17 +246,17 @@ def made(name, plain=(1, 1), calibrated=(1, 1), learnt=(1, 1), broken=(500, 0), 
     rows = Rows()
     for seed in (0, 1):
         ratios = dict(zip(WAYS, (plain[seed], calibrated[seed], 1, learnt[seed]), strict=True))
-        costs = [
+        paid = [
             {"price": price, "way": way, **dict.fromkeys(("validation", "test"), ratio * cost)}
             for price, cost in ((price, 100 * price + seed) for price in PRICES)
             for way, ratio in ratios.items()
         ]
-        promises = [{"delta": delta, "draws": 1_000, "broken": number}
+        promised = [{"delta": delta, "draws": 1_000, "broken": number}
                     for delta, number in zip((None, 0.05), broken, strict=True)]  # fmt: skip
         told = {"rejected": 0.05, "rest": 0.01, "rejected_in_hindsight": 0.04, "auroc": 0.98,
                 "average_precision": 0.5, "aurc": 0.001, "selector_aurc": 0.001}  # fmt: skip
         told |= {what: both[seed] for what, both in values.items()}
-        rows.append({"network": name, "seed": seed, "costs": costs, "promises": promises, **told})
+        rows.append({"network": name, "seed": seed, "costs": paid, "promises": promised, **told})
     return rows
 
 
