@@ -17,19 +17,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nn_backprop import data as images_of
 from nn_backprop import figures, models, studies
-from nn_backprop.layers import RandomFourierFeatures, RandomFourierFeatures2d
-from nn_backprop.models.kernel_machines import Predict, half_median_distance, ridge, share_right
+from nn_backprop.models.kernel_machines import (
+    PATCH,
+    STRIDE,
+    Predict,
+    fitted,
+    half_median_distance,
+    kernel_errors,
+    share_right,
+)
 from nn_backprop.studies import Claim, Row, Rows
 from nn_backprop.training import steps_per_epoch
 
-# Of the ridge, in units of the mean square of an example's features.
-STRENGTHS = {"pixels": 10.0, "vectors": 0.1, "patches": 1e-3, "kernel ridge": 1e-4}
-COST = 10.0  # of the SVM, C; of 1, 10 and 100 the best on the validation split
-PATCH, STRIDE = 5, 2  # 12 × 12 patches an image
 STEPS, EPOCHS, BATCH = 500, 3, 128  # of what is trained by gradient: at least so many of both
 RATES = {"CNN": (6e-3, 0.1), "network": (0.1, 0.0)}  # learning rate, weight decay
 SHIFTS = (1, 2, 3, 4, 6)
@@ -133,10 +136,15 @@ def contest(job: Job) -> Row:
         data = images_of.varied(data, VARIANTS[job.variant], job.seed)
     began = time.perf_counter()
     with torch.no_grad():
-        predict, about = (trained if job.contestant in RATES else fitted)(job, data)
-        about["seconds"] = time.perf_counter() - began
+        if job.contestant in RATES:
+            predict, about = trained(job, data)
+        else:
+            how = job.features, job.grid, job.pooling
+            predict, about = fitted(job.contestant, data, job.seed, *how)
+        seconds = time.perf_counter() - began
         row = {
             **{key: value for key, value in job._asdict().items() if key != "options"}, **about,
+            "seconds": seconds,
             "validation_accuracy": share_right(predict, data, data.validation),
             "accuracy": share_right(predict, data, data.test),
         }  # fmt: skip
@@ -145,26 +153,6 @@ def contest(job: Job) -> Row:
                 moved = images_of.quarter_shifted(data, d)
                 row[f"accuracy_shift_{d}"] = share_right(predict, moved, data.test[::4])
     return row
-
-
-def fitted(job: Job, data: images_of.ImageData) -> tuple[Predict, dict[str, Any]]:
-    """What predicts a digit's scores, and what is to be known of it."""
-    kind, features, strength = job.contestant, job.features, STRENGTHS.get(job.contestant, 0.0)
-    if kind == "pixels":
-        return ridge(nn.Flatten(), data, strength), {}
-    sigma = half_median_distance(data, job.seed, PATCH if kind == "patches" else None)
-    about: dict[str, Any] = {"sigma": sigma}
-    if kind == "SVM":
-        return models.kernel_machines.kernel_svm(data, sigma, COST), about
-    if kind == "kernel ridge":
-        return models.kernel_machines.kernel_ridge(data, sigma, strength), about
-    if kind == "vectors":
-        of_image = RandomFourierFeatures(data.images[0].numel(), features, sigma, job.seed)
-        about |= {"lifted": features, "pooled": features}
-        return ridge(nn.Sequential(nn.Flatten(), of_image), data, strength), about
-    lift = RandomFourierFeatures2d(1, features, data.images.shape[-1], PATCH, sigma, STRIDE,
-                                   grid=job.grid, pooling=job.pooling, seed=job.seed)  # fmt: skip
-    return ridge(lift, data, strength), about | {"lifted": lift.lifted, "pooled": lift.pooled}
 
 
 def trained(job: Job, data: images_of.ImageData) -> tuple[Predict, dict[str, Any]]:
@@ -186,7 +174,7 @@ def trained(job: Job, data: images_of.ImageData) -> tuple[Predict, dict[str, Any
 
 def kernel_error(job: Job) -> Row:  # over pairs of training digits
     data = studies.load_data(job.options)
-    found = models.kernel_machines.kernel_errors(data, job.features, job.seed)
+    found = kernel_errors(data, job.features, job.seed)
     return {"contestant": "kernel", "seed": job.seed, "features": job.features, **found}
 
 

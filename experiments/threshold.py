@@ -21,8 +21,17 @@ from nn_backprop import figures, studies
 from nn_backprop.models import CNN, MLP, happy
 from nn_backprop.models.counting import parameters
 from nn_backprop.studies import Claim, Row, Rows
-from nn_backprop.studies.answers import answers_of, quality
-from nn_backprop.studies.thresholds import CALIBRATED, LEARNT, PLAIN, SWEPT, WAYS, costs, promises
+from nn_backprop.studies.answers import (
+    CALIBRATED,
+    LEARNT,
+    PLAIN,
+    SWEPT,
+    WAYS,
+    answers_of,
+    costs,
+    promises,
+    quality,
+)
 
 PRICES = (0.01, 0.03, 0.1, 0.3)
 TEMPERATURE = 0.25
@@ -78,9 +87,6 @@ def collect(run: studies.StudyRun, options: Options) -> None:
     names = reversed(NETWORKS)  # the longest first
     jobs = [Job(name, seed, options) for name in names for seed in range(options.seeds)]
     run.train_all(train, jobs, lambda row: {f"error/{row['network']}": row["error"]})
-
-
-# --- One training -------------------------------------------------------------------------------
 
 
 def train(job: Job) -> Row:

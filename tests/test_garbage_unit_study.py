@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from properties import refuses, same
+from properties import refuses
 from pytest import approx
 from test_studies import smoke_rows
 
 from nn_backprop import data
-from nn_backprop.studies import Rows, UsageError
+from nn_backprop.studies import Rows, UsageError, rubbish
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import garbage_unit as study
@@ -123,12 +123,12 @@ def test_test_rubbish_is_made_of_test_digits_and_the_rest_of_none():
 
 
 def test_rubbish_stands_beside_the_digits_of_a_batch(monkeypatch):
-    rubbish = (200 + torch.arange(5)).to(torch.uint8).view(5, 1, 1, 1).expand(5, 1, 28, 28)
+    images = (200 + torch.arange(5)).to(torch.uint8).view(5, 1, 1, 1).expand(5, 1, 28, 28)
     seen = []
-    monkeypatch.setattr(study, "autograd", lambda model, *batch: seen.append(batch))
+    monkeypatch.setattr(rubbish, "autograd", lambda model, *batch: seen.append(batch))
     inputs, targets = DIGITS.batch(DIGITS.train[:42])
     for seed in (3, 3, 4):
-        compute = study.beside(rubbish, DIGITS, seed)
+        compute = rubbish.beside(images, DIGITS, 4, seed)
         compute(None, inputs, targets)
         compute(None, inputs, targets)
     for both, labels in seen:
@@ -148,7 +148,9 @@ def test_the_losses_and_the_weight_of_rubbish():
     y = torch.tensor([0, 4, 2, 9, -1, -1, -1])
 
     def loss(method, setting, z, n=7):
-        return study.Network(method, setting).loss((z[:n], features[:n]), y[:n]).item()
+        network = rubbish.Network(10, *study.SETTINGS[method][setting])
+        assert network.output.bias is None
+        return network.loss((z[:n], features[:n]), y[:n]).item()
 
     # torch's weights of the classes say the same
     expected = F.cross_entropy(logits, y.where(y >= 0, 10), torch.tensor(10 * [1.0] + [1.6]))
@@ -167,17 +169,6 @@ def test_the_losses_and_the_weight_of_rubbish():
         for setting in study.SETTINGS[method]:
             expected = F.cross_entropy(logits[:4], y[:4]).item()
             assert loss(method, setting, logits, 4) == approx(expected, rel=1e-6)
-
-
-def test_all_methods_have_one_network_but_for_the_eleventh_output():
-    plain = None
-    for method, settings in study.SETTINGS.items():  # softmax first
-        torch.manual_seed(1)
-        found = study.Network(method, list(settings)[-1])
-        plain = plain or found
-        assert same([*found.features.parameters()], [*plain.features.parameters()]), method
-        outputs = 11 if method == "garbage class" else 10
-        assert found.output.weight.shape == (outputs, 64) and found.output.bias is None
 
 
 class Fixed(torch.nn.Module):
@@ -204,7 +195,7 @@ def test_the_measures_by_hand_and_the_garbage_class_is_no_answer():
     four = replace(DIGITS, images=images, labels=torch.tensor([0, 0, 1, 0]))
     # confidence × length turns the order of the known about, and leaves all above the unknown
     model = Fixed(known + unknown, [4.0, 20.0, 1.0, 30.0, *10 * [1.0]])
-    found, about = study.tested(model, four, torch.arange(4), {"some": images[4:]})
+    found, about = rubbish.tested(model, four, torch.arange(4), {"some": images[4:]})
     assert about == {"accuracy": 0.75, "taken_for_rubbish": 0.25}  # 0.3; at 0.5 the digit is first
     measures = found["confidence"]["some"]
     assert measures["AUROC"] == approx((10 + 8.5 + 10 + 8) / 40)  # equal scores count ½
@@ -214,7 +205,7 @@ def test_the_measures_by_hand_and_the_garbage_class_is_no_answer():
     assert found["confidence × length"]["some"] == {
         "AUROC": 1, **{f"CCR at {rate} %": 0.75 for rate in (1, 3, 10, 30, 100)}
     }  # fmt: skip
-    logits, scores = study.answers(model, four, images)
+    logits, scores = rubbish.answers(model, four, images)
     assert logits.shape == (14, 11) and scores["confidence"] == approx(known + unknown)
     assert scores["confidence × length"][:4] == approx([3.6, 10, 0.95, 9])
 

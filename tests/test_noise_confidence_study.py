@@ -11,7 +11,7 @@ from pytest import approx
 from test_studies import smoke_rows
 
 from nn_backprop.data import half_digits
-from nn_backprop.studies import Rows
+from nn_backprop.studies import Rows, hendrycks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import noise_confidence as study
@@ -96,7 +96,7 @@ def test_the_baseline_is_trained_as_published(monkeypatch, tmp_path):
             optimizer.step()
             schedule.step()
 
-    monkeypatch.setattr(study, "fit", fit)
+    monkeypatch.setattr(hendrycks, "fit", fit)
     job = study.Job(BASELINE, 3, study.MADE, OPTIONS, tmp_path)
     study.trained(job, study.data_for(BASELINE, OPTIONS))
     assert seen == approx([1e-3] * 4 + [1e-4] * 2)

@@ -14,8 +14,17 @@ from test_studies import smoke_rows
 from nn_backprop.data import load
 from nn_backprop.layers import SoftGate
 from nn_backprop.models import MLP
-from nn_backprop.studies import Rows, Trained, thresholds
-from nn_backprop.studies.answers import Answers, answers_of, cost, quality, selector
+from nn_backprop.studies import Rows, Trained, answers
+from nn_backprop.studies.answers import (
+    WAYS,
+    Answers,
+    answers_of,
+    cost,
+    costs,
+    promises,
+    quality,
+    selector,
+)
 from nn_backprop.studies.rejection import (
     auroc,
     best_threshold,
@@ -24,7 +33,6 @@ from nn_backprop.studies.rejection import (
     lowest_threshold,
     promised_threshold,
 )
-from nn_backprop.studies.thresholds import WAYS, costs, promises
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import threshold as study
@@ -72,13 +80,13 @@ def test_no_split_has_an_image_of_another(monkeypatch):
         trained.append(data)
         return Trained(None, 0.0)
 
-    def answers(model, data, indices):
+    def asks(model, data, indices):
         asked.append(indices)
         given.append(answers_of(model, data, indices))
         return given[-1]
 
     monkeypatch.setattr(study.studies, "train_network", train)
-    monkeypatch.setattr(study, "answers_of", answers)
+    monkeypatch.setattr(study, "answers_of", asks)
     for name in ("quality", "costs", "promises"):
         monkeypatch.setattr(study, name, lambda v, t, *_: chosen.append((v, t)) or {})
     study.train(study.Job("happy", 0, study.Options(smoke=True)))
@@ -121,7 +129,7 @@ def test_the_test_answers_choose_nothing_and_calibrated_confidences_cost_alike()
 
 def test_calibration_undoes_a_stretch_and_a_shift(monkeypatch):
     """By its own account, too: where the likelihood is greatest, its slopes are zero."""
-    monkeypatch.setattr(thresholds, "learn_gate", lambda *_: SoftGate(0, 1))  # slow, of so many
+    monkeypatch.setattr(answers, "learn_gate", lambda *_: SoftGate(0, 1))  # slow, of so many
     some = some_answers(0, 20_000)
     bent = some._replace(scores=2 * some.scores + 1)
     a, b = calibration(bent.scores, bent.errors)
@@ -129,7 +137,7 @@ def test_calibration_undoes_a_stretch_and_a_shift(monkeypatch):
     surplus = 1 - bent.errors - expit(a * bent.scores + b)
     assert [surplus.mean(), (surplus * bent.scores).mean()] == approx([0, 0], abs=1e-4)
     (_, straight, *_), (plain, calibrated, *_) = (
-        by_way([*costs(answers, answers, PRICES, 0.25)]).values() for answers in (some, bent)
+        by_way([*costs(given, given, PRICES, 0.25)]).values() for given in (some, bent)
     )
     for one, other, two in zip(straight, plain, calibrated, strict=True):
         assert one["test"] == approx(two["test"], rel=1e-2)

@@ -4,23 +4,33 @@ The scores of `rejection` are log-odds of the confidence here: confidences crowd
 order of the answers is the same.
 """
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import expit, logit, logsumexp
 from torch import Tensor, nn
 
 from nn_backprop.data import ImageData, channels_last
+from nn_backprop.layers import learn_gate
 from nn_backprop.studies.jobs import Row
 from nn_backprop.studies.rejection import (
     area_under_risk_coverage,
     at_threshold,
     auroc,
+    best_threshold,
+    calibration,
     coverage_at_risk,
     lowest_threshold,
+    promised_threshold,
     risk_coverage,
+    told_apart,
 )
+
+PLAIN, CALIBRATED, SWEPT, LEARNT = WAYS = ("1 − λ", "1 − λ, calibrated", "swept", "learnt")
 
 
 class Answers(NamedTuple):
@@ -37,8 +47,6 @@ class Answers(NamedTuple):
 @torch.no_grad()
 def answers_of(model: nn.Module, data: ImageData, indices: Tensor) -> Answers:
     """The answers of a model, which is made float64: in float32 the largest probabilities are 1."""
-    from scipy.special import logit, logsumexp
-
     model.double()
     parts = [data.batch(part, torch.float64) for part in indices.split(1000)]
     outputs = torch.cat([model(inputs) for inputs, _ in parts]).numpy()
@@ -59,6 +67,21 @@ def probabilities(model: nn.Module, data: ImageData, images: Tensor) -> np.ndarr
     given = torch.cat(parts).double()  # before the softmax, lest many be 1
     found = given.softmax(1) if model.loss_name == "cross_entropy" else given
     return found.numpy()
+
+
+def compared(confidences: Mapping[str, np.ndarray], what: str) -> Row:
+    """How sure a network is of sets of images, in percent; the first are those that it knows.
+
+    Under `what`, the mean by set; of the others, under "<what> auroc", how well the known are told
+    from them, and under "<what> as sure" how many are at least as sure as the median of the known.
+    """
+    (_, known), *others = confidences.items()
+    median = np.median(known)
+    return {
+        what: {name: 100 * float(each.mean()) for name, each in confidences.items()},
+        f"{what} auroc": {name: 100 * told_apart(known, each) for name, each in others},
+        f"{what} as sure": {name: 100 * float((each >= median).mean()) for name, each in others},
+    }
 
 
 def cost(some: Answers, threshold: float, price: float) -> float:
@@ -108,3 +131,51 @@ def quality(
         "precision_curve": [float(precision[recall >= share][-1]) for share in recalls],
     }
     return found
+
+
+def costs(
+    validation: Answers, test: Answers, prices: Sequence[float], temperature: float
+) -> Iterator[Row]:
+    """By price λ and way of choosing τ, which is told as a confidence, not calibrated."""
+    scores, errors, _ = validation
+    a, b = calibration(scores, errors)
+    for price in prices:
+        least = best_threshold(test.scores, test.errors, price)[1]
+        thresholds = {
+            PLAIN: float(logit(1 - price)),
+            CALIBRATED: float((logit(1 - price) - b) / a),
+            SWEPT: best_threshold(scores, errors, price)[0],
+            LEARNT: learn_gate(scores, errors, price, temperature).threshold.item(),
+        }
+        for way, threshold in thresholds.items():
+            yield {
+                "price": price, "way": way, "threshold": float(expit(threshold)),
+                "validation": cost(validation, threshold, price),
+                "test": cost(test, threshold, price), "least": least,  # in hindsight
+                "rejected": 1 - at_threshold(test.scores, test.errors, threshold)[0],
+            }  # fmt: skip
+
+
+def promises(
+    validation: Answers, test: Answers, risk: float, delta: float, draws: int, seed: int
+) -> Iterator[Row]:
+    """Without a bound (δ is None) and with it: what the τ of the validation answers does in test,
+    and how often that of as many answers drawn from the test answers breaks its promise."""
+    rng = np.random.default_rng(seed)
+    scores, errors, _ = test
+    drawn = [rng.integers(len(scores), size=len(validation.scores)) for _ in range(draws)]
+    ways: dict[float | None, Callable[[np.ndarray, np.ndarray], float]] = {
+        None: partial(lowest_threshold, risk=risk),
+        delta: partial(promised_threshold, risk=risk, delta=delta),
+    }
+    for bound, choose in ways.items():
+        threshold = choose(validation.scores, validation.errors)
+        kept, rest = at_threshold(scores, errors, threshold)
+        true = [at_threshold(scores, errors, choose(scores[n], errors[n])) for n in drawn]
+        yield {
+            "risk": risk, "delta": bound, "draws": draws,
+            "rejected": 1 - kept, "rest": rest if kept else None,
+            # the risk of no answers is NaN, which is not above: who is silent breaks no promise
+            "broken": sum(above > risk for _, above in true),
+            "rejected_in_draws": 1 - statistics.fmean(coverage for coverage, _ in true),
+        }  # fmt: skip
