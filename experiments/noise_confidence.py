@@ -22,27 +22,16 @@ from torch import Tensor, nn
 from nn_backprop import figures, studies
 from nn_backprop.data import ImageData, unknown_sets
 from nn_backprop.models import CNN, GeluMLP, happy
-from nn_backprop.studies import Claim, Row, Rows
+from nn_backprop.studies import Claim, Row, Rows, hendrycks
 from nn_backprop.studies.answers import compared, probabilities
 from nn_backprop.studies.drawing import draw, judged, nearest, sheet, stretched
-from nn_backprop.studies.hendrycks import train_as_published
+from nn_backprop.studies.hendrycks import DIGITS, PUBLISHED, UNIFORM
 from nn_backprop.training import fit_many
 
-DIGITS, UNCUT, UNIFORM = "test digits", "Gaussian noise, uncut", "uniform noise"
 MADE = ("Gaussian noise", UNIFORM, "random pixels", "Gaussian digits", "half digits")
 FILES = ("Omniglot 2", "notMNIST", "Fashion-MNIST", "KMNIST")
-CENTRED = "notMNIST, −½ to ½"
 DRAWN_WITH = 10_000  # the seed of what is made, for all networks the same
 
-# In percent; the output of their code, and the paper's table 2.
-PUBLISHED = {
-    "confidence": {DIGITS: 99.53, UNCUT: 91.74, UNIFORM: 88.12, CENTRED: 93.84},
-    "confidence auroc": {UNCUT: 88.29, UNIFORM: 97.89, CENTRED: 82.87},
-}
-PAPER: dict[str, dict[str, float]] = {
-    "confidence": {UNCUT: 91, UNIFORM: 83, CENTRED: 92, "Omniglot 2": 86},
-    "confidence auroc": {UNCUT: 90, UNIFORM: 99, CENTRED: 85, "Omniglot 2": 96},
-}
 SURE, AS_SURE = 50.0, 10.0  # our own bars, in percent and points
 CHANCE = 10.0
 STEPS, SMOKE_STEPS = 500, 100
@@ -63,7 +52,7 @@ class Kind(NamedTuple):
 SOURCE, HERE = HAPPY = ("happy, as in the source", "happy, as in train.py")
 BASELINE, FILTERS = "softmax MLP", "CNN"
 THEIRS = f"published, {BASELINE}"
-KNOWN = {THEIRS: PUBLISHED, "in the paper": PAPER}
+KNOWN = {THEIRS: PUBLISHED, "in the paper": hendrycks.PAPER}
 KINDS = {
     SOURCE: Kind(happy, 1.5, 10, (30, 20), True),
     HERE: Kind(happy, 1e-2, 32, (40, 60), False),
@@ -140,7 +129,7 @@ def trained(job: Job, data: ImageData) -> nn.Module:
     torch.manual_seed(seed)
     model = kind.make()
     if isinstance(model, GeluMLP):
-        train_as_published(model, data, lr=kind.lr, seed=seed, **how)
+        hendrycks.train_as_published(model, data, lr=kind.lr, seed=seed, **how)
     elif job.name == FILTERS:
         studies.train_network(model, data, lr=kind.lr, decay=0.1, seed=seed, **how)
     else:
@@ -164,15 +153,9 @@ def data_for(name: str, options: Options) -> ImageData:
 
 @functools.cache
 def sets_for(names: tuple[str, ...], options: Options) -> dict[str, Tensor]:
-    """The test digits, noise that is not cut off (float32, white is 255), and the named sets."""
+    """The test digits, noise that is not cut off, and the named sets."""
     data = studies.load_data(options)
-    digits = data.images[data.test]
-    generator = torch.Generator().manual_seed(DRAWN_WITH)
-    sets = {DIGITS: digits, UNCUT: 255 * torch.randn(digits.shape, generator=generator)}
-    sets |= unknown_sets(names, digits, DRAWN_WITH, options.data_root, lambda line: None)
-    if "notMNIST" in sets:
-        sets[CENTRED] = sets["notMNIST"] - 127.5
-    return sets
+    return hendrycks.shown(names, data.images[data.test], DRAWN_WITH, options.data_root)
 
 
 def file_of(name: str, seed: int) -> str:

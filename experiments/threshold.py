@@ -21,18 +21,9 @@ from nn_backprop import figures, studies
 from nn_backprop.models import CNN, MLP, happy
 from nn_backprop.models.counting import parameters
 from nn_backprop.studies import Claim, Row, Rows
-from nn_backprop.studies.answers import (
-    CALIBRATED,
-    LEARNT,
-    PLAIN,
-    SWEPT,
-    WAYS,
-    answers_of,
-    costs,
-    promises,
-    quality,
-)
+from nn_backprop.studies.answers import WAYS, answers_of, costs, promises, quality
 
+PLAIN, CALIBRATED, SWEPT, LEARNT = WAYS
 PRICES = (0.01, 0.03, 0.1, 0.3)
 TEMPERATURE = 0.25
 MARGIN = 5  # percent that the learnt τ may cost more than the swept one

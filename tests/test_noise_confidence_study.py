@@ -70,7 +70,7 @@ def test_what_a_network_learns_is_not_what_it_is_tested_on_or_shown():
     uncut = sets["Gaussian noise, uncut"]
     assert uncut.dtype == torch.float32 and uncut.min() < -255 and uncut.max() > 510
     assert uncut.std().item() == approx(255, rel=0.01)
-    assert study.CENTRED not in sets  # without the file
+    assert hendrycks.CENTRED not in sets  # without the file
     # A network learns of data.train alone; no image of that split is in a set, changed or not.
     known = {image.numpy().tobytes() for image in data.images[data.train]}
     for images in sets.values():
@@ -134,7 +134,7 @@ def test_the_others_are_trained_as_the_source_or_train_py_does(monkeypatch, tmp_
 # --- the claims, on rows made up for them ---
 
 
-def made(sets=(*SHOWN, "notMNIST", study.CENTRED), **changed):
+def made(sets=(*SHOWN, "notMNIST", hendrycks.CENTRED), **changed):
     """Three seeds of each network, of which all is reproduced; `changed` by name of the network."""
     rows, published = Rows(), study.PUBLISHED
     for name, seed in product(study.KINDS, range(3)):

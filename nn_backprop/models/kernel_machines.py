@@ -1,52 +1,15 @@
 """Machines without a training loop: a ridge on fixed features, and exact Gaussian kernels."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nn_backprop.data import ImageData
-from nn_backprop.layers import (
-    RandomFourierFeatures,
-    RandomFourierFeatures2d,
-    median_distance,
-    random_patches,
-)
-
-# Of the ridge, in units of the mean square of an example's features.
-STRENGTHS = {"pixels": 10.0, "vectors": 0.1, "patches": 1e-3, "kernel ridge": 1e-4}
-COST = 10.0  # of the SVM, C; of 1, 10 and 100 the best on the validation split
-PATCH, STRIDE = 5, 2  # 12 × 12 patches an image
+from nn_backprop.layers import RandomFourierFeatures, median_distance, random_patches
 
 Predict = Callable[[Tensor], Tensor]  # normalised images (N, C, H, W) to features or scores (N, k)
-
-
-def fitted(
-    kind: str, data: ImageData, seed: int, features: int = 0, grid: int = 0, pooling: str = ""
-) -> tuple[Predict, dict[str, Any]]:
-    """The scores of "pixels", "vectors", "patches", "kernel ridge" or "SVM", and its sizes and σ.
-
-    The first three are ridges: on the pixels, on so many random features of the image, and on so
-    many of each patch, pooled to grid × grid.
-    """
-    if kind == "pixels":
-        return ridge(nn.Flatten(), data, STRENGTHS[kind]), {}
-    sigma = half_median_distance(data, seed, PATCH if kind == "patches" else None)
-    about: dict[str, Any] = {"sigma": sigma}
-    if kind == "SVM":
-        return kernel_svm(data, sigma, COST), about
-    if kind == "kernel ridge":
-        return kernel_ridge(data, sigma, STRENGTHS[kind]), about
-    if kind == "vectors":
-        of_image = RandomFourierFeatures(data.images[0].numel(), features, sigma, seed)
-        about |= {"lifted": features, "pooled": features}
-        return ridge(nn.Sequential(nn.Flatten(), of_image), data, STRENGTHS[kind]), about
-    lift = RandomFourierFeatures2d(1, features, data.images.shape[-1], PATCH, sigma, STRIDE,
-                                   grid=grid, pooling=pooling, seed=seed)  # fmt: skip
-    about |= {"lifted": lift.lifted, "pooled": lift.pooled}
-    return ridge(lift, data, STRENGTHS[kind]), about
 
 
 def half_median_distance(data: ImageData, seed: int, patch: int | None = None) -> float:
