@@ -23,7 +23,7 @@ from nn_backprop import data as images_of
 from nn_backprop import figures, studies
 from nn_backprop.models.kernel_machines import kernel_errors, share_right
 from nn_backprop.studies import Claim, Row, Rows
-from nn_backprop.studies.kernel_contestants import fitted
+from nn_backprop.studies.kernel_contestants import EXACT, fitted
 
 SHIFTS = (1, 2, 3, 4, 6)
 VARIANTS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -34,7 +34,6 @@ VARIANTS: dict[str, Callable[[Tensor, int], Tensor]] = {
 POOLED = "patches, 4×4 Gaussian"
 UNPOOLED, SAME_LIFT = "patches, no pooling", "no pooling's filters, 4×4 Gaussian"
 RIVALS = ("vectors", POOLED, "CNN")
-EXACT = {"ridge": "kernel ridge", "SVM": "SVM"}  # machines
 EXAMPLES = "examples.npy"  # digits of every variant, one picture
 OWN = (("mean error", "mean_error"), ("largest", "largest_error"),
        ("root mean square", "root_mean_square"), ("derived", "derived"))  # fmt: skip
@@ -153,10 +152,10 @@ class Found:
         self.rows, self.n = rows, max(row["n"] for row in rows.having("n"))
         self.size = FULL if self.n > FULL.middle else SMOKE
         kernel = rows.where(contestant="kernel").by("features")
-        exact = {kind: {"contestant": kind} for kind in ("pixels", *EXACT.values())}
-        of_vectors = {d: {"contestant": "vectors", "features": d} for d in self.size.dimensions}
-        self.ways: dict[Any, dict[str, Any]] = ways(self.size) | exact | of_vectors
         ds, ns, small = self.size.dimensions, (*self.size.counts, self.n), self.size.small
+        self.ways: dict[Any, dict[str, Any]] = {**ways(self.size)}
+        self.ways |= {kind: {"contestant": kind} for kind in ("pixels", *EXACT.values())}
+        self.ways |= {d: {"contestant": "vectors", "features": d} for d in ds}
         self.own = {name: {d: of.values(key) for d, of in kernel.items()} for name, key in OWN}
         sizes = {"vectors": self.n, f"vectors, n = {small:,}": small}
         self.by_d = {name: {d: self.errors(d, m) for d in ds} for name, m in sizes.items()}
@@ -252,14 +251,14 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
         shifts.append(line("contestant", name, {f"{d} px": of for d, of in by_d.items()}, **seen))
     data = [line("contestant", name, {f"n = {m:,}": of for m, of in errors.items()})
             for name, errors in (found.counts | found.behind).items()]  # fmt: skip
-    harder = [line("contestant", name, errors) for name, errors in found.harder.items()]
     return {
         "1. Error against the dimension": dimension,
         "2. The kernel's own error": kernel,
         f"3. A quarter of the test digits, shifted, n = {size.middle:,}": shifts,
         "4. Error against the number of training digits": data,
-        f"5. Harder digits, n = {size.middle:,}": harder,
-    }
+        f"5. Harder digits, n = {size.middle:,}":
+            [line("contestant", name, errors) for name, errors in found.harder.items()],
+    }  # fmt: skip
 
 
 def picture(rows: Rows) -> figures.Figure | None:

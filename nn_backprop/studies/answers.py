@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy.special import expit, logit, logsumexp
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, precision_recall_curve
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from nn_backprop.data import ImageData, channels_last
@@ -91,10 +95,6 @@ def cost(some: Answers, threshold: float, price: float) -> float:
 
 def selector(validation: Answers, test: Answers) -> np.ndarray:
     """Scores (N,) of the test answers, by a logistic regression that has seen the validation's."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     seen, new = (np.column_stack([part.scores, part.outputs]) for part in (validation, test))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     scores: np.ndarray = model.fit(seen, 1 - validation.errors).decision_function(new)
@@ -109,8 +109,6 @@ def quality(
     The curves are of the test answers: the risk at each share `rejected`, the precision at each
     share of the errors in `recalls`.
     """
-    from sklearn.metrics import average_precision_score, precision_recall_curve
-
     scores, errors, _ = test
     _, coverage, risk = risk_coverage(scores, errors)
     precision, recall, _ = precision_recall_curve(errors, -scores)

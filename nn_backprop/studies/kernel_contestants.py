@@ -22,6 +22,7 @@ from nn_backprop.training import steps_per_epoch
 # Of the ridge, in units of the mean square of an example's features.
 STRENGTHS = {"pixels": 10.0, "vectors": 0.1, "patches": 1e-3, "kernel ridge": 1e-4}
 COST = 10.0  # of the SVM, C; of 1, 10 and 100 the best on the validation split
+EXACT = {"ridge": "kernel ridge", "SVM": "SVM"}  # machines, by a short name
 PATCH, STRIDE = 5, 2  # 12 × 12 patches an image
 STEPS, EPOCHS, BATCH = 500, 3, 128  # of what is trained by gradient: at least so many of both
 RATES = {"CNN": (6e-3, 0.1), "network": (0.1, 0.0)}  # learning rate, weight decay
