@@ -20,19 +20,8 @@ from torch import Tensor, nn
 
 from nn_backprop.data import ImageData, channels_last
 from nn_backprop.layers import learn_gate
+from nn_backprop.studies import rejection
 from nn_backprop.studies.jobs import Row
-from nn_backprop.studies.rejection import (
-    area_under_risk_coverage,
-    at_threshold,
-    auroc,
-    best_threshold,
-    calibration,
-    coverage_at_risk,
-    lowest_threshold,
-    promised_threshold,
-    risk_coverage,
-    told_apart,
-)
 
 PLAIN, CALIBRATED, SWEPT, LEARNT = WAYS = ("1 − λ", "1 − λ, calibrated", "swept", "learnt")
 
@@ -83,7 +72,7 @@ def compared(confidences: Mapping[str, np.ndarray], what: str) -> Row:
     median = np.median(known)
     return {
         what: {name: 100 * float(each.mean()) for name, each in confidences.items()},
-        f"{what} auroc": {name: 100 * told_apart(known, each) for name, each in others},
+        f"{what} auroc": {name: 100 * rejection.told_apart(known, each) for name, each in others},
         f"{what} as sure": {name: 100 * float((each >= median).mean()) for name, each in others},
     }
 
@@ -110,20 +99,20 @@ def quality(
     share of the errors in `recalls`.
     """
     scores, errors, _ = test
-    _, coverage, risk = risk_coverage(scores, errors)
+    _, coverage, risk = rejection.risk_coverage(scores, errors)
     precision, recall, _ = precision_recall_curve(errors, -scores)
-    threshold = lowest_threshold(validation.scores, validation.errors, 0.01)
-    kept, rest = at_threshold(scores, errors, threshold)
+    threshold = rejection.lowest_threshold(validation.scores, validation.errors, 0.01)
+    kept, rest = rejection.at_threshold(scores, errors, threshold)
     found: dict[str, Any] = {
         "error": float(errors.mean()),
         "validation_error": float(validation.errors.mean()),
-        "auroc": auroc(scores, errors),
-        "aurc": area_under_risk_coverage(scores, errors),
+        "auroc": rejection.auroc(scores, errors),
+        "aurc": rejection.area_under_risk_coverage(scores, errors),
         "average_precision": float(average_precision_score(errors, -scores)),
-        "selector_aurc": area_under_risk_coverage(selector(validation, test), errors),
+        "selector_aurc": rejection.area_under_risk_coverage(selector(validation, test), errors),
         "rejected": 1 - kept,
         "rest": rest if kept else None,
-        "rejected_in_hindsight": 1 - coverage_at_risk(scores, errors, 0.01),
+        "rejected_in_hindsight": 1 - rejection.coverage_at_risk(scores, errors, 0.01),
         # what is nearest to each share, and not beyond it; coverage and recall fall
         "risk_curve": [float(risk[coverage >= 1 - share][-1]) for share in rejected],
         "precision_curve": [float(precision[recall >= share][-1]) for share in recalls],
@@ -136,13 +125,13 @@ def costs(
 ) -> Iterator[Row]:
     """By price λ and way of choosing τ, which is told as a confidence, not calibrated."""
     scores, errors, _ = validation
-    a, b = calibration(scores, errors)
+    a, b = rejection.calibration(scores, errors)
     for price in prices:
-        least = best_threshold(test.scores, test.errors, price)[1]
+        least = rejection.best_threshold(test.scores, test.errors, price)[1]
         thresholds = {
             PLAIN: float(logit(1 - price)),
             CALIBRATED: float((logit(1 - price) - b) / a),
-            SWEPT: best_threshold(scores, errors, price)[0],
+            SWEPT: rejection.best_threshold(scores, errors, price)[0],
             LEARNT: learn_gate(scores, errors, price, temperature).threshold.item(),
         }
         for way, threshold in thresholds.items():
@@ -150,7 +139,7 @@ def costs(
                 "price": price, "way": way, "threshold": float(expit(threshold)),
                 "validation": cost(validation, threshold, price),
                 "test": cost(test, threshold, price), "least": least,  # in hindsight
-                "rejected": 1 - at_threshold(test.scores, test.errors, threshold)[0],
+                "rejected": 1 - rejection.at_threshold(test.scores, test.errors, threshold)[0],
             }  # fmt: skip
 
 
@@ -163,13 +152,13 @@ def promises(
     scores, errors, _ = test
     drawn = [rng.integers(len(scores), size=len(validation.scores)) for _ in range(draws)]
     ways: dict[float | None, Callable[[np.ndarray, np.ndarray], float]] = {
-        None: partial(lowest_threshold, risk=risk),
-        delta: partial(promised_threshold, risk=risk, delta=delta),
+        None: partial(rejection.lowest_threshold, risk=risk),
+        delta: partial(rejection.promised_threshold, risk=risk, delta=delta),
     }
     for bound, choose in ways.items():
         threshold = choose(validation.scores, validation.errors)
-        kept, rest = at_threshold(scores, errors, threshold)
-        true = [at_threshold(scores, errors, choose(scores[n], errors[n])) for n in drawn]
+        kept, rest = rejection.at_threshold(scores, errors, threshold)
+        true = [rejection.at_threshold(scores, errors, choose(scores[n], errors[n])) for n in drawn]
         yield {
             "risk": risk, "delta": bound, "draws": draws,
             "rejected": 1 - kept, "rest": rest if kept else None,
