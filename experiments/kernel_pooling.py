@@ -11,25 +11,18 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nn_backprop import data as images_of
 from nn_backprop import figures, studies
 from nn_backprop.models.kernel_machines import kernel_errors, share_right
 from nn_backprop.studies import Claim, Row, Rows
-from nn_backprop.studies.kernel_contestants import EXACT, fitted
+from nn_backprop.studies.kernel_contestants import EXACT, SHIFTS, VARIANTS, fitted
 
-SHIFTS = (1, 2, 3, 4, 6)
-VARIANTS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "plain": lambda images, seed: images, "rotated": images_of.rotated,
-    "on noise": images_of.on_noise, "on clutter": images_of.on_clutter,
-}  # fmt: skip
 # Held against one another in questions 4 and 5; and against no pooling, at equal lift.
 POOLED = "patches, 4×4 Gaussian"
 UNPOOLED, SAME_LIFT = "patches, no pooling", "no pooling's filters, 4×4 Gaussian"
@@ -182,8 +175,7 @@ class Found:
 def claims(rows: Rows) -> list[Claim]:
     found, between = Found(rows), studies.between
     size, n, small = found.size, found.n, found.size.small
-    first, *_, last = size.dimensions
-    fewest = min(size.counts)
+    (first, *_, last), (fewest, *_) = size.dimensions, size.counts
     exact, own = found.errors("kernel ridge", small), found.own
     near, far = (100 * (found.errors(d, small) - exact) for d in (last, first))
     root, logs = math.sqrt(first / last), [math.log(d) for d in size.pairs_of]

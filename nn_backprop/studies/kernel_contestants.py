@@ -1,12 +1,13 @@
-"""What a lift by a kernel is compared with, and how each contestant is fitted to digits."""
+"""What a lift by a kernel is compared with, how each contestant is fitted, and to what digits."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nn_backprop.data import ImageData
+from nn_backprop.data import ImageData, on_clutter, on_noise, rotated
 from nn_backprop.layers import RandomFourierFeatures, RandomFourierFeatures2d
 from nn_backprop.models import CNN, KernelNetwork
 from nn_backprop.models.kernel_machines import (
@@ -26,6 +27,13 @@ EXACT = {"ridge": "kernel ridge", "SVM": "SVM"}  # machines, by a short name
 PATCH, STRIDE = 5, 2  # 12 × 12 patches an image
 STEPS, EPOCHS, BATCH = 500, 3, 128  # of what is trained by gradient: at least so many of both
 RATES = {"CNN": (6e-3, 0.1), "network": (0.1, 0.0)}  # learning rate, weight decay
+SHIFTS = (1, 2, 3, 4, 6)  # pixels
+VARIANTS: dict[str, Callable[[Tensor, int], Tensor]] = {  # of digits
+    "plain": lambda images, seed: images,
+    "rotated": rotated,
+    "on noise": on_noise,
+    "on clutter": on_clutter,
+}
 
 
 def fitted(
