@@ -1,4 +1,4 @@
-"""What a network says of images, how well its confidence tells errors, and what a threshold costs.
+"""What a network says of images; its confidence: how well it tells errors, what thresholds cost.
 
 The scores of `rejection` are log-odds of the confidence here: confidences crowd near 1, and the
 order of the answers is the same.
