@@ -9,26 +9,23 @@ What is compared, and what came out: results/garbage_unit/README.md.
 import functools
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nn_backprop import data, figures, studies
-from nn_backprop.engines import Engine, autograd
+from nn_backprop.engines import autograd
 from nn_backprop.layers import ObjectosphereLoss
 from nn_backprop.studies import Claim, Row, Rows
-from nn_backprop.studies.rejection import confidence, correct_at_false_positives, told_apart
+from nn_backprop.studies.rubbish import AREA, CLASSES, CORRECT, Loss, Network, beside, tested
 
-CLASSES, FEATURES = 10, 64
 EPOCHS, BATCH, SMOKE_EPOCHS, SMOKE_BATCH, LR = 3, 128, 2, 32, 5e-3
 EVERY = 4  # digits to an image of rubbish
-AREA = "AUROC"
-CORRECT = {f"CCR at {100 * rate:g} %": rate for rate in (0.01, 0.03, 0.1, 0.3, 1.0)}
 COMPARED, AT = "CCR at 10 %", "at 10 % false positives"  # to choose by, too
 SHOWN = (AREA, "CCR at 1 %", COMPARED)
 MARGIN, MORE = 0.1, 1e-9  # percentage points; than 0
@@ -44,9 +41,6 @@ KIN = {  # what is next of kin to a source, be it trained on or chosen by
     NOISE: ("Gaussian noise", "random pixels"),
 }  # fmt: skip
 PUBLISHED = {"Fashion-MNIST": "99.31 → 99.90 %", "notMNIST": "96.04 → 98.37 %"}  # AUROC
-
-Scores = dict[str, np.ndarray]  # (N,) by name
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of logits, features and targets
 
 SOFTMAX, GARBAGE, ENTROPIC, SPHERE = "softmax", "garbage class", "entropic", "Objectosphere"
 LEARNERS = (GARBAGE, ENTROPIC, SPHERE)  # which are shown rubbish; softmax is shown NONE
@@ -65,7 +59,6 @@ SETTINGS: dict[str, dict[str, tuple[float, Loss]]] = {
     SPHERE: {f"ξ = {radius:g}, λ = {factor:g}": (0.4, ObjectosphereLoss(radius, factor))
              for radius, factor in ((10, 1e-3), (10, 1e-2), (50, 1e-4))},
 }  # fmt: skip
-PROBABILITY, SCALED = "confidence", "confidence × length"  # of the features
 
 
 @dataclass(frozen=True)
@@ -82,34 +75,6 @@ class Job(NamedTuple):
     seed: int
     sets: tuple[str, ...]  # to test on, of those that are at hand
     options: Options
-
-
-class Network(nn.Module):
-    """Convolutions; features (N, FEATURES); without a bias, logits (N, 10), or 11 for GARBAGE."""
-
-    def __init__(self, method: str, setting: str) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 5), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(32 * 4 * 4, FEATURES),
-        )  # fmt: skip
-        self.output = nn.Linear(FEATURES, CLASSES + (method == GARBAGE), bias=False)
-        self._weight, self._loss = SETTINGS[method][setting]
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.features(x)
-        return self.output(features), features
-
-    def loss(self, output: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-        """The mean over all examples where a digit weighs 1; digits come first, if any rubbish."""
-        (logits, features), n = output, int((targets >= 0).sum())
-        digits = self._loss(logits[:n], features[:n], targets[:n])
-        if n == len(targets):
-            return digits
-        rubbish = self._loss(logits[n:], features[n:], targets[n:])
-        weighs = self._weight * (len(targets) - n)
-        return (n * digits + weighs * rubbish) / (n + weighs)
 
 
 def collect(run: studies.StudyRun, options: Options) -> None:
@@ -151,27 +116,14 @@ def rubbish_to_test_on(names: tuple[str, ...], options: Options) -> dict[str, Te
     return data.unknown_sets(names, digits.images[digits.test], 0, options.data_root)
 
 
-def beside(rubbish: Tensor, digits: data.ImageData, seed: int) -> Engine:
-    """autograd, with an image of rubbish for every EVERY digits of the batch, drawn by the seed."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def compute(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        n = len(targets) // EVERY
-        drawn = digits.normalise(rubbish[torch.randint(len(rubbish), (n,), generator=generator)])
-        both = data.channels_last(torch.cat([inputs, drawn]))
-        return autograd(model, both, torch.cat([targets, targets.new_full((n,), -1)]))
-
-    return compute
-
-
 def train(job: Job) -> Row:
     """One network, trained and tested."""
     digits, (train_on, held_out) = studies.load_data(job.options), rubbish(job.options)
     epochs, batch = (SMOKE_EPOCHS, SMOKE_BATCH) if job.options.smoke else (EPOCHS, BATCH)
     torch.manual_seed(job.seed)
-    model = Network(job.method, job.setting)
+    model = Network(CLASSES + (job.method == GARBAGE), *SETTINGS[job.method][job.setting])
     shown = train_on.get(job.source)
-    engine = autograd if shown is None else beside(shown, digits, job.seed)
+    engine = autograd if shown is None else beside(shown, digits, EVERY, job.seed)
     trained = studies.train_network(
         model, digits, lr=LR, epochs=epochs, batch_size=batch, seed=job.seed, engine=engine
     )
@@ -184,33 +136,6 @@ def train(job: Job) -> Row:
         "scores": {score: {"validation": chosen_by[score][""][COMPARED], "sets": measures}
                    for score, measures in found.items()},
     }  # fmt: skip
-
-
-def tested(
-    model: nn.Module, digits: data.ImageData, indices: Tensor, sets: Mapping[str, Tensor]
-) -> tuple[dict[str, Row], Row]:
-    """By score and set of rubbish, AUROC and every CCR beside these digits; and of the digits."""
-    logits, known = answers(model, digits, digits.images[indices])
-    wrong = logits[:, :CLASSES].argmax(1) != digits.labels[indices].numpy()  # a digit
-    found: dict[str, Row] = {score: {} for score in known}
-    for name, images in sets.items():
-        for score, unknown in answers(model, digits, images)[1].items():
-            found[score][name] = {AREA: told_apart(known[score], unknown)} | {
-                what: correct_at_false_positives(known[score], wrong, unknown, rate)
-                for what, rate in CORRECT.items()
-            }
-    taken = float((logits.argmax(1) == CLASSES).mean())
-    return found, {"accuracy": 1 - float(wrong.mean()), "taken_for_rubbish": taken}
-
-
-@torch.no_grad()
-def answers(model: nn.Module, digits: data.ImageData, images: Tensor) -> tuple[np.ndarray, Scores]:
-    """Of uint8 images the logits (N, outputs), and by name the two scores (N,) of every method."""
-    parts = [model(data.channels_last(digits.normalise(part))) for part in images.split(1000)]
-    logits, features = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    probability = confidence(logits.numpy(), CLASSES)
-    scaled = probability * features.double().norm(dim=1).numpy()
-    return logits.numpy(), {PROBABILITY: probability, SCALED: scaled}
 
 
 # --- What the rows come to ----------------------------------------------------------------------
@@ -230,6 +155,11 @@ def by_source(rows: Rows) -> dict[str, dict[str, Rows]]:
     return {source: {SOFTMAX: plain} | found.by("method") for source, found in best.items()}
 
 
+def at_hand(rows: Rows) -> list[str]:
+    """The sets that all were tested on."""
+    return [*scored(rows)[0]["sets"]]
+
+
 def foreign(source: str, names: Sequence[str]) -> list[str]:
     """The sets that are next of kin neither to what was trained on nor to what was chosen by."""
     return [name for name in names if name not in (*KIN[source], *KIN[LETTERS])]
@@ -247,10 +177,10 @@ def gain(one: Rows, other: Rows, names: Sequence[str], what: str = COMPARED) -> 
 def claims(rows: Rows) -> list[Claim]:
     theirs, logs = "significantly better (Dhamija et al. 2018)", "(Hendrycks et al. 2019)"
     unseen, less, script, rise, cost = [], [], [], [], []
-    at_hand, between = [*rows[0]["scores"][PROBABILITY]["sets"]], studies.between
+    names, between = at_hand(rows), studies.between
     for source, of in by_source(rows).items():
-        trained, plain, apart = f"trained on {source}", of[SOFTMAX], foreign(source, at_hand)
-        kin = [name for name in KIN[source] if name in at_hand]
+        trained, plain, apart = f"trained on {source}", of[SOFTMAX], foreign(source, names)
+        kin = [name for name in KIN[source] if name in names]
         near, far = ", ".join(kin), ", ".join(apart)
         for method in LEARNERS:
             gained = gain(of[method], plain, apart)
@@ -279,7 +209,7 @@ def claims(rows: Rows) -> list[Claim]:
 
 def tables(rows: Rows) -> dict[str, studies.Table]:
     by, asked, spread = by_source(rows), ASKED[rows.one("dataset")], studies.mean_sd
-    at_hand = [*rows[0]["scores"][PROBABILITY]["sets"]]
+    names = at_hand(rows)
     chosen = [row for of in by.values() for found in of.values() for row in found]
     tried = []
     for at, found in scored(rows).by("method", "source", "setting", "score").items():
@@ -299,7 +229,7 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
     for source, of in by.items():
         apart = foreign(source, asked)
         sets = {name if name in apart else f"{name} (kin)": [name] for name in asked}
-        sets["mean, without kin"] = foreign(source, at_hand)
+        sets["mean, without kin"] = foreign(source, names)
         made[
             f"Trained on {source}: AUROC, and CCR, the digits classified correctly, at 1 and 10 % "
             "false positives, in percent; kin: to what was trained on or chosen by"
@@ -309,34 +239,36 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
                 for method, found in of.items()
             }}
             for title, over in sets.items()
-            for what in (SHOWN if set(over) <= set(at_hand) else ("not at hand",))
+            for what in (SHOWN if set(over) <= set(names) else ("not at hand",))
         ]  # fmt: skip
     return made
 
 
 def picture(rows: Rows) -> figures.Figure:
-    at_hand, parts = [*rows[0]["scores"][PROBABILITY]["sets"]], []
-    curve = "notMNIST" if "notMNIST" in at_hand else at_hand[0]
-    correct = "digits classified correctly, %"
+    parts, names, correct = [], at_hand(rows), "digits classified correctly, %"
+    curve = "notMNIST" if "notMNIST" in names else names[0]
     for source, of in by_source(rows).items():
         title = f"Trained on {source}"
-        kin = [name for name in at_hand if name not in foreign(source, at_hand)]
+        kin = [name for name in names if name not in foreign(source, names)]
         across = f"rubbish of the test; kin:\n{', '.join(kin)}"
-        by_set = {
-            what: {method: [figures.point(name, percent(found, [name], what)) for name in at_hand]
-                   for method, found in of.items()}
-            for what in (AREA, COMPARED)
-        }  # fmt: skip
-        by_rate = {method: [figures.point(100 * rate, percent(found, [curve], what))
-                            for what, rate in CORRECT.items()]
-                   for method, found in of.items()}  # fmt: skip
+        area, at_10 = (lines(of, {name: (name, what) for name in names})
+                       for what in (AREA, COMPARED))  # fmt: skip
+        by_rate = lines(of, {100 * rate: (curve, what) for what, rate in CORRECT.items()})
         parts += [
-            figures.Panel(title, across, "AUROC, %", by_set[AREA]),
-            figures.Panel(f"{title}: {AT}", across, correct, by_set[COMPARED]),
+            figures.Panel(title, across, "AUROC, %", area),
+            figures.Panel(f"{title}: {AT}", across, correct, at_10),
             figures.Panel(f"{title}: {curve}", "false positives, %", correct, by_rate, "x"),
         ]
     title = f"Four ways to refuse what is no digit ({rows.one('dataset').upper()})"
     return figures.side_by_side(parts, f"{title}: mean ± standard deviation over seeds")
+
+
+def lines(of: dict[str, Rows], at: dict[Any, tuple[str, str]]) -> dict[str, list[figures.Point]]:
+    """Of each method points, at x a measure of a set of rubbish."""
+    return {
+        method: [figures.point(x, percent(found, [name], what)) for x, (name, what) in at.items()]
+        for method, found in of.items()
+    }
 
 
 STUDY = studies.Study(Options, collect, claims, tables, picture)

@@ -11,32 +11,18 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from nn_backprop import data as images_of
-from nn_backprop import figures, models, studies
-from nn_backprop.layers import RandomFourierFeatures, RandomFourierFeatures2d
-from nn_backprop.models.kernel_machines import Predict, half_median_distance, ridge, share_right
+from nn_backprop import figures, studies
+from nn_backprop.models.kernel_machines import kernel_errors, share_right
 from nn_backprop.studies import Claim, Row, Rows
-from nn_backprop.training import steps_per_epoch
+from nn_backprop.studies.kernel_contestants import EXACT, SHIFTS, VARIANTS, fitted
 
-# Of the ridge, in units of the mean square of an example's features.
-STRENGTHS = {"pixels": 10.0, "vectors": 0.1, "patches": 1e-3, "kernel ridge": 1e-4}
-COST = 10.0  # of the SVM, C; of 1, 10 and 100 the best on the validation split
-PATCH, STRIDE = 5, 2  # 12 × 12 patches an image
-STEPS, EPOCHS, BATCH = 500, 3, 128  # of what is trained by gradient: at least so many of both
-RATES = {"CNN": (6e-3, 0.1), "network": (0.1, 0.0)}  # learning rate, weight decay
-SHIFTS = (1, 2, 3, 4, 6)
-VARIANTS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "plain": lambda images, seed: images, "rotated": images_of.rotated,
-    "on noise": images_of.on_noise, "on clutter": images_of.on_clutter,
-}  # fmt: skip
 # Held against one another in questions 4 and 5; and against no pooling, at equal lift.
 POOLED = "patches, 4×4 Gaussian"
 UNPOOLED, SAME_LIFT = "patches, no pooling", "no pooling's filters, 4×4 Gaussian"
@@ -64,7 +50,7 @@ FULL = Size((256, 1024, 4096, 8192), tuple(2**k for k in range(6, 15)), 5_000, 1
 SMOKE = Size((32, 144, 288), (64, 256, 1024), 200, 300, (100, 300))
 
 
-class Job(NamedTuple):  # one contestant, fitted to n digits
+class Job(NamedTuple):  # one contestant, fitted to n digits; or "kernel", the error of its own
     contestant: str
     seed: int
     n: int
@@ -79,8 +65,7 @@ def collect(run: studies.StudyRun, options: Options) -> None:
     everything, size = studies.load_data(options), SMOKE if options.smoke else FULL
     n, seeds = len(everything.train), range(options.seeds)
     pairs = [Job("kernel", seed, n, options, features=d) for seed in seeds for d in size.pairs_of]
-    run.train_all(kernel_error, pairs, tagged)
-    run.train_all(contest, contests(size, n, options), tagged)
+    run.train_all(contest, pairs + contests(size, n, options), tagged)
     digits = everything.images[everything.train[:400]]
     rows = [torch.cat(list(make(digits, 0)[:5, 0]), 1) for make in VARIANTS.values()]
     np.save(run.folder / EXAMPLES, torch.cat(rows, 0).numpy())
@@ -90,13 +75,13 @@ def contests(size: Size, n: int, options: Options) -> list[Job]:
     by_name, make, both = ways(size), functools.partial(Job, options=options), (n, size.small)
     jobs: list[Job] = []
     for seed in range(options.seeds):
-        of_middle = functools.partial(make, seed=seed, n=size.middle)
         jobs += [make("vectors", seed, m, features=d) for d in size.dimensions for m in both]
         jobs += [make("pixels", seed, m) for m in both]
-        jobs += [make(exact, seed, size.small) for exact in ("kernel ridge", "SVM")]
-        jobs += [of_middle(**way) for way in by_name.values()]
+        jobs += [make(exact, seed, size.small) for exact in EXACT.values()]
+        jobs += [make(seed=seed, n=size.middle, **way) for way in by_name.values()]
         jobs += [make(seed=seed, n=m, **by_name[k]) for m in (*size.counts, n) for k in RIVALS]
-        jobs += [of_middle(variant=v, **by_name[k]) for v in VARIANTS for k in RIVALS]
+        jobs += [make(seed=seed, n=size.middle, variant=v, **by_name[k])
+                 for v in VARIANTS for k in RIVALS]  # fmt: skip
     # What several questions ask is fitted once; the longest first, so that all end together.
     return sorted(dict.fromkeys(jobs), key=lambda job: -job.n * (1 + job.features * job.grid**2))
 
@@ -127,67 +112,27 @@ def ways(size: Size) -> dict[str, dict[str, Any]]:
 def contest(job: Job) -> Row:
     """Fits the contestant and reads the test split once: plain, and for some questions shifted."""
     data, size = studies.load_data(job.options), SMOKE if job.options.smoke else FULL
-    if job.n < len(data.train):
-        data = images_of.subset(data, job.n, job.seed)  # as many of each class
+    if job.contestant == "kernel":  # over pairs of training digits
+        found = kernel_errors(data, job.features, job.seed)
+        return {"contestant": "kernel", "seed": job.seed, "features": job.features, **found}
+    data = images_of.subset(data, job.n, job.seed)  # as many of each class
     if job.variant != "plain":
         data = images_of.varied(data, VARIANTS[job.variant], job.seed)
     began = time.perf_counter()
     with torch.no_grad():
-        predict, about = (trained if job.contestant in RATES else fitted)(job, data)
-        about["seconds"] = time.perf_counter() - began
-        row = {
-            **{key: value for key, value in job._asdict().items() if key != "options"}, **about,
+        how = job.features, job.grid, job.pooling, job.options.smoke
+        predict, about = fitted(job.contestant, data, job.seed, *how)
+        row = job._asdict() | about | {
+            "seconds": time.perf_counter() - began,
             "validation_accuracy": share_right(predict, data, data.validation),
             "accuracy": share_right(predict, data, data.test),
         }  # fmt: skip
+        del row["options"]
         if job.n == size.middle and job.variant == "plain":
             for d in (0, *SHIFTS):
                 moved = images_of.quarter_shifted(data, d)
                 row[f"accuracy_shift_{d}"] = share_right(predict, moved, data.test[::4])
     return row
-
-
-def fitted(job: Job, data: images_of.ImageData) -> tuple[Predict, dict[str, Any]]:
-    """What predicts a digit's scores, and what is to be known of it."""
-    kind, features, strength = job.contestant, job.features, STRENGTHS.get(job.contestant, 0.0)
-    if kind == "pixels":
-        return ridge(nn.Flatten(), data, strength), {}
-    sigma = half_median_distance(data, job.seed, PATCH if kind == "patches" else None)
-    about: dict[str, Any] = {"sigma": sigma}
-    if kind == "SVM":
-        return models.kernel_machines.kernel_svm(data, sigma, COST), about
-    if kind == "kernel ridge":
-        return models.kernel_machines.kernel_ridge(data, sigma, strength), about
-    if kind == "vectors":
-        of_image = RandomFourierFeatures(data.images[0].numel(), features, sigma, job.seed)
-        about |= {"lifted": features, "pooled": features}
-        return ridge(nn.Sequential(nn.Flatten(), of_image), data, strength), about
-    lift = RandomFourierFeatures2d(1, features, data.images.shape[-1], PATCH, sigma, STRIDE,
-                                   grid=job.grid, pooling=job.pooling, seed=job.seed)  # fmt: skip
-    return ridge(lift, data, strength), about | {"lifted": lift.lifted, "pooled": lift.pooled}
-
-
-def trained(job: Job, data: images_of.ImageData) -> tuple[Predict, dict[str, Any]]:
-    """By gradient: the CNN, or the kernel network."""
-    enough = max(EPOCHS, math.ceil(STEPS / steps_per_epoch(len(data.train), BATCH)))
-    about: dict[str, Any] = {"epochs": 1 if job.options.smoke else enough}
-    torch.manual_seed(job.seed)
-    model: Any = models.CNN()
-    if job.contestant == "network":
-        sigma = half_median_distance(data, job.seed, PATCH)
-        model = models.KernelNetwork(job.features, PATCH, STRIDE, *job[6:], sigma, job.seed)
-        about |= {"sigma": sigma, "lifted": model.features.lifted, "pooled": model.features.pooled}
-    lr, decay = RATES[job.contestant]
-    with torch.enable_grad():
-        studies.train_network(model, data, lr=lr, decay=decay, batch_size=BATCH, seed=job.seed,
-                              epochs=about["epochs"])  # fmt: skip
-    return model.eval(), about
-
-
-def kernel_error(job: Job) -> Row:  # over pairs of training digits
-    data = studies.load_data(job.options)
-    found = models.kernel_machines.kernel_errors(data, job.features, job.seed)
-    return {"contestant": "kernel", "seed": job.seed, "features": job.features, **found}
 
 
 # --- What the rows come to ----------------------------------------------------------------------
@@ -200,10 +145,10 @@ class Found:
         self.rows, self.n = rows, max(row["n"] for row in rows.having("n"))
         self.size = FULL if self.n > FULL.middle else SMOKE
         kernel = rows.where(contestant="kernel").by("features")
-        exact = {kind: {"contestant": kind} for kind in ("pixels", "kernel ridge", "SVM")}
-        of_vectors = {d: {"contestant": "vectors", "features": d} for d in self.size.dimensions}
-        self.ways: dict[Any, dict[str, Any]] = ways(self.size) | exact | of_vectors
         ds, ns, small = self.size.dimensions, (*self.size.counts, self.n), self.size.small
+        self.ways: dict[Any, dict[str, Any]] = {**ways(self.size)}
+        self.ways |= {kind: {"contestant": kind} for kind in ("pixels", *EXACT.values())}
+        self.ways |= {d: {"contestant": "vectors", "features": d} for d in ds}
         self.own = {name: {d: of.values(key) for d, of in kernel.items()} for name, key in OWN}
         sizes = {"vectors": self.n, f"vectors, n = {small:,}": small}
         self.by_d = {name: {d: self.errors(d, m) for d in ds} for name, m in sizes.items()}
@@ -230,7 +175,7 @@ class Found:
 def claims(rows: Rows) -> list[Claim]:
     found, between = Found(rows), studies.between
     size, n, small = found.size, found.n, found.size.small
-    first, *_, last = size.dimensions
+    (first, *_, last), (fewest, *_) = size.dimensions, size.counts
     exact, own = found.errors("kernel ridge", small), found.own
     near, far = (100 * (found.errors(d, small) - exact) for d in (last, first))
     root, logs = math.sqrt(first / last), [math.log(d) for d in size.pairs_of]
@@ -241,9 +186,13 @@ def claims(rows: Rows) -> list[Claim]:
     ratios = [statistics.fmean(of_seed) for of_seed in zip(*of_d, strict=True)]
     lift = f"equal lift, the same filters ({found.ways[UNPOOLED]['features']})"
     pooled = f"equal pooled dimension (about {size.dimensions[-2]:,}), unequal lift"
+
+    def gain(claim: str, shares: np.ndarray) -> Claim:
+        return between(claim, None, 100 * shares, 0)
+
     judged = [
-        between(f"error falls with D: points gained from D = {first:,} to {last:,}, n = {n:,}",
-                None, 100 * (found.errors(first, n) - found.errors(last, n)), 0),
+        gain(f"error falls with D: points gained from D = {first:,} to {last:,}, n = {n:,}",
+             found.errors(first, n) - found.errors(last, n)),
         between(f"error % at D = {last:,}, n = {n:,}, is 1.7 to 2.5 (our expectation of ridge on "
                 "about 10,000 features)", None, 100 * found.errors(last, n), 1.7, 2.5),
         between(f"of the distance to exact kernel ridge, the share that is left from D = {first:,} "
@@ -255,20 +204,18 @@ def claims(rows: Rows) -> list[Claim]:
         between("mean error of the kernel falls as D to the power", -0.5, slopes, -0.55, -0.45),
         between("root mean square error of the kernel / the derived deviation", 1.0, ratios,
                 0.9, 1.1),
-        *[between(f"{equal}: shifted by {d} px, points that {name} loses less than {other}",
-                  None, 100 * (found.loss(other, d) - found.loss(name, d)), 0)
+        *[gain(f"{equal}: shifted by {d} px, points that {name} loses less than {other}",
+               found.loss(other, d) - found.loss(name, d))
           for equal, name, other in [(lift, SAME_LIFT, UNPOOLED), (pooled, POOLED, "vectors"),
                                      (pooled, POOLED, UNPOOLED)]
           for d in (2, 4)],
-        between(f"needs much data: points that {POOLED} is farther behind the CNN at n = "
-                f"{min(size.counts):,} than at {n:,}", None,
-                100 * (found.gap(POOLED, min(size.counts)) - found.gap(POOLED, n)), 0),
-        *[between(f"struggles: points that the distance of {POOLED} to the CNN grows, {variant}",
-                  None, 100 * (found.gap(POOLED, variant=variant) - found.gap(POOLED)), 0)
+        gain(f"needs much data: points that {POOLED} is farther behind the CNN at n = "
+             f"{fewest:,} than at {n:,}", found.gap(POOLED, fewest) - found.gap(POOLED, n)),
+        *[gain(f"struggles: points that the distance of {POOLED} to the CNN grows, {variant}",
+               found.gap(POOLED, variant=variant) - found.gap(POOLED))
           for variant in list(VARIANTS)[1:]],
-        between(f"on clutter, points that {POOLED} errs less than vectors", None,
-                100 * (found.harder["vectors"]["on clutter"]
-                       - found.harder[POOLED]["on clutter"]), 0),
+        gain(f"on clutter, points that {POOLED} errs less than vectors",
+             found.harder["vectors"]["on clutter"] - found.harder[POOLED]["on clutter"]),
     ]  # fmt: skip
     return judged if size is FULL else [replace(claim, published=None) for claim in judged]
 
@@ -284,10 +231,10 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
     ds: dict[Any, str] = {d: f"vectors, D = {d:,}" for d in size.dimensions}
     dimension = [line("features", name, {f"n = {m:,}": found.errors(way, m) for m in (n, small)})
                  for way, name in [("pixels", "the pixels themselves"), *ds.items()]]  # fmt: skip
-    for way, name in (("kernel ridge", "ridge"), ("SVM", "SVM")):
-        errors = {f"n = {small:,}": found.errors(way, small)}
-        missing = {f"error %, n = {n:,}": "–"}
-        dimension.append(line("features", f"exact kernel {name}", errors, **missing))
+    missing = {f"error %, n = {n:,}": "–"}
+    dimension += [line("features", f"exact kernel {name}",
+                       {f"n = {small:,}": found.errors(way, small)}, **missing)
+                  for name, way in EXACT.items()]  # fmt: skip
     kernel = [{"D": d} | {name: f"{statistics.fmean(by[d]):.4f}" for name, by in found.own.items()}
               for d in size.pairs_of]  # fmt: skip
     shifts = []
@@ -296,14 +243,14 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
         shifts.append(line("contestant", name, {f"{d} px": of for d, of in by_d.items()}, **seen))
     data = [line("contestant", name, {f"n = {m:,}": of for m, of in errors.items()})
             for name, errors in (found.counts | found.behind).items()]  # fmt: skip
-    harder = [line("contestant", name, errors) for name, errors in found.harder.items()]
     return {
         "1. Error against the dimension": dimension,
         "2. The kernel's own error": kernel,
         f"3. A quarter of the test digits, shifted, n = {size.middle:,}": shifts,
         "4. Error against the number of training digits": data,
-        f"5. Harder digits, n = {size.middle:,}": harder,
-    }
+        f"5. Harder digits, n = {size.middle:,}":
+            [line("contestant", name, errors) for name, errors in found.harder.items()],
+    }  # fmt: skip
 
 
 def picture(rows: Rows) -> figures.Figure | None:
@@ -314,7 +261,7 @@ def picture(rows: Rows) -> figures.Figure | None:
     panel = functools.partial(figures.Panel, y="test error", percent=True)
     flat = {f"pixels, n = {n:,}": statistics.fmean(found.errors("pixels", n))}
     flat |= {f"exact {name}, n = {small:,}": statistics.fmean(found.errors(way, small))
-             for name, way in (("ridge", "kernel ridge"), ("SVM", "SVM"))}  # fmt: skip
+             for name, way in EXACT.items()}  # fmt: skip
     kernel = {name: found.own[name] for name in ("root mean square", "derived")}
     by_d, own, moved, counts, harder = (
         {name: [figures.point(x, values) for x, values in by.items()] for name, by in of.items()}
@@ -322,7 +269,7 @@ def picture(rows: Rows) -> figures.Figure | None:
     )
     del moved["network"]
     D, middle = "features D", f"(n = {size.middle:,})"
-    name, seeds = "mnist" if size is FULL else "digits", len(found.errors("CNN"))
+    what = f"{'mnist' if size is FULL else 'digits'}, {len(found.errors('CNN'))} seeds, mean ± sd"
     return figures.side_by_side(
         [
             panel("More features: towards the exact kernel", D, lines=by_d, log="xy", levels=flat),
@@ -333,7 +280,7 @@ def picture(rows: Rows) -> figures.Figure | None:
             panel(f"Harder digits {middle}", lines=harder, log="y"),
             panel("Plain, rotated, on noise, on clutter", image=np.load(rows.folder / EXAMPLES)),
         ],
-        f"Lift by a kernel, then pool: {name}, {seeds} seeds, mean ± sd",
+        f"Lift by a kernel, then pool: {what}",
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,35 +20,23 @@ import torch
 from torch import Tensor, nn
 
 from nn_backprop import figures, studies
-from nn_backprop.data import ImageData, uniform_noise, unknown_sets
-from nn_backprop.engines import autograd
+from nn_backprop.data import ImageData, unknown_sets
 from nn_backprop.models import CNN, GeluMLP, happy
-from nn_backprop.studies import Claim, Row, Rows
-from nn_backprop.studies.answers import probabilities
-from nn_backprop.studies.drawing import draw, nearest, sheet, stretched
-from nn_backprop.studies.rejection import told_apart
-from nn_backprop.training import fit, fit_many, steps_per_epoch
+from nn_backprop.studies import Claim, Row, Rows, hendrycks
+from nn_backprop.studies.answers import compared, probabilities
+from nn_backprop.studies.drawing import draw, judged, nearest, sheet, stretched
+from nn_backprop.studies.hendrycks import DIGITS, PUBLISHED, UNIFORM
+from nn_backprop.training import fit_many
 
-DIGITS, UNCUT, UNIFORM = "test digits", "Gaussian noise, uncut", "uniform noise"
 MADE = ("Gaussian noise", UNIFORM, "random pixels", "Gaussian digits", "half digits")
 FILES = ("Omniglot 2", "notMNIST", "Fashion-MNIST", "KMNIST")
-CENTRED = "notMNIST, −½ to ½"
 DRAWN_WITH = 10_000  # the seed of what is made, for all networks the same
 
-# In percent; the output of their code, and the paper's table 2.
-PUBLISHED = {
-    "confidence": {DIGITS: 99.53, UNCUT: 91.74, UNIFORM: 88.12, CENTRED: 93.84},
-    "confidence auroc": {UNCUT: 88.29, UNIFORM: 97.89, CENTRED: 82.87},
-}
-PAPER: dict[str, dict[str, float]] = {
-    "confidence": {UNCUT: 91, UNIFORM: 83, CENTRED: 92, "Omniglot 2": 86},
-    "confidence auroc": {UNCUT: 90, UNIFORM: 99, CENTRED: 85, "Omniglot 2": 96},
-}
 SURE, AS_SURE = 50.0, 10.0  # our own bars, in percent and points
 CHANCE = 10.0
 STEPS, SMOKE_STEPS = 500, 100
 PEOPLE = "people.pt"  # digits that people wrote, in a run's folder
-COMPARED = 1_000  # test digits, and images of noise, that are shown to the judge of drawings
+JUDGED = 1_000  # test digits, and images of noise, that are shown to the judge of drawings
 
 
 class Kind(NamedTuple):
@@ -63,6 +51,8 @@ class Kind(NamedTuple):
 
 SOURCE, HERE = HAPPY = ("happy, as in the source", "happy, as in train.py")
 BASELINE, FILTERS = "softmax MLP", "CNN"
+THEIRS = f"published, {BASELINE}"
+KNOWN = {THEIRS: PUBLISHED, "in the paper": hendrycks.PAPER}
 KINDS = {
     SOURCE: Kind(happy, 1.5, 10, (30, 20), True),
     HERE: Kind(happy, 1e-2, 32, (40, 60), False),
@@ -98,23 +88,12 @@ def collect(run: studies.StudyRun, options: Options) -> None:
         for name in (BASELINE, FILTERS, SOURCE, HERE)  # the longest first
         for seed in range(options.seeds)
     ]
-
-    run.train_all(
-        train, jobs, lambda row: {f"uniform noise/{row['network']}": row["confidence"][UNIFORM]}
-    )
-    run.add([judge(data)])
+    tag = "uniform noise/{network}"
+    run.train_all(train, jobs, lambda row: {tag.format(**row): row["confidence"][UNIFORM]})
+    run.add([judged(data.test[:JUDGED], data, DRAWN_WITH)])
     labels = data.labels[data.test]
     people = torch.stack([data.images[data.test[labels == digit][0]] for digit in range(10)])
     torch.save(people, run.folder / PEOPLE)
-
-
-def judge(data: ImageData) -> Row:
-    """How the judge of drawings does on test digits, and on noise."""
-    tested = data.test[:COMPARED]
-    digit, digits = nearest(data.images[tested], data)
-    _, noise = nearest(uniform_noise(data.images[tested], DRAWN_WITH), data)
-    right = (digit == data.labels[tested]).double().mean().item()
-    return {"right": right, "of_digits": digits.mean().item(), "of_noise": noise.mean().item()}
 
 
 def train(job: Job) -> Row:
@@ -137,51 +116,32 @@ def train(job: Job) -> Row:
     }  # fmt: skip
     sets = sets_for(job.sets, job.options)
     given = {name: probabilities(model, data, images) for name, images in sets.items()}
-    sure = {"confidence": {name: p.max(1) for name, p in given.items()}}
+    row |= compared({name: p.max(1) for name, p in given.items()}, "confidence")
     if job.name in HAPPY:
-        sure["share"] = {name: p.max(1) / p.sum(1) for name, p in given.items()}
-    for what, values in sure.items():
-        digits = values[DIGITS]
-        others = [(name, of) for name, of in values.items() if name != DIGITS]
-        row[what] = {name: 100 * float(each.mean()) for name, each in values.items()}
-        row[f"{what} auroc"] = {name: 100 * told_apart(digits, of) for name, of in others}
-        median = np.median(digits)
-        row[f"{what} as sure"] = {name: 100 * float((of >= median).mean()) for name, of in others}
+        row |= compared({name: p.max(1) / p.sum(1) for name, p in given.items()}, "share")
     return row
 
 
 def trained(job: Job, data: ImageData) -> nn.Module:
     """The network of the job, after its training."""
     kind, seed = KINDS[job.name], job.seed
-    epochs = kind.epochs[job.options.smoke]
-    steps = steps_per_epoch(len(data.train), kind.batch_size)
+    how: dict[str, Any] = {"epochs": kind.epochs[job.options.smoke], "batch_size": kind.batch_size}
     torch.manual_seed(seed)
     model = kind.make()
-    if job.name in HAPPY:
-        how: dict[str, Any] = {"weight_decays": 0.03}
-        if job.name == SOURCE:
+    if isinstance(model, GeluMLP):
+        hendrycks.train_as_published(model, data, lr=kind.lr, seed=seed, **how)
+    elif job.name == FILTERS:
+        studies.train_network(model, data, lr=kind.lr, decay=0.1, seed=seed, **how)
+    else:
+        if job.name == HERE:
+            how["weight_decays"] = 0.03
+        else:
+            how |= {"optimizer": "sgd", "schedule": "constant"}
             for parameter in model.parameters():
                 nn.init.normal_(parameter)
-            how = {"optimizer": "sgd", "schedule": "constant"}
-        losses = fit_many([model], data, seeds=[seed], lrs=kind.lr, epochs=epochs,
-                          batch_size=kind.batch_size, **how)  # fmt: skip
+        losses = fit_many([model], data, seeds=[seed], lrs=kind.lr, **how)
         if not losses.isfinite().all():
             raise studies.StudyError(f"a training diverged, {job}")
-        return model
-    if not isinstance(model, GeluMLP):
-        studies.train_network(model, data, lr=kind.lr, decay=0.1, epochs=epochs,
-                              batch_size=kind.batch_size, seed=seed)  # fmt: skip
-        return model
-    # Their 1e−5 · ½‖weight‖² is part of the loss, so this is not AdamW. It matters for noise: where
-    # there is no other gradient, Adam makes full steps of it, and the weights of pixels that are
-    # always black do not stay as they started, but go to 0.
-    *hidden, weight, bias = model.parameters()
-    decayed: Any = {"params": hidden[::2], "weight_decay": 1e-5}
-    others: Any = {"params": [*hidden[1::2], weight, bias]}
-    optimizer = torch.optim.Adam([decayed, others], kind.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [epochs * 2 // 3 * steps])
-    fit(model, autograd, optimizer, schedule, data,
-        epochs=epochs, batch_size=kind.batch_size, seed=seed)  # fmt: skip
     return model
 
 
@@ -193,15 +153,9 @@ def data_for(name: str, options: Options) -> ImageData:
 
 @functools.cache
 def sets_for(names: tuple[str, ...], options: Options) -> dict[str, Tensor]:
-    """The test digits, noise that is not cut off (float32, white is 255), and the named sets."""
+    """The test digits, noise that is not cut off, and the named sets."""
     data = studies.load_data(options)
-    digits = data.images[data.test]
-    generator = torch.Generator().manual_seed(DRAWN_WITH)
-    sets = {DIGITS: digits, UNCUT: 255 * torch.randn(digits.shape, generator=generator)}
-    sets |= unknown_sets(names, digits, DRAWN_WITH, options.data_root, lambda line: None)
-    if "notMNIST" in sets:
-        sets[CENTRED] = sets["notMNIST"] - 127.5
-    return sets
+    return hendrycks.shown(names, data.images[data.test], DRAWN_WITH, options.data_root)
 
 
 def file_of(name: str, seed: int) -> str:
@@ -224,20 +178,19 @@ def of_set(rows: Rows, what: str, name: str) -> np.ndarray:
 def claims(rows: Rows) -> list[Claim]:
     """Of uniform noise and of drawings, by network; published figures, of sets that are there."""
     by, found = by_network(rows), []
-    for name, of in by.items():
-        its = name in HAPPY  # whose words are judged
-        noise = of_set(of, "confidence", UNIFORM)
-        claim = f"{name}: mean confidence on {UNIFORM}"
+    for name, of in by.items():  # the happy ones' words are judged
+        words = ("confidently", "not evenly", "as sure") if name in HAPPY else (None, None, None)
+        noise, on = of_set(of, "confidence", UNIFORM), f"on {UNIFORM}"
         bar = f"%: {SURE:g} or more (our bar)"
-        word = "confidently" if its else None
-        found.append(studies.between(f"{claim}, {bar}", word, noise, low=SURE))
-        if its:
-            share = f"{name}: mean share of the largest output on {UNIFORM}, {bar}"
+        claim = f"{name}: mean confidence {on}"
+        found.append(studies.between(f"{claim}, {bar}", words[0], noise, low=SURE))
+        if name in HAPPY:
+            share = f"{name}: mean share of the largest output {on}, {bar}"
             shares = of_set(of, "share", UNIFORM)
-            found.append(studies.between(share, "not evenly", shares, low=SURE))
+            found.append(studies.between(share, words[1], shares, low=SURE))
         less = noise - of_set(of, "confidence", DIGITS)
         claim += f" less that on test digits, points: −{AS_SURE:g} or more (our bar)"
-        found.append(studies.between(claim, "as sure" if its else None, less, low=-AS_SURE))
+        found.append(studies.between(claim, words[2], less, low=-AS_SURE))
     for key, what in (("confidence", "mean confidence on"), ("confidence auroc", "AUROC against")):
         for name, figure in PUBLISHED[key].items():
             if name in by[BASELINE][0][key]:
@@ -251,74 +204,62 @@ def claims(rows: Rows) -> list[Claim]:
 
 
 def tables(rows: Rows) -> dict[str, studies.Table]:
-    by = by_network(rows)
-    first = by[BASELINE][0]
+    by, cell = by_network(rows), studies.mean_sd
 
     def of_sets(key: str) -> studies.Table:
         """A row for each set: what every network's kinds of confidence come to."""
-        known = published(key)
+        own = f"confidence{key}"
+        known = {title: of[own] for title, of in KNOWN.items() if own in of}
         return [
             {
                 "images": name,
-                **{
-                    network if what == "confidence" else f"{network}: share":
-                        studies.mean_sd(of_set(of, f"{what}{key}", name))
-                    for network, of in by.items()
-                    for what in ("confidence", "share")
-                    if what in of[0]
-                },
+                **{f"{network}{which}": cell(of_set(of, f"{what}{key}", name))
+                   for network, of in by.items()
+                   for what, which in (("confidence", ""), ("share", ": share")) if what in of[0]},
                 **{title: f"{of[name]:g}" if name in of else "–" for title, of in known.items()},
             }
-            for name in first[f"confidence{key}"]
+            for name in by[BASELINE][0][own]
         ]  # fmt: skip
 
     drawings = [
         {
             "network": name,
-            "test accuracy, %": studies.mean_sd(of.values("test_accuracy")),
+            "test accuracy, %": cell(of.values("test_accuracy")),
             "confidence in its drawings, %":
-                studies.mean_sd(of.values(lambda row: statistics.fmean(row["drawn_confidence"]))),
-            "in the worst of ten, %":
-                studies.mean_sd(of.values(lambda row: min(row["drawn_confidence"]))),
-            "recognised, %": studies.mean_sd(of.values("recognised")),
-            "correlation": studies.mean_sd(of.values("correlation")),
+                cell(of.values(lambda row: statistics.fmean(row["drawn_confidence"]))),
+            "in the worst of ten, %": cell(of.values(lambda row: min(row["drawn_confidence"]))),
+            "recognised, %": cell(of.values("recognised")),
+            "correlation": cell(of.values("correlation")),
             "training, s": f"{statistics.median(of.values('train_seconds')):.1f}",
         }
         for name, of in by.items()
     ]  # fmt: skip
-    (judged,) = rows.having("right")
-    seeds = f"{first['dataset']}, {len(by[BASELINE])} seeds"
+    (judge,) = rows.having("right")
+    seeds = f"{by[BASELINE].one('dataset')}, {len(by[BASELINE])} seeds"
     return {
         f"Mean confidence, %, {seeds}; sigmoids: largest output, and its share of the sum of all":
             of_sets(""),
         f"AUROC of the confidence, test digits against other images, %, {seeds}": of_sets(" auroc"),
         f"Images at least as sure as the median test digit, %, {seeds}": of_sets(" as sure"),
         "Ten digits drawn by each network; recognised by the training image that correlates most: "
-        f"of test digits {100 * judged['right']:.1f} %, correlation {judged['of_digits']:.3f}; of "
-        f"uniform noise {judged['of_noise']:.3f}": drawings,
+        f"of test digits {100 * judge['right']:.1f} %, correlation {judge['of_digits']:.3f}; of "
+        f"uniform noise {judge['of_noise']:.3f}": drawings,
     }  # fmt: skip
-
-
-def published(key: str) -> dict[str, Mapping[str, float]]:
-    """Whose figures there are of what `confidence<key>` has, by the set."""
-    by = {f"published, {BASELINE}": PUBLISHED, "in the paper": PAPER}
-    return {title: of[f"confidence{key}"] for title, of in by.items() if f"confidence{key}" in of}
 
 
 def picture(rows: Rows) -> figures.Figure | None:
     by, folder = by_network(rows), rows.folder
     if folder is None or not (folder / PEOPLE).exists():
         return None
-    first = by[BASELINE][0]
 
     def lines(key: str) -> dict[str, list[figures.Point]]:
-        names = list(first[f"confidence{key}"])
+        names = list(by[BASELINE][0][f"confidence{key}"])
         found: dict[str, list[figures.Point]] = {
             network: [figures.point(name, of_set(of, f"confidence{key}", name)) for name in names]
             for network, of in by.items()
         }
-        title, known = next(iter(published(key).items()))
-        found[title] = [(name, known[name], 0.0) for name in names if name in known]
+        known = PUBLISHED[f"confidence{key}"]
+        found[THEIRS] = [(name, known[name], 0.0) for name in names if name in known]
         return found
 
     drawn = [torch.load(folder / file_of(name, 0), weights_only=True) for name in by]
@@ -332,11 +273,10 @@ def picture(rows: Rows) -> figures.Figure | None:
                       "as in train.py; by the softmax MLP; the CNN; people",
                       image=sheet(torch.stack([*map(stretched, drawn), people])[:, :, 0])),
     ]  # fmt: skip
-    return figures.side_by_side(
-        panels,
-        f"Noise, other images that are no digits, and digits drawn, {first['dataset'].upper()}: "
-        f"mean ± standard deviation over {len(by[BASELINE])} seeds; drawings of seed 0, inverted",
-    )
+    about = f"{by[BASELINE].one('dataset').upper()}: mean ± standard deviation over "
+    about += f"{len(by[BASELINE])} seeds; drawings of seed 0, inverted"
+    title = f"Noise, other images that are no digits, and digits drawn, {about}"
+    return figures.side_by_side(panels, title)
 
 
 STUDY = studies.Study(Options, collect, claims, tables, picture)

@@ -10,29 +10,26 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import expit, logit
 from scipy.stats import binomtest
 from torch import nn
 
 from nn_backprop import figures, studies
-from nn_backprop.layers import learn_gate
 from nn_backprop.models import CNN, MLP, happy
 from nn_backprop.models.counting import parameters
-from nn_backprop.studies import Claim, Row, Rows, rejection
-from nn_backprop.studies.answers import Answers, answers_of, cost, quality
+from nn_backprop.studies import Claim, Row, Rows
+from nn_backprop.studies.answers import WAYS, answers_of, costs, promises, quality
 
+PLAIN, CALIBRATED, SWEPT, LEARNT = WAYS
 PRICES = (0.01, 0.03, 0.1, 0.3)
 TEMPERATURE = 0.25
 MARGIN = 5  # percent that the learnt τ may cost more than the swept one
-PLAIN, CALIBRATED, SWEPT, LEARNT = WAYS = ("1 − λ", "1 − λ, calibrated", "swept", "learnt")
 DELTA = 0.05
 LEAST, MOST = 40, 60  # percent of the draws that may end above the risk without a bound
-DRAWS, SMOKE_DRAWS = 2_000, 20  # of each network and seed
+DRAWS = (2_000, 20)  # of each network and seed; of a smoke test
 REJECTED_1989 = 9.0  # percent
 PUBLISHED_2017 = {
     "auroc": ("AUROC of right against wrong", 97.83),
@@ -46,8 +43,7 @@ class Network(NamedTuple):
     """How a network is built and trained."""
 
     build: Callable[[], nn.Module]
-    epochs: int
-    smoke_epochs: int
+    epochs: tuple[int, int]  # of a full run, of a smoke test
     batch_size: int
     lr: float
     decay: float
@@ -55,9 +51,9 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "happy": Network(happy, 20, 30, 32, 1e-2, 0.03, 0.02),
-    "MLP": Network(lambda: MLP((784, 256, 256, 256, 10)), 10, 3, 128, 3e-3, 0.3, 0.01),
-    "CNN": Network(CNN, 4, 2, 128, 6e-3, 0.1, 0.005),
+    "happy": Network(happy, (20, 30), 32, 1e-2, 0.03, 0.02),
+    "MLP": Network(lambda: MLP((784, 256, 256, 256, 10)), (10, 3), 128, 3e-3, 0.3, 0.01),
+    "CNN": Network(CNN, (4, 2), 128, 6e-3, 0.1, 0.005),
 }
 
 
@@ -84,14 +80,10 @@ def collect(run: studies.StudyRun, options: Options) -> None:
     run.train_all(train, jobs, lambda row: {f"error/{row['network']}": row["error"]})
 
 
-# --- One training -------------------------------------------------------------------------------
-
-
 def train(job: Job) -> Row:
     """One network, trained; its thresholds, chosen on validation answers; what they do in test."""
     data, how = studies.load_data(job.options), NETWORKS[job.network]
-    epochs = how.smoke_epochs if job.options.smoke else how.epochs
-    draws = SMOKE_DRAWS if job.options.smoke else DRAWS
+    epochs, draws = how.epochs[job.options.smoke], DRAWS[job.options.smoke]
     torch.manual_seed(job.seed)
     model = how.build()
     trained = studies.train_network(
@@ -104,83 +96,31 @@ def train(job: Job) -> Row:
         "network": job.network, "seed": job.seed, "dataset": data.name,
         "parameters": parameters(model), "epochs": epochs, "train_seconds": trained.seconds,
         **quality(validation, test, REJECTED, RECALLS),
-        "costs": list(costs(validation, test)),
-        "promises": list(promises(validation, test, how.promised, draws, job.seed)),
+        "costs": list(costs(validation, test, PRICES, TEMPERATURE)),
+        "promises": list(promises(validation, test, how.promised, DELTA, draws, job.seed)),
     }  # fmt: skip
-
-
-def costs(validation: Answers, test: Answers) -> Iterator[Row]:
-    """By price and way of choosing τ, which is told as a confidence, not calibrated."""
-    scores, errors, _ = validation
-    a, b = rejection.calibration(scores, errors)
-    for price in PRICES:
-        least = rejection.best_threshold(test.scores, test.errors, price)[1]
-        thresholds = {
-            PLAIN: float(logit(1 - price)),
-            CALIBRATED: float((logit(1 - price) - b) / a),
-            SWEPT: rejection.best_threshold(scores, errors, price)[0],
-            LEARNT: learn_gate(scores, errors, price, TEMPERATURE).threshold.item(),
-        }
-        for way, threshold in thresholds.items():
-            yield {
-                "price": price, "way": way, "threshold": float(expit(threshold)),
-                "validation": cost(validation, threshold, price),
-                "test": cost(test, threshold, price), "least": least,  # in hindsight
-                "rejected": 1 - rejection.at_threshold(test.scores, test.errors, threshold)[0],
-            }  # fmt: skip
-
-
-def promises(
-    validation: Answers, test: Answers, risk: float, draws: int, seed: int
-) -> Iterator[Row]:
-    """By δ, which is None for no bound: what the τ of the validation answers does in test, and how
-    often that of as many answers drawn from the test answers breaks its promise."""
-    rng = np.random.default_rng(seed)
-    scores, errors, _ = test
-    drawn = [rng.integers(len(scores), size=len(validation.scores)) for _ in range(draws)]
-    ways: dict[float | None, Callable[[np.ndarray, np.ndarray], float]] = {
-        None: partial(rejection.lowest_threshold, risk=risk),
-        DELTA: partial(rejection.promised_threshold, risk=risk, delta=DELTA),
-    }
-    for delta, choose in ways.items():
-        threshold = choose(validation.scores, validation.errors)
-        kept, rest = rejection.at_threshold(scores, errors, threshold)
-        true = [rejection.at_threshold(scores, errors, choose(scores[n], errors[n])) for n in drawn]
-        yield {
-            "risk": risk, "delta": delta, "draws": draws,
-            "rejected": 1 - kept, "rest": rest if kept else None,
-            # the risk of no answers is NaN, which is not above: who is silent breaks no promise
-            "broken": sum(above > risk for _, above in true),
-            "rejected_in_draws": 1 - statistics.fmean(coverage for coverage, _ in true),
-        }  # fmt: skip
 
 
 # --- What the rows come to ----------------------------------------------------------------------
 
 
 def by_network(rows: Rows) -> dict[str, Rows]:
-    by = rows.by("network")
-    return {name: by[name] for name in NETWORKS if name in by}
+    return {name: of for name in NETWORKS if (of := rows.where(network=name))}
 
 
-def percent(rows: Sequence[Row], what: str, scale: float = 100) -> list[float]:
-    """A share of each row that has it, in percent unless another scale is given."""
-    return [scale * row[what] for row in rows if row[what] is not None]
-
-
-def parts(rows: Rows, what: str, **at: object) -> list[Row]:
+def parts(rows: Rows, what: str, **at: object) -> Rows:
     """Of each seed the costs or promises that have these values."""
-    return [part for row in rows for part in row[what] if at.items() <= part.items()]
+    return Rows({"seed": row["seed"], **part} for row in rows for part in row[what]).where(**at)
 
 
 def excess(rows: Rows, way: str, split: str = "test", over: str = SWEPT,
-           prices: Sequence[float] = PRICES) -> list[float]:  # fmt: skip
+           prices: Sequence[float] = PRICES) -> np.ndarray:  # fmt: skip
     """By how many percent a way costs more than another: of each seed, the mean over prices."""
     one, two = (
-        np.array([[c[split] for c in parts(rows, "costs", price=p, way=w)] for p in prices])
+        np.array([parts(rows, "costs", price=price, way=w).values(split) for price in prices])
         for w in (way, over)
     )
-    return (100 * (one / two - 1)).mean(axis=0).tolist()
+    return (100 * (one / two - 1)).mean(axis=0)
 
 
 def broken(rows: Rows, delta: float | None) -> tuple[float, tuple[float, float]]:
@@ -195,23 +135,30 @@ def broken(rows: Rows, delta: float | None) -> tuple[float, tuple[float, float]]
     return 100 * test.statistic, (100 * low, 100 * high)
 
 
+def mean(rows: Rows, what: str, digits: int = 2, scale: float = 100) -> str:
+    """Of the rows that have it: who rejects all has no error of the rest."""
+    values = [scale * row[what] for row in rows if row[what] is not None]
+    return f"{statistics.fmean(values):.{digits}f}" if values else "–"
+
+
 def claims(rows: Rows) -> list[Claim]:
     return [
         replace(claim, claim=f"{name}: {claim.claim}")
-        for name, of_one in by_network(rows).items()
-        for claim in claims_about(name, of_one)
+        for name, of in by_network(rows).items()
+        for claim in claims_about(name, of)
     ]
 
 
 def claims_about(name: str, rows: Rows) -> Iterator[Claim]:
     over = f"in %, mean over λ = {', '.join(f'{price:g}' for price in PRICES)}"
-    for split in ("validation", "test"):
-        claim = f"the learnt τ costs, on the {split} images, more than the swept one, {over}: "
-        claim += f"at most {MARGIN} (our bar)"
-        yield studies.between(claim, None, excess(rows, LEARNT, split), high=MARGIN)
-    for way, when in ((PLAIN, ""), (CALIBRATED, " after calibration")):
-        claim = f"the learnt τ costs, on the test images, more than 1 − λ{when}, {over}: below 0"
-        yield studies.between(claim, None, excess(rows, LEARNT, over=way), high=0)
+    for split, way, named, bar, high in (
+        ("validation", SWEPT, "the swept one", f"at most {MARGIN} (our bar)", MARGIN),
+        ("test", SWEPT, "the swept one", f"at most {MARGIN} (our bar)", MARGIN),
+        ("test", PLAIN, "1 − λ", "below 0", 0),
+        ("test", CALIBRATED, "1 − λ after calibration", "below 0", 0),
+    ):
+        claim = f"the learnt τ costs, on the {split} images, more than {named}, {over}: {bar}"
+        yield studies.between(claim, None, excess(rows, LEARNT, split, way), high=high)
     risk, most = f"a risk of {100 * NETWORKS[name].promised:g} %", 100 * DELTA
     claim = f"draws that break the promise of {risk}, in %: at most δ = {most:g}"
     yield studies.judged(claim, f"at most {most:g}", *broken(rows, DELTA), high=most)
@@ -222,59 +169,60 @@ def claims_about(name: str, rows: Rows) -> Iterator[Claim]:
         rest, hindsight = (mean(rows, what) for what in ("rest", "rejected_in_hindsight"))
         claim = "rejected by the τ of 1 % error on the validation images (error of the rest "
         claim += f"{rest} %; in hindsight {hindsight} %), in %: at most {REJECTED_1989:g}"
-        found = percent(rows, "rejected")
+        found = rows.values("rejected", 100)
         yield studies.between(claim, f"about {REJECTED_1989:g}", found, high=REJECTED_1989)
     if name == "MLP":
         within = ", in %: theirs, of one training, within the interval of one more of ours"
         for key, (what, published) in PUBLISHED_2017.items():
-            yield studies.one_of(f"{what}{within}", published, percent(rows, key))
+            yield studies.one_of(f"{what}{within}", published, rows.values(key, 100))
     less = rows.values("selector_aurc", 1000) - rows.values("aurc", 1000)
     claim = "AURC of the learnt selector less that of the confidence, ‰: 0 or more"
     yield studies.between(claim, "no gain", less, low=0)
 
 
 def tables(rows: Rows) -> dict[str, studies.Table]:
-    def spread(rows: Sequence[Row], what: str, scale: float = 100) -> str:
-        return studies.mean_sd(percent(rows, what, scale))
+    def spread(rows: Rows, what: str, scale: float = 100) -> str:
+        return studies.mean_sd(rows.values(what, scale))
 
     by = by_network(rows)
     seeds = len(by["happy"])
     draws = sum(p["draws"] for p in parts(by["happy"], "promises", delta=DELTA))
     telling, prices, promised = [], [], []
-    for name, of_one in by.items():
+    for name, of in by.items():
         telling.append({
             "network": name,
-            "parameters": f"{of_one.one('parameters'):,}",
-            "error, validation, %": spread(of_one, "validation_error"),
-            "error, test, %": spread(of_one, "error"),
-            "AUROC, %": spread(of_one, "auroc"),
-            "AURC, ‰": spread(of_one, "aurc", 1000),
-            "selector: AURC, ‰": spread(of_one, "selector_aurc", 1000),
-            "average precision for errors, %": spread(of_one, "average_precision"),
-            "rejected for 1 % error, %": spread(of_one, "rejected"),
-            "error of the rest, %": mean(of_one, "rest"),
-            "rejected in hindsight, %": spread(of_one, "rejected_in_hindsight"),
-            "training, s": f"{statistics.median(of_one.values('train_seconds')):.1f}",
+            "parameters": f"{of.one('parameters'):,}",
+            "error, validation, %": spread(of, "validation_error"),
+            "error, test, %": spread(of, "error"),
+            "AUROC, %": spread(of, "auroc"),
+            "AURC, ‰": spread(of, "aurc", 1000),
+            "selector: AURC, ‰": spread(of, "selector_aurc", 1000),
+            "average precision for errors, %": spread(of, "average_precision"),
+            "rejected for 1 % error, %": spread(of, "rejected"),
+            "error of the rest, %": mean(of, "rest"),
+            "rejected in hindsight, %": spread(of, "rejected_in_hindsight"),
+            "training, s": f"{statistics.median(of.values('train_seconds')):.1f}",
         })  # fmt: skip
         for price in PRICES:
-            ways = {way: parts(of_one, "costs", price=price, way=way) for way in WAYS}
+            ways = {way: parts(of, "costs", price=price, way=way) for way in WAYS}
             prices.append({
                 "network": name,
                 "λ": f"{price:g}",
-                "accept all": spread(of_one, "error", 1000),
+                "accept all": spread(of, "error", 1000),
                 "reject all": f"{1000 * price:g}",
                 **{way: spread(found, "test", 1000) for way, found in ways.items()},
                 "least, in hindsight": spread(ways[SWEPT], "least", 1000),
-                **{f"{way}: τ / rejected": f"{mean(found, 'threshold', 4, 1)} / "
-                   f"{mean(found, 'rejected', 1)} %" for way, found in ways.items()},
+                **{f"{way}: τ / rejected":
+                   f"{mean(found, 'threshold', 4, 1)} / {mean(found, 'rejected', 1)} %"
+                   for way, found in ways.items()},
             })  # fmt: skip
         for delta in (None, DELTA):
-            made = parts(of_one, "promises", delta=delta)
-            share, (low, high) = broken(of_one, delta)
-            risk = 100 * made[0]["risk"]
+            made = parts(of, "promises", delta=delta)
+            share, (low, high) = broken(of, delta)
+            risk = made.one("risk")
             promised.append({
                 "network": name,
-                "risk, %": f"{risk:g}",
+                "risk, %": f"{100 * risk:g}",
                 "δ, %": "no bound" if delta is None else f"{100 * delta:g}",
                 "broken, % of the draws": f"{share:.2f} ({low:.2f} to {high:.2f})",
                 "broken, worst seed, %": f"{max(100 * p['broken'] / p['draws'] for p in made):.2f}",
@@ -282,7 +230,7 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
                 "validation τ in test: rejected, %": mean(made, "rejected"),
                 "validation τ in test: error of the rest, %": mean(made, "rest"),
                 "validation τ in test: seeds above the risk":
-                    sum(rest > risk for rest in percent(made, "rest")),
+                    sum(p["rest"] is not None and p["rest"] > risk for p in made),
             })  # fmt: skip
     return {
         f"How well the confidence tells errors, {seeds} seeds; the τ of 1 % error is that of the "
@@ -293,49 +241,42 @@ def tables(rows: Rows) -> dict[str, studies.Table]:
     }
 
 
-def mean(rows: Sequence[Row], what: str, digits: int = 2, scale: float = 100) -> str:
-    values = percent(rows, what, scale)
-    return f"{statistics.fmean(values):.{digits}f}" if values else "–"
-
-
 def picture(rows: Rows) -> figures.Figure:
     by = by_network(rows)
 
-    def above(of_one: Rows, price: float, way: str) -> figures.Point:
-        values = excess(of_one, way, prices=[price])
-        (low, high), middle = studies.interval(values), statistics.fmean(values)
-        return f"{price:g}", middle, (middle - low, high - middle)  # words: side by side
+    def bar(x: str, middle: float, ends: tuple[float, float]) -> figures.Point:
+        return x, middle, (middle - ends[0], ends[1] - middle)  # words stand side by side
+
+    def above(of: Rows, price: float, way: str) -> figures.Point:
+        values = excess(of, way, prices=[price])
+        return bar(f"{price:g}", statistics.fmean(values), studies.interval(values))
+
+    def above_risk(delta: float | None) -> list[figures.Point]:
+        return [bar(f"{name}: {100 * NETWORKS[name].promised:g} %", *broken(of, delta))
+                for name, of in by.items()]  # fmt: skip
 
     def curves(shares: Sequence[float], what: str) -> dict[str, list[figures.Point]]:
-        return {name: [figures.point(100 * share, [100 * row[what][k] for row in of_one])
+        return {name: [figures.point(100 * share, [100 * row[what][k] for row in of])
                        for k, share in enumerate(shares)]
-                for name, of_one in by.items()}  # fmt: skip
-
-    def above_risk(delta: float | None) -> Iterator[figures.Point]:
-        for name, of_one in by.items():
-            share, (low, high) = broken(of_one, delta)
-            yield f"{name}: {100 * NETWORKS[name].promised:g} %", share, (share - low, high - share)
+                for name, of in by.items()}  # fmt: skip
 
     risks = curves(REJECTED, "risk_curve")
     risks["LeCun et al. 1989, zip codes"] = [(REJECTED_1989, 1.0, 0.0)]
     panels = [
-        figures.Panel(
-            f"{name}, in test; bar: 95 % interval", "price of a rejection, λ",
-            "cost above that of the swept τ, %",
-            {way: [above(of_one, p, way) for p in PRICES] for way in WAYS if way != SWEPT},
-            levels={SWEPT: 0},
-        )
-        for name, of_one in by.items()
+        figures.Panel(f"{name}, in test; bar: 95 % interval", "price of a rejection, λ",
+                      "cost above that of the swept τ, %",
+                      {way: [above(of, p, way) for p in PRICES] for way in WAYS if way != SWEPT},
+                      levels={SWEPT: 0})
+        for name, of in by.items()
     ] + [
         figures.Panel("Errors left when the least sure are rejected", "rejected, %",
                       "error of the rest, %", risks, levels={"1 %": 1}),
         figures.Panel("Errors found among the least sure", "share of all errors that is found, %",
                       "errors among those looked at, %", curves(RECALLS, "precision_curve")),
-        figures.Panel(
-            "A promised risk; bar: 95 % interval", "network and risk", "draws above the risk, %",
-            {"no bound": [*above_risk(None)], "with the bound": [*above_risk(DELTA)]},
-            log="y", levels={f"δ = {100 * DELTA:g} %": 100 * DELTA},
-        ),
+        figures.Panel("A promised risk; bar: 95 % interval", "network and risk",
+                      "draws above the risk, %",
+                      {"no bound": above_risk(None), "with the bound": above_risk(DELTA)},
+                      log="y", levels={f"δ = {100 * DELTA:g} %": 100 * DELTA}),
     ]  # fmt: skip
     dataset, seeds = rows.one("dataset").replace("mnist", "MNIST"), len(by["happy"])
     title = f"Thresholds on the confidence of three networks: {dataset}, {seeds} seeds; "

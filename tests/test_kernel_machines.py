@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from properties import same
 from torch.testing import assert_close
 
 from nn_backprop.data import ImageData, quarter_shifted, varied
@@ -30,11 +31,10 @@ def test_a_quarter_of_the_test_digits_moves_in_all_directions():
     data = grouped()
     assert torch.equal(quarter_shifted(data, 0).images, data.images)
     moved = quarter_shifted(data, 2).images
-    before, after = data.images[data.test], moved[data.test]
-    assert torch.equal(after[0, 0, :3], before[0, 0, 2:])
-    assert torch.equal(after[4, 0, 2:], before[4, 0, :3])
-    assert torch.equal(after[8, 0, :, :5], before[8, 0, :, 2:])
-    assert torch.equal(after[12, 0, :, 2:], before[12, 0, :, :5])
+    before, after = data.images[data.test, 0], moved[data.test, 0]
+    assert torch.equal(after[0, :3], before[0, 2:]) and torch.equal(after[4, 2:], before[4, :3])
+    assert torch.equal(after[8, :, :5], before[8, :, 2:])
+    assert torch.equal(after[12, :, 2:], before[12, :, :5])
     changed = (moved != data.images).flatten(1).any(1).nonzero().flatten()
     assert torch.equal(changed, data.test[::4])
 
@@ -50,17 +50,18 @@ def test_sigma_is_that_of_digits_of_all_classes():
     assert half_median_distance(data, 0, 5) == pytest.approx(of_all, rel=0.03)
 
 
-@pytest.mark.parametrize("strength", [1e-3, 10.0])
-def test_the_ridge_solves_its_equations(strength):
+def test_the_ridge_solves_its_equations():
     data = grouped(50)
     images, labels = data.batch(data.train, torch.float64)
     z = torch.cat([images.flatten(1), torch.ones(50, 1, dtype=torch.float64)], 1)
     y = torch.eye(10, dtype=torch.float64)[labels] - 0.1
-    # |z w − y|² + s |w|², where s is `strength` times the mean of |z|²: s as rows of their own.
-    root = (strength * z.square().sum(1).mean()).sqrt() * torch.eye(36).double()
-    weight = torch.linalg.lstsq(torch.cat([z, root]), torch.cat([y, y.new_zeros(36, 10)])).solution
-    predict = ridge(lambda x: x.flatten(1), data, strength)
-    assert_close(predict(images.float()).double(), z @ weight, rtol=1e-3, atol=1e-4)
+    for strength in (1e-3, 10.0):
+        # |z w − y|² + s |w|², where s is `strength` times the mean of |z|²: s as rows of their own.
+        root = (strength * z.square().sum(1).mean()).sqrt() * torch.eye(36).double()
+        equations = torch.cat([z, root]), torch.cat([y, y.new_zeros(36, 10)])
+        expected = z @ torch.linalg.lstsq(*equations).solution
+        found = ridge(lambda x: x.flatten(1), data, strength)(images.float())
+        assert_close(found.double(), expected, rtol=1e-3, atol=1e-4, msg=f"{strength}: ".__add__)
 
 
 def test_the_exact_kernel_machines():
@@ -89,7 +90,6 @@ def test_every_split_is_varied_apart():
 
     made = varied(data, make, 7)
     assert torch.equal(made.images, 255 - data.images) and made.labels is data.labels
-    assert [seed for _, seed in seen] == [21, 22, 23]
-    for (images, _), split in zip(seen, (data.train, data.validation, data.test), strict=True):
-        assert torch.equal(images, data.images[split])
+    splits = (data.train, data.validation, data.test)
+    assert same(seen, [(data.images[of], 21 + k) for k, of in enumerate(splits)])
     assert (made.mean, made.std) == mean_and_std(made.images[data.train])

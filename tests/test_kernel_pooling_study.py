@@ -1,6 +1,7 @@
 """`experiments/kernel_pooling.py`: a smoke run; its claims, of made-up rows; its tags."""
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,34 +17,27 @@ import kernel_pooling as study
 def test_the_study(tmp_path):
     rows, claims = smoke_rows("kernel_pooling", tmp_path)
     kernel, contests = rows.where(contestant="kernel"), rows.having("n")
-    assert list(kernel.by("seed", "features")) == [
-        (seed, d) for seed in (0, 1) for d in (64, 256, 1024)
-    ]
+    assert [*kernel.by("seed", "features")] == [*product((0, 1), (64, 256, 1024))]
     for row in kernel:
         assert 0 < row["mean_error"] < row["root_mean_square"] < row["largest_error"] < 1
         assert 0.8 < row["root_mean_square"] / row["derived"] < 1.2
-
     settings = ("contestant", "n", "variant", "features", "grid", "pooling")
-    named = contests.by(*settings)
-    assert all([row["seed"] for row in of] == [0, 1] for of in named.values())  # nothing twice
+    assert all([row["seed"] for row in of] == [0, 1] for of in contests.by(*settings).values())
     for variant in ("plain", "rotated", "on noise", "on clutter"):
         assert {*contests.where(variant=variant).by("contestant")} >= {"vectors", "patches", "CNN"}
-    exact = [row for row in contests if row["contestant"] in ("kernel ridge", "SVM")]
-    assert len(exact) == 4 and all(row["n"] == 200 and row["accuracy"] > 0.85 for row in exact)
     for row in contests:
-        assert 0 < row["accuracy"] <= 1 and row["seconds"] > 0
+        least = {"kernel ridge": 0.85, "SVM": 0.85}.get(row["contestant"], 0)
+        if row["contestant"] == "vectors" and row["n"] == 1197:  # all of them, D = 32, 144, 288
+            least = {32: 0.6, 144: 0.9, 288: 0.95}[row["features"]]
+        assert least < row["accuracy"] <= 1 and row["seconds"] > 0
         if row["contestant"] == "patches":
             assert row["pooled"] == row["features"] * row["grid"] ** 2
             assert row["lifted"] == row["features"] * 12 * 12
-        if row["contestant"] == "vectors" and row["n"] == 1197:  # all of them, D = 32, 144, 288
-            assert row["accuracy"] > {32: 0.6, 144: 0.9, 288: 0.95}[row["features"]]
     shifted = contests.having("accuracy_shift_6")
     assert len(shifted) == 2 * 8 and shifted.one("n") == 300
     for row in shifted:  # six pixels of 28: hardly anything is left
         assert row["accuracy_shift_6"] < row["accuracy"]
     assert len(claims) == 17
-    (slope,) = [c["measured"] for words, c in claims.items() if "to the power" in words]
-    assert -0.65 < slope < -0.35
 
 
 # --- the claims, on rows made up for them ---
@@ -102,53 +96,24 @@ def swapped(table, a, b):
     return {**table, a: table[b], b: table[a]}
 
 
-# A start of every claim, in order, and what it measures in the world above and in one in which the
-# smallest and largest D, pooled patches and the CNN, and no pooling and its control change places.
-EXPECTED = [
-    ("error falls with D", 11 - 2, 2 - 11),
-    ("error % at D = 8,192, n = 55,000, is 1.7 to 2.5 (our expectation", 2, 11),
-    ("of the distance to exact kernel ridge", 0.3 / 12, 12 / 0.3),
-    ("error at D = 8,192, n = 5,000, is at most ½ point above", 0.3, 12),
-    ("mean error of the kernel falls as D to the power", -0.5, -0.3),
-    ("root mean square error of the kernel", 1.02, 0.8),
-    (f"equal lift, the same filters (28): shifted by 2 px, points that {SAME_LIFT}", 10, -10),
-    (f"equal lift, the same filters (28): shifted by 4 px, points that {SAME_LIFT}", 20, -20),
-    (f"equal pooled dimension (about 4,096), unequal lift: shifted by 2 px, points that {POOLED} "
-     "loses less than vectors", 2 * (13 - 3), 2 * (3 - 13)),
-    (f"equal pooled dimension (about 4,096), unequal lift: shifted by 4 px, points that {POOLED} "
-     "loses less than vectors", 4 * (13 - 3), 4 * (3 - 13)),
-    (f"equal pooled dimension (about 4,096), unequal lift: shifted by 2 px, points that {POOLED} "
-     f"loses less than {UNPOOLED}", 2 * (7 - 3), 2 * (2 - 13)),
-    (f"equal pooled dimension (about 4,096), unequal lift: shifted by 4 px, points that {POOLED} "
-     f"loses less than {UNPOOLED}", 4 * (7 - 3), 4 * (2 - 13)),
-    ("needs much data", (31 - 23) - (1.9 - 1.2), (1.9 - 1.2) - (31 - 23)),
-    ("struggles: ", (19 - 5) - (3.3 - 2.2), (3.3 - 2.2) - (19 - 5)),
-    ("struggles: ", (17 - 7) - (3.3 - 2.2), (3.3 - 2.2) - (17 - 7)),
-    ("struggles: ", (43 - 11) - (3.3 - 2.2), (3.3 - 2.2) - (43 - 11)),
-    ("on clutter, points", 61 - 43, 5 - 11),
-]  # fmt: skip
-
-
-def test_every_claim_comes_out_as_by_hand():
-    claims = study.claims(made_up(*WORLD))
-    assert len(claims) == len(EXPECTED)
-    for claim, (start, measured, _) in zip(claims, EXPECTED, strict=True):
-        assert claim.claim.startswith(start)
-        assert claim.measured == pytest.approx(measured, abs=1e-9)
-        assert claim.verdict == "reproduced"
-    assert [c.claim.split(", ")[-1] for c in claims[13:16]] == list(study.VARIANTS)[1:]
-    # Bars of our own are not passed off as published.
-    assert [claim.published for claim in claims] == [None] * 4 + [-0.5, 1.0] + [None] * 11
-
-
-def test_every_claim_fails_where_it_is_false():
+def test_each_claim_holds_and_fails_where_it_is_false():
+    """There the smallest and largest D, pooled patches and the CNN, no pooling and its control
+    change places."""
     rivals = swapped(RIVALS, POOLED, "CNN")
     rivals["vectors"] = {**rivals["vectors"], (10_000, "on clutter"): 5}
     pixel = swapped(swapped(A_PIXEL, UNPOOLED, SAME_LIFT), "vectors", POOLED)
-    claims = study.claims(made_up(swapped(VECTORS, 256, 8192), rivals, pixel, -0.3, 0.8))
-    for claim, (_, _, measured) in zip(claims, EXPECTED, strict=True):
-        assert claim.measured == pytest.approx(measured, abs=1e-9)
-        assert claim.verdict == "not reproduced"
+    wrong = (swapped(VECTORS, 256, 8192), rivals, pixel, -0.3, 0.8)
+    # D and the kernel; shifts by 2 and 4 px against no pooling's filters, vectors, no pooling; data
+    # and harder digits.
+    for world, measured, verdict in (
+        (WORLD, [9, 2, 0.3 / 12, 0.3, -0.5, 1.02, 10, 20, 20, 40, 8, 16,
+                 7.3, 12.9, 8.9, 30.9, 18], "reproduced"),
+        (wrong, [-9, 11, 12 / 0.3, 12, -0.3, 0.8, -10, -20, -20, -40, -22, -44,
+                 -7.3, -12.9, -8.9, -30.9, -6], "not reproduced"),
+    ):  # fmt: skip
+        claims = study.claims(made_up(*world))
+        assert [claim.measured for claim in claims] == pytest.approx(measured, abs=1e-9)
+        assert {claim.verdict for claim in claims} == {verdict}
 
 
 def test_no_two_settings_share_a_tag():

@@ -6,7 +6,7 @@ from itertools import product as every
 import pytest
 import torch
 import torch.nn.functional as F
-from properties import DTYPES, names_checked, passes_the_checker, refuses, same_gradients
+from properties import DTYPES, EITHER, names_checked, passes_the_checker, refuses, same_gradients
 from test_replay import same_on_batches
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -39,23 +39,29 @@ def garbage(z: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(z, torch.where(y < 0, K, y), weight)
 
 
-# --- values ---
+# --- values and gradients ---
 
 
-def test_the_losses_are_their_formulas():
-    z, f, entropic, sphere = logits(), features(), 0.0, 0.0
+def test_the_losses_and_their_gradients_are_those_of_the_derivation():
+    z, f, entropic, sphere = logits().requires_grad_(), features().requires_grad_(), 0.0, 0.0
+    value = EntropicOpenSetLoss()(z, TARGETS).item()
+    both = ObjectosphereLoss(RADIUS, WEIGHT)(z, f, TARGETS)
+    both.backward()
     for n, y in enumerate(TARGETS.tolist()):
-        total = sum(math.exp(z[n, k]) for k in range(K))
-        minus_log = [-math.log(math.exp(z[n, k]) / total) for k in range(K)]
-        entropic += minus_log[y] if y >= 0 else sum(minus_log) / K
-        r = math.sqrt(sum(float(f[n, i]) ** 2 for i in range(D)))
+        exps = [math.exp(x) for x in z[n].tolist()]
+        S = torch.tensor([e / sum(exps) for e in exps], dtype=torch.float64)
+        q = torch.full_like(S, 1 / K) if y < 0 else torch.eye(K, dtype=S.dtype)[y]
+        entropic -= sum(q[k] * math.log(S[k]) for k in range(K)).item()
+        assert_close(z.grad[n], (S - q) / N, rtol=1e-12, atol=1e-15)
+        r = math.sqrt(sum(x**2 for x in f[n].tolist()))
         sphere += max(RADIUS - r, 0) ** 2 if y >= 0 else r**2
-    value = EntropicOpenSetLoss()(z, TARGETS)
-    assert value.item() == pytest.approx(entropic / N, rel=1e-12)
+        slope = 1 if y < 0 else -max(RADIUS - r, 0) / r if r else 0  # 0 outside, and at 0
+        assert_close(f.grad[n], 2 * WEIGHT / N * slope * f[n].detach(), rtol=1e-12, atol=1e-12)
+    assert f.grad[0].norm() > 0.1 and f.grad[2].abs().max() == 0  # inside, outside
+    assert value == pytest.approx(entropic / N, rel=1e-12)
+    assert both.item() - value == pytest.approx(WEIGHT * sphere / N, rel=1e-12)
     known = TARGETS.clamp(min=0)  # without unknowns it is cross entropy
     assert_close(EntropicOpenSetLoss()(z, known), F.cross_entropy(z, known))
-    more = ObjectosphereLoss(RADIUS, WEIGHT)(z, f, TARGETS) - value
-    assert more.item() == pytest.approx(WEIGHT * sphere / N, rel=1e-12)
     # the garbage class is cross entropy of K + 1 classes
     z, weight = drawn(N, K + 1, seed=4), [0.5 + 1.5 * k / K for k in range(K + 1)]
     classes = [int(y) if y >= 0 else K for y in TARGETS]
@@ -64,53 +70,32 @@ def test_the_losses_are_their_formulas():
     assert garbage(z, TARGETS).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_equal_logits_are_best_for_the_unknown_and_nothing_else_is():
+def test_equal_logits_are_best_for_the_unknown():
     loss, unknown = EntropicOpenSetLoss(), torch.tensor([-1])
     equal = torch.full((1, K), 3.7, dtype=torch.float64, requires_grad=True)
     least = loss(equal, unknown)
     assert least.item() == pytest.approx(math.log(K), rel=1e-14)
     least.backward()
     assert equal.grad.abs().max() < 1e-15
-    torch.manual_seed(0)
     for step in (1e-3, 0.1, 1.0, 30.0):
-        for _ in range(20):
-            moved = equal.detach() + step * torch.randn(1, K, dtype=torch.float64)
-            assert loss(moved, unknown) > least
+        assert loss(equal.detach() + step * drawn(1, K, seed=3), unknown) > least, step
 
 
-# --- gradients ---
-
-
-def test_the_gradients_pass_the_checker():
-    for dtype in DTYPES:
-        for target, *inputs in (
-            (EntropicOpenSetLoss(), logits(dtype)),
-            (ObjectosphereLoss(RADIUS, WEIGHT), logits(dtype), features(dtype)),
-            (garbage, torch.cat([logits(dtype), logits(dtype)[:, :1]], 1)),
-        ):
-            report = passes_the_checker(target, *inputs, TARGETS, case=(target, dtype))
-            assert len(names_checked(report)) == len(inputs)
-    f = features()
+@pytest.mark.parametrize("dtype", EITHER)
+def test_the_gradients_pass_the_checker(dtype):
+    sphere = ObjectosphereLoss(RADIUS, WEIGHT)  # which has the entropic loss in it
+    for target, *inputs in (
+        (sphere, logits(dtype), features(dtype)),
+        (garbage, torch.cat([logits(dtype), logits(dtype)[:, :1]], 1)),
+    ):
+        report = passes_the_checker(target, *inputs, TARGETS, case=target)
+        assert len(names_checked(report)) == len(inputs)
+    f = features(dtype)
     f[4:6] = f[:2]  # no kink, so that there are second derivatives
-    for loss, *more in ((EntropicOpenSetLoss(),), (ObjectosphereLoss(RADIUS, WEIGHT), f)):
-        assert check_gradients(loss, logits(), *more, TARGETS, second_order=True).ok
+    assert check_gradients(sphere, logits(dtype), f, TARGETS, second_order=True).ok
 
 
-def test_the_gradients_are_those_of_the_derivation():
-    z, f = logits().requires_grad_(), features().requires_grad_()
-    ObjectosphereLoss(RADIUS, WEIGHT)(z, f, TARGETS).backward()
-    S = z.detach().softmax(1)
-    for n, y in enumerate(TARGETS.tolist()):
-        q = torch.eye(K, dtype=torch.float64)[y] if y >= 0 else torch.full_like(S[n], 1 / K)
-        assert_close(z.grad[n], (S[n] - q) / N, rtol=1e-12, atol=1e-15)
-        F_n = f.detach()[n]
-        r = F_n.norm().item()
-        slope = 1 if y < 0 else -max(RADIUS - r, 0) / r if r else 0  # 0 outside, and at 0
-        assert_close(f.grad[n], 2 * WEIGHT / N * slope * F_n, rtol=1e-12, atol=1e-12)
-    assert f.grad[0].norm() > 0.1 and f.grad[2].abs().max() == 0  # inside, outside
-
-
-def test_no_gradient_is_nan_however_short_the_features():
+def test_however_short_or_long_the_features():
     loss, y = ObjectosphereLoss(RADIUS, WEIGHT), torch.tensor([0, -1])
     for dtype, length in every(DTYPES, (0.0, 1e-300, 1e-160, 1e-25, 1e-21, 1e-12, 1e-6, 1e20)):
         f = torch.full((2, D), length / math.sqrt(D), dtype=dtype, requires_grad=True)
@@ -120,17 +105,13 @@ def test_no_gradient_is_nan_however_short_the_features():
         if length in (1e-12, 1e-6):
             assert f.grad[0].norm().item() == pytest.approx(WEIGHT * RADIUS, rel=1e-5)
             assert (f.grad[0] < 0).all()  # a step against it makes them longer
-
-
-def test_long_features_of_the_known_cost_nothing():
-    loss, z = ObjectosphereLoss(RADIUS, WEIGHT), torch.zeros(2, K)
-    for length in (1e20, 1e38):  # whose squares a float32 does not hold
+    z = torch.zeros(2, K)
+    for length in (1e20, 1e38):  # whose squares a float32 does not hold; of the known they cost 0
         f = torch.full((2, D), length)
         assert loss(z, f, torch.tensor([0, 1])).item() == pytest.approx(math.log(K))
         f[1] = 1.0  # an unknown example beside it
-        expected = math.log(K) + WEIGHT * D / 2
-        assert loss(z, f, torch.tensor([0, -1])).item() == pytest.approx(expected)
-        assert loss(z, f.flip(0), torch.tensor([0, -1])).item() == math.inf
+        assert loss(z, f, y).item() == pytest.approx(math.log(K) + WEIGHT * D / 2)
+        assert loss(z, f.flip(0), y).item() == math.inf
 
 
 class Deep(nn.Module):

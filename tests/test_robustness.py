@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 from pytest import approx
 from torch import nn
@@ -25,35 +24,10 @@ class Onlooker(LayerNetwork):
         return nn.functional.one_hot(torch.zeros(len(x), dtype=torch.int64), 10).float()
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits", say=lambda line: None)
+DIGITS = load("digits")
 
 
-def test_the_noise(digits):
-    indices = digits.test[:7]
-    digits = replace(digits, images=digits.images.masked_fill(digits.images == 190, 191))
-    model = Onlooker()
-    right = under_noise(
-        model, digits, indices, [k / 20 for k in range(11)], order_of_pixels(7, 28, 5), 190
-    )
-    assert right == approx(11 * [(digits.labels[indices] == 0).double().mean().item()])
-    plain = digits.normalise(digits.images[indices])
-    white = digits.normalise(torch.tensor(190, dtype=torch.uint8))
-    before = torch.zeros(7, 1, 28, 28, dtype=torch.bool)
-    counts = []
-    for seen in model.seen:
-        noise = seen == white
-        assert torch.equal(seen[~noise], plain[~noise])
-        assert not (before & ~noise).any()  # what is white stays white
-        before = noise
-        counts.append(noise.flatten(1).sum(1).tolist())
-    # int(784 ν): 39.2, 78.4, 117.6, 156.8, 196, 235.2, 274.4, 313.6, 352.8, 392
-    expected = (0, 39, 78, 117, 156, 196, 235, 274, 313, 352, 392)
-    assert counts == [7 * [count] for count in expected]
-
-
-def test_the_order_of_the_pixels():
+def test_the_noise():
     order = order_of_pixels(7, 28, 5)
     assert order.shape == (7, 1, 28, 28)
     assert (order.flatten(1).sort(1).values == torch.arange(784)).all()
@@ -62,8 +36,24 @@ def test_the_order_of_the_pixels():
     assert torch.equal(order_of_pixels(7, 28, 5), order)  # the same for every network of a seed
     assert not torch.equal(order_of_pixels(7, 28, 6), order)
 
+    indices, model = DIGITS.test[:7], Onlooker()
+    digits = replace(DIGITS, images=DIGITS.images.masked_fill(DIGITS.images == 190, 191))
+    right = under_noise(model, digits, indices, [k / 20 for k in range(11)], order, 190)
+    assert right == approx(11 * [(digits.labels[indices] == 0).double().mean().item()])
+    plain = digits.normalise(digits.images[indices])
+    white = digits.normalise(torch.tensor(190, dtype=torch.uint8))
+    before = torch.zeros(7, 1, 28, 28, dtype=torch.bool)
+    # int(784 ν): 39.2, 78.4, 117.6, 156.8, 196, 235.2, 274.4, 313.6, 352.8, 392
+    expected = (0, 39, 78, 117, 156, 196, 235, 274, 313, 352, 392)
+    for seen, count in zip(model.seen, expected, strict=True):
+        noise = seen == white
+        assert torch.equal(seen[~noise], plain[~noise])
+        assert not (before & ~noise).any()  # what is white stays white
+        before = noise
+        assert noise.flatten(1).sum(1).tolist() == 7 * [count]
 
-def test_activity(digits):
+
+def test_activity():
     class Fixed(LayerNetwork):
         def forward(self, x):
             return super().forward(self.features[: len(x)])
@@ -77,7 +67,7 @@ def test_activity(digits):
     with torch.no_grad():
         model[2].weight.zero_()
         model[2].bias.copy_(torch.tensor([1.0, -1, 0, 1, -1]))  # 2 of 5 units, always the same
-    active, dead, units = activity(model, digits, digits.validation[:2])
+    active, dead, units = activity(model, DIGITS, DIGITS.validation[:2])
     assert active == approx([5 / 24, 2 / 5])
     assert (dead, units) == (1 + 3, 3 + 5)
     assert not any(layer._forward_hooks for layer in model)

@@ -28,16 +28,9 @@ THICKENING = 3  # pixels: the side of the square that each pixel of a stroke bec
 
 UNKNOWN_FOR_TRAINING = ("Omniglot 1", "uniform noise")
 UNKNOWN_FOR_TESTING = (
-    "Omniglot 2",
-    "notMNIST",
-    "Fashion-MNIST",
-    "KMNIST",
-    "EMNIST letters",
-    "half digits",
-    "random pixels",
-    "Gaussian digits",
-    "Gaussian noise",
-)
+    "Omniglot 2", "notMNIST", "Fashion-MNIST", "KMNIST", "EMNIST letters",
+    "half digits", "random pixels", "Gaussian digits", "Gaussian noise",
+)  # fmt: skip
 
 
 def uniform_noise(images: Tensor, seed: int) -> Tensor:
@@ -87,16 +80,11 @@ def half_digits(images: Tensor, seed: int) -> Tensor:
     return images * halves[drawn.to(images.device)]
 
 
-def _idx(file: IO[bytes]) -> Tensor:
+def _idx(file: IO[bytes] | Path) -> Tensor:
     """The images (n, 1, 28, 28) in a compressed file of MNIST's format, as they are."""
     with gzip.open(file) as plain:
         n, H, W = struct.unpack(">4x3I", plain.read(16))
         return torch.frombuffer(bytearray(plain.read()), dtype=torch.uint8).view(n, 1, H, W)
-
-
-def _mnist_format(path: Path) -> Tensor:
-    with open(path, "rb") as file:
-        return _idx(file)
 
 
 def _omniglot(path: Path) -> Tensor:
@@ -131,10 +119,8 @@ def _emnist_letters(path: Path) -> Tensor:
     Many look like digits (O, I, l, Z, S, B, b, q), and their writers may have written some of
     MNIST's digits: both are of NIST's collection.
     """
-    with (
-        zipfile.ZipFile(path) as archive,
-        archive.open("gzip/emnist-letters-test-images-idx3-ubyte.gz") as file,
-    ):
+    name = "gzip/emnist-letters-test-images-idx3-ubyte.gz"
+    with zipfile.ZipFile(path) as archive, archive.open(name) as file:
         return _idx(file).transpose(2, 3).contiguous()
 
 
@@ -174,19 +160,19 @@ SOURCES = {
         Official(3_172_375, "70ae9e06201f2827e5b0a3781a3169d735dd2efc69996b9eeaee7f10ed4044d7"),
         "https://raw.githubusercontent.com/davidflanagan/notMNIST-to-MNIST/master/"
         "t10k-images-idx3-ubyte.gz",
-        _mnist_format,
+        _idx,
     ),
     "Fashion-MNIST": Source(
         "FashionMNIST/t10k-images-idx3-ubyte.gz",
         Official(4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/t10k-images-idx3-ubyte.gz",
-        _mnist_format,
+        _idx,
     ),
     "KMNIST": Source(
         "KMNIST/t10k-images-idx3-ubyte.gz",
         Official(3_041_136, "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5"),
         "http://codh.rois.ac.jp/kmnist/dataset/kmnist/t10k-images-idx3-ubyte.gz",
-        _mnist_format,
+        _idx,
     ),
     "EMNIST letters": Source(
         "EMNIST/gzip.zip",
@@ -224,20 +210,18 @@ def unknown_sets(
         if name not in MADE and name not in SOURCES:
             raise ValueError(f"there is no set {name!r}: choose of {', '.join([*MADE, *SOURCES])}")
     silence = Silence()  # one for all, so that without network the wait is not for each
-    paths = {}
+    sets = {}
     for name in names:
-        if name in SOURCES:
-            try:
-                paths[name] = _file(name, data_root(root), say, silence)
-            except DataError as error:
-                say(f"*** {name} is left out: {error}")
-    return {
-        name: MADE[name](digits, seed)
-        if name in MADE
-        else SOURCES[name].read(paths[name]).to(digits.device)
-        for name in names
-        if name in MADE or name in paths
-    }
+        if name in MADE:
+            sets[name] = MADE[name](digits, seed)
+            continue
+        try:
+            path = _file(name, data_root(root), say, silence)
+        except DataError as error:
+            say(f"*** {name} is left out: {error}")
+        else:
+            sets[name] = SOURCES[name].read(path).to(digits.device)
+    return sets
 
 
 def _file(name: str, root: Path, say: Callable[[str], object], silence: Silence) -> Path:

@@ -1,7 +1,7 @@
 """A gate that lets answers pass if their confidence exceeds a threshold, and learns the threshold.
 
 An answer that passes costs 1 if it is wrong; one that is rejected costs λ, the price of a
-rejection. `nn_backprop.rejection` has the hard gate, and its best threshold by an exhaustive sweep.
+rejection. `nn_backprop.studies.rejection` has the hard gate, its best threshold by a full sweep.
 """
 
 import math

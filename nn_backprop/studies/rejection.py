@@ -14,6 +14,10 @@ from bisect import bisect_left
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
+from scipy.stats import beta
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 
 def confidence(logits: Any, classes: int | None = None) -> np.ndarray:
@@ -22,8 +26,6 @@ def confidence(logits: Any, classes: int | None = None) -> np.ndarray:
     In float64, since a float32 rounds all above 1 − 3e−8 to 1, and so makes ties of the best. With
     `classes`, the largest of the first so many: a garbage class has its share, but is no answer.
     """
-    from scipy.special import softmax
-
     return softmax(np.asarray(logits, dtype=np.float64), axis=1)[:, :classes].max(axis=1)
 
 
@@ -31,8 +33,7 @@ def at_threshold(scores: Any, errors: Any, threshold: float) -> tuple[float, flo
     """(coverage, risk) of a threshold; the risk is NaN if nothing is accepted."""
     scores, errors = _checked(scores, errors)
     accepted = errors[scores > threshold]
-    risk = float(accepted.mean()) if len(accepted) else math.nan
-    return len(accepted) / len(scores), risk
+    return len(accepted) / len(scores), float(accepted.mean()) if len(accepted) else math.nan
 
 
 def risk_coverage(scores: Any, errors: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,8 +70,6 @@ def auroc(scores: Any, errors: Any) -> float:
     With errors that say "unknown", that a known example scores above an unknown one. NaN if all are
     right or all are wrong.
     """
-    from sklearn.metrics import roc_auc_score
-
     scores, errors = _checked(scores, errors)
     return float(roc_auc_score(1 - errors, scores)) if 0 < errors.mean() < 1 else math.nan
 
@@ -107,8 +106,6 @@ def calibration(scores: Any, errors: Any) -> tuple[float, float]:
 
     Source: Platt 1999, Probabilistic outputs for support vector machines.
     """
-    from sklearn.linear_model import LogisticRegression
-
     model = LogisticRegression(C=1e9, max_iter=1000)
     model.fit(np.asarray(scores)[:, None], 1 - np.asarray(errors))
     return model.coef_.item(), model.intercept_.item()
@@ -143,8 +140,6 @@ def risk_bound(errors: int, accepted: int, delta: float) -> float:
     Source: Clopper & Pearson 1934, The use of confidence or fiducial limits; Geifman & El-Yaniv
     2017, Selective classification for deep neural networks, lemma 3.1.
     """
-    from scipy.stats import beta
-
     if not (0 <= errors <= accepted and accepted >= 1):
         raise ValueError(f"there must be 0 to n errors of n ≥ 1, not {errors} of {accepted}")
     if not 0 < delta < 1:
