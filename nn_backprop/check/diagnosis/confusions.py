@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from nn_backprop.check.diagnosis.autograd import Forward, gradient_of
 from nn_backprop.check.diagnosis.guard import guarded
 from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
@@ -31,7 +32,6 @@ MOST_TRIALS = 400
 BITS = 12.0  # after any single mistake in the chain rule itself
 UNFIT = (RuntimeError, TypeError, ValueError, IndexError, KeyError)  # another number of axes, say
 
-Forward = Callable[[dict[str, Tensor]], list[Tensor]]
 Siblings = Iterator[tuple[str, Tensor]]  # their names, and what they give
 
 
@@ -72,7 +72,7 @@ def explain(
         trials = list(itertools.islice(_trials(m, forward, families), MOST_TRIALS))
         for kind, text, mode, inputs in trials:
             with suppress(*UNFIT):
-                wrong = _gradient(m, forward, mode, inputs)
+                wrong = gradient_of(m.name, forward, inputs, mode)(m.upstream)
                 left = (m.actual - wrong).norm().item() / error
                 if left <= EXACT and kind not in found:
                     bits = BITS + math.log2(len(trials))
@@ -80,20 +80,6 @@ def explain(
                     cause = Cause(kind, f"grad_{m.name} {text}", evidence, left)
                     found[kind] = Hypothesis(bits, cause)
     return list(found.values())
-
-
-def _gradient(
-    m: Mismatch, forward: Forward, mode: AbstractContextManager, inputs: dict[str, Tensor]
-) -> Tensor:
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        leaves = {n: v.clone().requires_grad_(n == m.name) for n, v in inputs.items()}
-        with mode:
-            outputs = forward(leaves)
-        pairs = [(z, u) for z, u in zip(outputs, m.upstream, strict=True) if z.requires_grad]
-        (grad,) = torch.autograd.grad(
-            [z for z, _ in pairs], [leaves[m.name]], [u for _, u in pairs], allow_unused=True
-        )
-    return torch.zeros_like(m.expected) if grad is None else grad
 
 
 def _trials(m: Mismatch, forward: Forward, families: Families) -> Iterator[_Trial]:
@@ -105,7 +91,7 @@ def _trials(m: Mismatch, forward: Forward, families: Families) -> Iterator[_Tria
         return z
 
     try:
-        _gradient(m, forward, _Calls(noted), m.inputs)
+        gradient_of(m.name, forward, m.inputs, _Calls(noted))(m.upstream)
     except UNFIT:  # not for autograd
         return
     text = "counts what a mask leaves out: it is not multiplied by the mask"

@@ -3,7 +3,6 @@
 import linecache
 import os
 import sys
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -17,10 +16,10 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils._pytree import tree_flatten, tree_leaves
 
+from nn_backprop.check.diagnosis.autograd import Forward
 from nn_backprop.check.diagnosis.decompositions import TABLE, InstanceNorm
 from nn_backprop.check.diagnosis.recorded import Graph, Node, Ref, aten
 
-Forward = Callable[[dict[str, Tensor]], list[Tensor]]
 MAX_NODES = 1500  # a longer computation is not recorded
 
 _TORCH = os.path.dirname(torch.__file__)

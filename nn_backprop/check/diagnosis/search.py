@@ -35,11 +35,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
+from nn_backprop.check.diagnosis.autograd import Forward
 from nn_backprop.check.diagnosis.guard import guarded
 from nn_backprop.check.diagnosis.loops import Loops
 from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.diagnosis.recorded import Edges, Graph, Rule, Sweep, Upstream, add_to
-from nn_backprop.check.diagnosis.recorder import Forward, NotRecorded, record
+from nn_backprop.check.diagnosis.recorder import NotRecorded, record
 from nn_backprop.check.report import Cause
 
 EXACT = 1e-6  # the residual below which a mistake explains a gradient
@@ -163,10 +164,17 @@ class Search:
 
     # -- trying
 
-    def propose(self, bits: float, kind: str, text: str, deltas: dict[int, Tensor]) -> None:
-        """A mistake that adds δ to the gradient of some values."""
+    def propose(
+        self,
+        bits: float,
+        kind: str,
+        text: str,
+        deltas: dict[int, Tensor],
+        change: Tensor | None = None,
+    ) -> None:
+        """A mistake that adds δ to the gradient of some values; `change` is r · Jᵀδ, if known."""
         self.trials += 1
-        if self.fits(self.dot(deltas)):
+        if self.fits(self.dot(deltas) if change is None else change):
             self.answers.append(_Answer(bits, kind, text, lambda: self.pulled(deltas)))
 
     def dot(self, deltas: dict[int, Tensor]) -> Tensor:
@@ -252,7 +260,7 @@ class Search:
                         labels[label].append((i, kind, text, bits, rule, deltas, change))
                         where = self.g.at(i) + (once if len(group) > 1 else "")
                         rare = self.sites + bits + math.log2(len(group))
-                        self.propose(rare, kind, text + where, deltas)
+                        self.propose(rare, kind, text + where, deltas, change)
             for found in labels.values():
                 if 1 < len(found) >= len(members) - 1:
                     i, kind, text, bits, *_ = found[-1]
@@ -330,7 +338,7 @@ class Step:
         return tree_unflatten(self.node.flat, self.node.spec)[0]
 
     def vjp(self, us: Upstream) -> Edges:
-        return self.g.vjp(self.i, us)
+        return self.s.edges[self.i] if us is self.us else self.g.vjp(self.i, us)
 
     def edge(self, k: int, change: Callable[[Tensor], Tensor]) -> Rule:
         """What the node sends to its operand k is changed."""
