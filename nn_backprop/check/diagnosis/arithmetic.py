@@ -69,11 +69,12 @@ def only_range(*ranges: tuple[int, int, int]) -> Change:
     """Zero but for a range of an axis, or of each of several: axis, start, end."""
 
     def kept(t: Tensor) -> Tensor:
+        place = [slice(None)] * t.dim()
         for dim, start, end in ranges:
-            zeros = torch.zeros_like(t)
-            zeros.narrow(dim, start, end - start).copy_(t.narrow(dim, start, end - start))
-            t = zeros
-        return t
+            place[dim] = slice(start, end)
+        only = torch.zeros_like(t)
+        only[*place] = t[*place]
+        return only
 
     return kept
 

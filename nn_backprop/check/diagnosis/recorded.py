@@ -68,30 +68,28 @@ class Replayed:
     def __init__(self, inputs: dict[int, Tensor], outs: list[Tensor]) -> None:
         self.inputs, self.outs = inputs, outs
         kernel: Any = outs[0].grad_fn
+        after = [f for f, _ in kernel.next_functions] if kernel else []
         places = {id(x): k for k, x in inputs.items()}
-        goes_to = [f for f, _ in kernel.next_functions] if kernel else []
-        self.goes_to = [places.get(id(getattr(f, "variable", None))) for f in goes_to]
-        # Of a single kernel autograd's own derivative can be called, which takes a tenth of the
-        # time that the engine takes.
-        ends = all(k is not None or f is None for f, k in zip(goes_to, self.goes_to, strict=True))
-        self.kernel = kernel if ends and all(o.grad_fn is kernel for o in outs) else None
+        self.places = [places.get(id(getattr(f, "variable", None))) for f in after]
+        alone = [o.grad_fn is kernel for o in outs]
+        alone += [f is None or k is not None for f, k in zip(after, self.places, strict=True)]
+        self.kernel = kernel if all(alone) else None  # called, it is 8 times as fast as the engine
 
     def vjp(self, us: Upstream) -> Edges:
         """(∂f/∂x)ᵀ ū for each operand x."""
-        given = [(o, u) for o, u in zip(self.outs, us, strict=True) if u is not None]
-        given = [(o, u) for o, u in given if o.requires_grad]
-        if not given or not self.inputs:
+        pairs = [(o, u) for o, u in zip(self.outs, us, strict=True) if u is not None]
+        pairs = [(o, u) for o, u in pairs if o.requires_grad]
+        if not pairs or not self.inputs:
             return {}
-        if self.kernel and all(o.shape == u.shape for o, u in given):
-            found = self.kernel(*us)
-            found = found if isinstance(found, tuple) else (found,)
-            pairs = zip(self.goes_to, found, strict=True)
+        if self.kernel and all(o.shape == u.shape for o, u in pairs):
+            grads = self.kernel(*us)
+            found = zip(self.places, grads if isinstance(grads, tuple) else (grads,), strict=True)
         else:
-            made, given = zip(*given, strict=True)
+            made, given = zip(*pairs, strict=True)
             xs = list(self.inputs.values())
-            found = torch.autograd.grad(made, xs, given, retain_graph=True, allow_unused=True)
-            pairs = zip(self.inputs, found, strict=True)
-        return {k: g for k, g in pairs if k is not None and g is not None}
+            grads = torch.autograd.grad(made, xs, given, retain_graph=True, allow_unused=True)
+            found = zip(self.inputs, grads, strict=True)
+        return {k: g for k, g in found if k is not None and g is not None}
 
 
 class Graph:
@@ -138,10 +136,6 @@ class Graph:
 
     def vjp(self, i: int, us: Upstream, swap: dict[int, Any] | None = None) -> Edges:
         """(∂f/∂x)ᵀ ū for each operand x of node i, maybe with some operands replaced."""
-        node = self.nodes[i]
-        plain = node.func in (aten.alias.default, aten.add.Tensor) and len(node.flat) < 3
-        if plain and us[0] is not None:  # without alpha: what comes in goes out
-            return {k: us[0] for k, v in node.operands() if v in self.active}
         if swap:
             return self.replay(i, swap).vjp(us)
         if i not in self.cache:
@@ -189,8 +183,8 @@ class Graph:
             operands = dict(self.nodes[i].operands())
             replayed = self.replay(i, {})
             inputs, outs = replayed.inputs, replayed.outs
-            made = [(v, o) for v, o in zip(self.nodes[i].outs, outs, strict=True)]
-            made = [(v, o) for v, o in made if v in self.active and o.requires_grad]
+            made = [(v, o) for v, o in zip(self.nodes[i].outs, outs, strict=True)
+                    if v in self.active and o.requires_grad]  # fmt: skip
             moved = {k: x for k, x in inputs.items() if operands[k] in found}
             if not made or not moved:
                 continue

@@ -33,13 +33,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_unflatten
 
 from nn_backprop.check.diagnosis.autograd import Forward
 from nn_backprop.check.diagnosis.guard import guarded
 from nn_backprop.check.diagnosis.loops import Loops
 from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
-from nn_backprop.check.diagnosis.recorded import Edges, Graph, Rule, Sweep, Upstream, add_to
+from nn_backprop.check.diagnosis.recorded import Edges, Graph, Rule, Upstream, add_to
 from nn_backprop.check.diagnosis.recorder import NotRecorded, record
 from nn_backprop.check.report import Cause
 
@@ -164,17 +163,10 @@ class Search:
 
     # -- trying
 
-    def propose(
-        self,
-        bits: float,
-        kind: str,
-        text: str,
-        deltas: dict[int, Tensor],
-        change: Tensor | None = None,
-    ) -> None:
-        """A mistake that adds δ to the gradient of some values; `change` is r · Jᵀδ, if known."""
+    def propose(self, bits: float, kind: str, text: str, deltas: Edges, seen: Any = None) -> None:
+        """A mistake that adds δ to the gradient of some values; `seen` is r · Jᵀδ, if known."""
         self.trials += 1
-        if self.fits(self.dot(deltas) if change is None else change):
+        if self.fits(self.dot(deltas) if seen is None else seen):
             self.answers.append(_Answer(bits, kind, text, lambda: self.pulled(deltas)))
 
     def dot(self, deltas: dict[int, Tensor]) -> Tensor:
@@ -333,10 +325,6 @@ class Step:
     def operand(self, k: int) -> Tensor:
         return self.g.values[self.node.flat[k].value]
 
-    def arguments(self) -> Any:
-        """The positional ones, with a Ref for each tensor."""
-        return tree_unflatten(self.node.flat, self.node.spec)[0]
-
     def vjp(self, us: Upstream) -> Edges:
         return self.s.edges[self.i] if us is self.us else self.g.vjp(self.i, us)
 
@@ -350,11 +338,7 @@ class Step:
 
     def above(self, ks: tuple[int, ...], change: Callable[[Tensor], Tensor]) -> Rule:
         """The upstream is changed, as far as the operands ks are concerned."""
-
-        def rule(us: Upstream, _: Sweep) -> Edges:
-            return {k: e for k, e in self.vjp([change(us[0])]).items() if k in ks}
-
-        return rule
+        return lambda us, _: {k: e for k, e in self.vjp([change(us[0])]).items() if k in ks}
 
     def swapped(self, j: int, w: Any) -> Rule:
         """The local derivative is taken at another operand."""

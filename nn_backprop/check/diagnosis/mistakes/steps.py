@@ -4,9 +4,11 @@ mistakes in one step that need no other tensor of the graph."""
 import itertools
 import operator
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_unflatten
 
 from nn_backprop.check.diagnosis.arithmetic import offsets, only_range
 from nn_backprop.check.diagnosis.recorded import (
@@ -29,26 +31,21 @@ def parts_exchanged(step: Step) -> Iterator[Mistake]:
     for a, b in itertools.combinations(given, 2):
         if step.us[a].shape == step.us[b].shape:
             text = f"exchanges the parts {a} and {b} of {step.op}"
-            yield Mistake(("exchange", a, b), "permuted", text, 3, _parts_swapped(step, a, b))
+            yield Mistake(("exchange", a, b), "permuted", text, 3, partial(_swapped, step, a, b))
     for a, word in itertools.product(given, ("only", "no")):
         text = f"receives {word} gradient from part {a} of {step.op}"
-        yield Mistake((word, a), "subset", text, 3, _forgotten(step, a, word == "only"))
+        yield Mistake((word, a), "subset", text, 3, partial(_forgotten, step, a, word == "only"))
 
 
-def _parts_swapped(step: Step, a: int, b: int) -> Rule:
-    """The gradients of two parts are exchanged."""
+def _swapped(step: Step, a: int, b: int, us: Upstream, _: Sweep) -> Edges:
     other = {a: b, b: a}
-    return lambda us, _: step.vjp([us[other.get(n, n)] for n in range(len(us))])
+    return step.vjp([us[other.get(n, n)] for n in range(len(us))])
 
 
-def _forgotten(step: Step, part: int, only: bool) -> Rule:
+def _forgotten(step: Step, part: int, only: bool, us: Upstream, _: Sweep) -> Edges:
     """Only one part has a gradient, or all others have."""
-
-    def rule(us: Upstream, _: Sweep) -> Edges:
-        kept = [u if (n == part) == only else None for n, u in enumerate(us)]
-        return {k: torch.zeros_like(e) for k, e in step.s.edges[step.i].items()} | step.vjp(kept)
-
-    return rule
+    kept = [u if (n == part) == only else None for n, u in enumerate(us)]
+    return {k: torch.zeros_like(e) for k, e in step.s.edges[step.i].items()} | step.vjp(kept)
 
 
 def skipped(step: Step) -> Iterator[Mistake]:
@@ -183,15 +180,12 @@ def operands_exchanged(step: Step) -> Iterator[Mistake]:
     for j, k in itertools.combinations(step.live, 2):
         if step.live[j].shape == step.live[k].shape:
             text = f"exchanges the gradients of {step.names[j]} and {step.names[k]}"
-            yield Mistake(("exchange", j, k), "permuted", text, 3, _exchanged(step, j, k))
+            yield Mistake(("exchange", j, k), "permuted", text, 3, partial(_exchanged, step, j, k))
 
 
-def _exchanged(step: Step, j: int, k: int) -> Rule:
-    def rule(us: Upstream, _: Sweep) -> Edges:
-        found = step.vjp(us)
-        return {j: found[k], k: found[j]}
-
-    return rule
+def _exchanged(step: Step, j: int, k: int, us: Upstream, _: Sweep) -> Edges:
+    found = step.vjp(us)
+    return {j: found[k], k: found[j]}
 
 
 def branches_exchanged(step: Step) -> Iterator[Mistake]:
@@ -214,7 +208,7 @@ def maximum_spread(step: Step) -> Iterator[Mistake]:
     """A maximum's gradient goes to every entry."""
     if step.op in ("amax", "amin"):
         (k,) = step.live
-        dims = step.arguments()[1:]
+        (_, *dims), _ = tree_unflatten(step.node.flat, step.node.spec)
 
         def spread(u: Tensor) -> Tensor:
             x = step.operand(k).detach().requires_grad_()
