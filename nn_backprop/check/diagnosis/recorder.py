@@ -162,6 +162,8 @@ class _Recorder(TorchDispatchMode):
             with self:
                 args = tuple(a.expand(shape) if needs(a) else a for a in args)
         out = func(*args, **kwargs)
+        if "empty" in func.overloadpacket.__name__:
+            out.zero_()  # what happens to be in memory would differ from run to run
         self.write(func, args, kwargs, out, _site())
         return out
 
