@@ -1,5 +1,6 @@
 """Comparisons of tensors, slips that are made with them, and axes in words."""
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -81,6 +82,13 @@ def only_range(*ranges: tuple[int, int, int]) -> Change:
 
 def _rolled(dim: int, by: int, then: Change) -> Change:
     return lambda t: then(t.roll(by, dim))
+
+
+def exchanges(t: Tensor) -> Iterator[tuple[int, int, Change]]:
+    """The pairs of axes that can be exchanged."""
+    for a, b in itertools.combinations(range(t.dim()), 2):
+        if t.shape[a] == t.shape[b] > 1:
+            yield a, b, operator.methodcaller("transpose", a, b)
 
 
 def offsets(t: Tensor) -> Iterator[tuple[tuple, str, Change]]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from nn_backprop.check.diagnosis.arithmetic import exchanges
 from nn_backprop.check.diagnosis.autograd import Forward, gradient_of
 from nn_backprop.check.diagnosis.guard import guarded
 from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
@@ -117,10 +118,8 @@ def _other_inputs(m: Mismatch, name: str) -> Iterator[tuple[str, str, Tensor]]:
     """An input turned, mirrored, moved, or another one in its place."""
     t = m.inputs[name]
     yield "wrong-operand", f"−{name}", -t
-    for a, b in itertools.combinations(range(t.dim()), 2):
-        if t.shape[a] == t.shape[b] > 1:
-            text = f"{name} with the axes {a} and {b} exchanged"
-            yield "wrong-operand", text, t.transpose(a, b)
+    for a, b, turn in exchanges(t):
+        yield "wrong-operand", f"{name} with the axes {a} and {b} exchanged", turn(t)
     for d, n in enumerate(t.shape):
         if n > 1:
             yield "flipped", f"{name} mirrored along axis {d}", t.flip(d)
@@ -200,12 +199,9 @@ class _Unmasked(TorchFunctionMode):
         return z
 
     def shadow(self, t: Tensor) -> Tensor:
-        if id(t) in self.shadows:
-            return self.shadows[id(t)][1]
-        if t.requires_grad or not (t.dtype == torch.bool or t.is_floating_point()):
-            return t
-        is_mask = bool(((t == 0) | (t == 1)).all())
-        if is_mask and bool((t == 1).any()) and bool((t == 0).any()):
+        if id(t) not in self.shadows:
+            may_be = not t.requires_grad and (t.dtype == torch.bool or t.is_floating_point())
+            if not may_be or t.unique().tolist() != [0, 1]:
+                return t
             self.shadows[id(t)] = (t, torch.ones_like(t))
-            return self.shadows[id(t)][1]
-        return t
+        return self.shadows[id(t)][1]

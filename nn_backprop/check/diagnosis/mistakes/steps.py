@@ -3,14 +3,14 @@ mistakes in one step that need no other tensor of the graph."""
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
-from nn_backprop.check.diagnosis.arithmetic import offsets, only_range
+from nn_backprop.check.diagnosis.arithmetic import Change, exchanges, offsets, only_range
 from nn_backprop.check.diagnosis.recorded import (
     LINEAR,
     ORDERS,
@@ -102,7 +102,7 @@ def edge_turned(step: Step) -> Iterator[Mistake]:
         what = f"the gradient of {step.names[k]} that comes from {step.op}"
         source = step.g.maker.get(step.node.flat[k].value)
         spread = source is not None and step.g.nodes[source].op == "expand"
-        for a, b, turn in _exchanges(e):
+        for a, b, turn in exchanges(e):
             kind, text = "transposed", f"has the axes {a} and {b} of {what} exchanged"
             if step.op in REDUCTIONS or spread:
                 kind, text = "wrong-reduction", f"sums {what} over the wrong axis"
@@ -113,13 +113,6 @@ def edge_turned(step: Step) -> Iterator[Mistake]:
             mirror = operator.methodcaller("flip", list(range(2, e.dim())))
             text = f"has {what} mirrored in space"
             yield Mistake(("mirror", k), "flipped", text, 3, step.edge(k, mirror))
-
-
-def _exchanges(t: Tensor) -> Iterator[tuple[int, int, Callable[[Tensor], Tensor]]]:
-    """The pairs of axes that can be exchanged."""
-    for a, b in itertools.combinations(range(t.dim()), 2):
-        if t.shape[a] == t.shape[b] > 1:
-            yield a, b, operator.methodcaller("transpose", a, b)
 
 
 def upstream_changed(step: Step) -> Iterator[Mistake]:
@@ -147,14 +140,14 @@ def upstream_changed(step: Step) -> Iterator[Mistake]:
             rule = step.above(ks, operator.methodcaller("flip", d))
             text = f"has {what} backwards along axis {d}"
             yield Mistake(("flip", d, ks), "permuted", text, 5 + more, rule)
-        for a, b, turn in _exchanges(step.u):
+        for a, b, turn in exchanges(step.u):
             kind, text, bits = "transposed", f"has the axes {a} and {b} of {what} exchanged", 4
             if step.op == "expand":
                 kind, text, bits = "wrong-reduction", f"sums {what} over the wrong axis", 2
             yield Mistake(("turn", a, b, ks), kind, text, bits + more, step.above(ks, turn))
 
 
-def _ranges(u: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+def _ranges(u: Tensor) -> Iterator[tuple[str, Change]]:
     """Zero but for a range of an axis."""
     for d, n in enumerate(u.shape):
         kept = {(0, 1): "first entry", (n - 1, n): "last entry"}
@@ -166,7 +159,7 @@ def _ranges(u: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
             yield f"the {text} of axis {d}", only_range((d, a, b))
 
 
-def _corners(u: Tensor) -> Iterator[tuple[tuple, str, Callable[[Tensor], Tensor]]]:
+def _corners(u: Tensor) -> Iterator[tuple[tuple, str, Change]]:
     """Zero but for one position of two axes."""
     for d, c in itertools.combinations(range(u.dim()) if u.dim() > 2 else (), 2):
         for where in (0, -1):
