@@ -53,13 +53,11 @@ def adds_up(tensor: Tensor, axis: int) -> bool:
 
 
 def in_words(axes: Axes) -> str:
-    """Axes in words."""
     text = ", ".join(map(str, axes[:-1]))
     return f"axes {text} and {axes[-1]}" if text else f"axis {axes[0]}"
 
 
 def first_few(numbers: Tensor) -> str:
-    """The first few numbers."""
     return ", ".join(f"{n:.4g}" for n in numbers[:8].tolist()) + (", …" if len(numbers) > 8 else "")
 
 

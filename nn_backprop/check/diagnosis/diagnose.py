@@ -29,12 +29,13 @@ def diagnose(
     before one that explains a single one; `forward` is the plain forward, if there is one. A family
     of hypotheses that raises explains nothing, and adds a line to `failures`."""
     failures = [] if failures is None else failures
-    mismatches = [_with_gradient(m, forward) for m in mismatches]
-    found = [guesses.explain(m, transforms.FAMILIES, failures) for m in mismatches]
+    found = [
+        guesses.explain(_with_gradient(m, forward), transforms.FAMILIES, failures)
+        for m in mismatches
+    ]
     if forward is not None:
-        sizes = [-m.actual.numel() for m in mismatches]
         known = [k for k, m in enumerate(mismatches) if not m.products]
-        searched = sorted(known, key=sizes.__getitem__)[:MOST_SEARCHED]
+        searched = sorted(known, key=lambda k: -mismatches[k].actual.numel())[:MOST_SEARCHED]
         for k in searched:
             found[k] += search.explain(mismatches[k], forward, mistakes.FAMILIES, failures)
         if not _convincing([found[k] for k in searched]):
@@ -51,8 +52,7 @@ def diagnose(
         cause = simplest.cause
         others = [f"grad_{name}" for name, h in hits if h is not simplest]
         if others:
-            detail = f"{cause.detail}; the same of {', '.join(others)}"
-            cause = Cause(cause.kind, detail, cause.evidence, cause.residual)
+            cause = replace(cause, detail=f"{cause.detail}; the same of {', '.join(others)}")
         causes.append(cause)
     return causes or [_unknown(mismatches)]
 

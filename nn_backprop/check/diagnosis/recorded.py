@@ -24,6 +24,7 @@ Upstream = list[Any]  # a tensor or None for each output of a node
 Edges = dict[int, Tensor]  # what a node sends to its operands, by position
 Sweep = dict[int, Upstream]  # the upstream of every node
 Rule = Callable[[Upstream, Sweep], Edges]  # a node's wrong local derivative
+Rules = dict[int, Rule]
 
 # What sorts of operations there are, by name; of those that reorder, what undoing them wrongly is.
 SILENT = {"alias", "view", "expand", "unsqueeze", "squeeze", "clone", "write", "to_copy"}
@@ -145,7 +146,7 @@ class Graph:
     def sweep(
         self,
         seeds: dict[int, Tensor],
-        rules: dict[int, Rule] | None = None,
+        rules: Rules | None = None,
         merges: dict[int, Callable[[list[Tensor]], Tensor]] | None = None,
     ) -> tuple[dict[int, list[Tensor]], Sweep, dict[int, Edges]]:
         """Reverse mode: the contributions to each value, each node's upstream, and its answer."""

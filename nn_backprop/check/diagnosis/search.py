@@ -38,7 +38,7 @@ from nn_backprop.check.diagnosis.autograd import Forward
 from nn_backprop.check.diagnosis.guard import guarded
 from nn_backprop.check.diagnosis.loops import Loops
 from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
-from nn_backprop.check.diagnosis.recorded import Edges, Graph, Rule, Upstream, add_to
+from nn_backprop.check.diagnosis.recorded import Edges, Graph, Rule, Rules, Upstream, add_to
 from nn_backprop.check.diagnosis.recorder import NotRecorded, record
 from nn_backprop.check.report import Cause
 
@@ -189,9 +189,7 @@ class Search:
         change = self.g.total(self.g.sweep(deltas)[0], self.leaf)
         return self.right if change is None else self.right + change
 
-    def resweep(
-        self, bits: float, kind: str, text: str, rules: dict[int, Rule], merges: Any = None
-    ) -> None:
+    def resweep(self, bits: float, kind: str, text: str, rules: Rules, merges: Any = None) -> None:
         """A mistake that needs a sweep of its own."""
         if self.steps > MAX_STEPS:
             return
@@ -272,11 +270,8 @@ class Search:
 
     def mistakes(self, of_one: StepFamilies, of_several: StepFamilies, i: int) -> Iterator[Mistake]:
         step = Step(self, i)
-        if len(step.node.outs) > 1:
-            families = of_several
-        else:
-            families = of_one if step.u is not None and step.live else ()
-        for family in families:
+        several, reached = len(step.node.outs) > 1, step.u is not None and step.live
+        for family in of_several if several else of_one if reached else ():
             with guarded(family.__name__, self.failures):
                 yield from family(step)
 
@@ -298,10 +293,9 @@ class Search:
         return sorted(answers, key=operator.itemgetter(0))[:MAX_ANSWERS]
 
     def hypothesis(self, bits: float, kind: str, text: str, left: float) -> Hypothesis:
-        evidence = (
-            f"the chain rule of the forward with this one mistake reproduces it to {left:.1g}"
-        )
-        return Hypothesis(max(bits, 0.0), Cause(kind, f"grad_{self.m.name} {text}", evidence, left))
+        evidence = "the chain rule of the forward with this one mistake reproduces it to"
+        detail = f"grad_{self.m.name} {text}"
+        return Hypothesis(max(bits, 0.0), Cause(kind, detail, f"{evidence} {left:.1g}", left))
 
 
 class Step:
