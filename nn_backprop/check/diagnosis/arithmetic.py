@@ -1,5 +1,6 @@
 """Comparisons of tensors, slips that are made with them, and axes in words."""
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -52,13 +53,11 @@ def adds_up(tensor: Tensor, axis: int) -> bool:
 
 
 def in_words(axes: Axes) -> str:
-    """Axes in words."""
     text = ", ".join(map(str, axes[:-1]))
     return f"axes {text} and {axes[-1]}" if text else f"axis {axes[0]}"
 
 
 def first_few(numbers: Tensor) -> str:
-    """The first few numbers."""
     return ", ".join(f"{n:.4g}" for n in numbers[:8].tolist()) + (", …" if len(numbers) > 8 else "")
 
 
@@ -69,17 +68,25 @@ def only_range(*ranges: tuple[int, int, int]) -> Change:
     """Zero but for a range of an axis, or of each of several: axis, start, end."""
 
     def kept(t: Tensor) -> Tensor:
+        place = [slice(None)] * t.dim()
         for dim, start, end in ranges:
-            zeros = torch.zeros_like(t)
-            zeros.narrow(dim, start, end - start).copy_(t.narrow(dim, start, end - start))
-            t = zeros
-        return t
+            place[dim] = slice(start, end)
+        only = torch.zeros_like(t)
+        only[*place] = t[*place]
+        return only
 
     return kept
 
 
 def _rolled(dim: int, by: int, then: Change) -> Change:
     return lambda t: then(t.roll(by, dim))
+
+
+def exchanges(t: Tensor) -> Iterator[tuple[int, int, Change]]:
+    """The pairs of axes that can be exchanged."""
+    for a, b in itertools.combinations(range(t.dim()), 2):
+        if t.shape[a] == t.shape[b] > 1:
+            yield a, b, operator.methodcaller("transpose", a, b)
 
 
 def offsets(t: Tensor) -> Iterator[tuple[tuple, str, Change]]:

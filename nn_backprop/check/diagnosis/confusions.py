@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from nn_backprop.check.diagnosis.arithmetic import exchanges
+from nn_backprop.check.diagnosis.autograd import Forward, gradient_of
 from nn_backprop.check.diagnosis.guard import guarded
 from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
@@ -31,7 +33,6 @@ MOST_TRIALS = 400
 BITS = 12.0  # after any single mistake in the chain rule itself
 UNFIT = (RuntimeError, TypeError, ValueError, IndexError, KeyError)  # another number of axes, say
 
-Forward = Callable[[dict[str, Tensor]], list[Tensor]]
 Siblings = Iterator[tuple[str, Tensor]]  # their names, and what they give
 
 
@@ -72,7 +73,7 @@ def explain(
         trials = list(itertools.islice(_trials(m, forward, families), MOST_TRIALS))
         for kind, text, mode, inputs in trials:
             with suppress(*UNFIT):
-                wrong = _gradient(m, forward, mode, inputs)
+                wrong = gradient_of(m.name, forward, inputs, mode)(m.upstream)
                 left = (m.actual - wrong).norm().item() / error
                 if left <= EXACT and kind not in found:
                     bits = BITS + math.log2(len(trials))
@@ -80,20 +81,6 @@ def explain(
                     cause = Cause(kind, f"grad_{m.name} {text}", evidence, left)
                     found[kind] = Hypothesis(bits, cause)
     return list(found.values())
-
-
-def _gradient(
-    m: Mismatch, forward: Forward, mode: AbstractContextManager, inputs: dict[str, Tensor]
-) -> Tensor:
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        leaves = {n: v.clone().requires_grad_(n == m.name) for n, v in inputs.items()}
-        with mode:
-            outputs = forward(leaves)
-        pairs = [(z, u) for z, u in zip(outputs, m.upstream, strict=True) if z.requires_grad]
-        (grad,) = torch.autograd.grad(
-            [z for z, _ in pairs], [leaves[m.name]], [u for _, u in pairs], allow_unused=True
-        )
-    return torch.zeros_like(m.expected) if grad is None else grad
 
 
 def _trials(m: Mismatch, forward: Forward, families: Families) -> Iterator[_Trial]:
@@ -105,7 +92,7 @@ def _trials(m: Mismatch, forward: Forward, families: Families) -> Iterator[_Tria
         return z
 
     try:
-        _gradient(m, forward, _Calls(noted), m.inputs)
+        gradient_of(m.name, forward, m.inputs, _Calls(noted))(m.upstream)
     except UNFIT:  # not for autograd
         return
     text = "counts what a mask leaves out: it is not multiplied by the mask"
@@ -131,10 +118,8 @@ def _other_inputs(m: Mismatch, name: str) -> Iterator[tuple[str, str, Tensor]]:
     """An input turned, mirrored, moved, or another one in its place."""
     t = m.inputs[name]
     yield "wrong-operand", f"−{name}", -t
-    for a, b in itertools.combinations(range(t.dim()), 2):
-        if t.shape[a] == t.shape[b] > 1:
-            text = f"{name} with the axes {a} and {b} exchanged"
-            yield "wrong-operand", text, t.transpose(a, b)
+    for a, b, turn in exchanges(t):
+        yield "wrong-operand", f"{name} with the axes {a} and {b} exchanged", turn(t)
     for d, n in enumerate(t.shape):
         if n > 1:
             yield "flipped", f"{name} mirrored along axis {d}", t.flip(d)
@@ -214,12 +199,9 @@ class _Unmasked(TorchFunctionMode):
         return z
 
     def shadow(self, t: Tensor) -> Tensor:
-        if id(t) in self.shadows:
-            return self.shadows[id(t)][1]
-        if t.requires_grad or not (t.dtype == torch.bool or t.is_floating_point()):
-            return t
-        is_mask = bool(((t == 0) | (t == 1)).all())
-        if is_mask and bool((t == 1).any()) and bool((t == 0).any()):
+        if id(t) not in self.shadows:
+            may_be = not t.requires_grad and (t.dtype == torch.bool or t.is_floating_point())
+            if not may_be or t.unique().tolist() != [0, 1]:
+                return t
             self.shadows[id(t)] = (t, torch.ones_like(t))
-            return self.shadows[id(t)][1]
-        return t
+        return self.shadows[id(t)][1]

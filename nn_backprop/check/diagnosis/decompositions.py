@@ -13,36 +13,29 @@ from torch.overrides import TorchFunctionMode
 aten = torch.ops.aten
 
 
-def _mean_and_var(x: Tensor, dims: Any, correction: float, keep: bool) -> tuple[Tensor, Tensor]:
-    dims = list(range(x.dim())) if not dims else list(dims)
+def _var_mean(
+    x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    dims = list(dim or range(x.dim()))
     mean = x.mean(dims, keepdim=True)
     centred = x - mean
     n = math.prod(x.shape[d] for d in dims)
     var = (centred * centred).mean(dims, keepdim=True)
+    correction = 1 if correction is None else correction
     if correction:
         var = var * (n / max(n - correction, 0))
-    if not keep:
-        mean, var = mean.squeeze(dims), var.squeeze(dims)
-    return mean, var
-
-
-def _var_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-    return _mean_and_var(x, dim, 1 if correction is None else correction, keepdim)[::-1]
-
-
-def _var(x: Tensor, dim: Any = None, **options: Any) -> Tensor:
-    return _var_mean(x, dim, **options)[0]
+    return (var, mean) if keepdim else (var.squeeze(dims), mean.squeeze(dims))
 
 
 def _normalise(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    mean, var = _mean_and_var(x, dims, 0, True)
+    var, mean = _var_mean(x, dims, correction=0, keepdim=True)
     inverse = torch.rsqrt(var + eps)
     return (x - mean) * inverse, mean, inverse
 
 
-def _scaled(y: Tensor, w: Any, b: Any, shape: Any = None) -> Tensor:
-    """With a weight and a bias for each channel, or of the shape given."""
-    shape = shape or [1, -1] + [1] * (y.dim() - 2)
+def _scaled(y: Tensor, w: Any, b: Any) -> Tensor:
+    """With a weight and a bias for each channel."""
+    shape = [1, -1] + [1] * (y.dim() - 2)
     y = y if w is None else y * w.view(shape)
     return y if b is None else y + b.view(shape)
 
@@ -55,11 +48,6 @@ def _batch_norm(x: Tensor, w: Any, b: Any, mean: Any, var: Any, train: bool, _: 
         inverse = torch.rsqrt(var + eps)
         y = (x - mean.view(shape)) * inverse.view(shape)
     return _scaled(y, w, b), mean.flatten(), inverse.flatten()
-
-
-def _layer_norm(x: Tensor, shape: Any, w: Any, b: Any, eps: float) -> Any:
-    y, mean, inverse = _normalise(x, list(range(x.dim() - len(shape), x.dim())), eps)
-    return _scaled(y, w, b, list(shape)), mean, inverse
 
 
 def _group_norm(x: Tensor, w: Any, b: Any, n: int, c: int, hw: int, groups: int, eps: float) -> Any:
@@ -118,23 +106,20 @@ def _addmm(b: Tensor, x: Tensor, y: Tensor, *, beta: float = 1, alpha: float = 1
 
 
 OURS: dict[Any, Callable] = {
-    aten.var.correction: _var,
+    aten.var.correction: lambda *args, **options: _var_mean(*args, **options)[0],
     aten.var_mean.correction: _var_mean,
-    aten.std.correction: lambda *args, **options: _var(*args, **options).sqrt(),
+    aten.std.correction: lambda *args, **options: _var_mean(*args, **options)[0].sqrt(),
     aten.native_batch_norm.default: _batch_norm,
     aten._native_batch_norm_legit.default: _batch_norm,
     aten._native_batch_norm_legit.no_stats: lambda x, w, b, *rest: _batch_norm(
         x, w, b, None, None, *rest
     ),
-    aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,
     aten._log_softmax.default: _log_softmax,
     aten._softmax.default: _softmax,
     aten._safe_softmax.default: _softmax,
     aten.binary_cross_entropy_with_logits.default: _bce_with_logits,
     aten.gelu.default: _gelu,
-    aten.silu.default: lambda x: x * torch.sigmoid(x),
-    aten.leaky_relu.default: lambda x, slope=0.01: torch.where(x > 0, x, x * slope),
     aten.convolution.default: _convolution,
     aten.addmm.default: _addmm,
     aten.baddbmm.default: _addmm,
@@ -144,7 +129,7 @@ TORCHS_OWN = {  # operations of which torch has a decomposition that is as plain
     "nll_loss_forward", "nll_loss2d_forward", "mse_loss", "binary_cross_entropy", "smooth_l1_loss",
     "huber_loss", "_prelu_kernel", "addcmul", "addcdiv", "lerp", "native_dropout",
     "log_sigmoid_forward", "linalg_vector_norm", "masked_fill", "rsub", "glu", "elu", "hardswish",
-    "hardsigmoid", "mish", "_unsafe_view",
+    "hardsigmoid", "mish", "_unsafe_view", "silu", "leaky_relu", "native_layer_norm",
 }  # fmt: skip
 TABLE: dict[Any, Callable] = {
     func: rule

@@ -6,11 +6,13 @@ length). Where none does, the answer is `unknown`.
 """
 
 import math
-from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
-from torch import Tensor
+import torch
 
 from nn_backprop.check.diagnosis import confusions, guesses, mistakes, search, siblings, transforms
+from nn_backprop.check.diagnosis.autograd import Forward, gradient_of
 from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.report import Cause
 
@@ -20,18 +22,20 @@ MOST_SEARCHED = 3  # gradients, the largest ones, that the forward is searched f
 
 def diagnose(
     mismatches: list[Mismatch],
-    forward: Callable[[dict[str, Tensor]], list[Tensor]] | None = None,
+    forward: Forward | None = None,
     failures: list[str] | None = None,
 ) -> list[Cause]:
     """The causes of the wrong gradients, best first. One that explains several of them comes
     before one that explains a single one; `forward` is the plain forward, if there is one. A family
     of hypotheses that raises explains nothing, and adds a line to `failures`."""
     failures = [] if failures is None else failures
-    found = [guesses.explain(m, transforms.FAMILIES, failures) for m in mismatches]
+    found = [
+        guesses.explain(_with_gradient(m, forward), transforms.FAMILIES, failures)
+        for m in mismatches
+    ]
     if forward is not None:
-        sizes = [-m.actual.numel() for m in mismatches]
         known = [k for k, m in enumerate(mismatches) if not m.products]
-        searched = sorted(known, key=sizes.__getitem__)[:MOST_SEARCHED]
+        searched = sorted(known, key=lambda k: -mismatches[k].actual.numel())[:MOST_SEARCHED]
         for k in searched:
             found[k] += search.explain(mismatches[k], forward, mistakes.FAMILIES, failures)
         if not _convincing([found[k] for k in searched]):
@@ -48,10 +52,19 @@ def diagnose(
         cause = simplest.cause
         others = [f"grad_{name}" for name, h in hits if h is not simplest]
         if others:
-            detail = f"{cause.detail}; the same of {', '.join(others)}"
-            cause = Cause(cause.kind, detail, cause.evidence, cause.residual)
+            cause = replace(cause, detail=f"{cause.detail}; the same of {', '.join(others)}")
         causes.append(cause)
     return causes or [_unknown(mismatches)]
+
+
+def _with_gradient(m: Mismatch, forward: Forward | None) -> Mismatch:
+    """The same, where the forward need not run again for each upstream gradient."""
+    if forward is not None and m.gradient is not None:
+        with suppress(Exception):  # a stranger's forward may do anything
+            gradient = gradient_of(m.name, forward, m.inputs)
+            if torch.equal(gradient(m.upstream), m.expected):
+                return replace(m, gradient=gradient)
+    return m
 
 
 def _convincing(found: list[list[Hypothesis]]) -> bool:

@@ -24,6 +24,7 @@ Upstream = list[Any]  # a tensor or None for each output of a node
 Edges = dict[int, Tensor]  # what a node sends to its operands, by position
 Sweep = dict[int, Upstream]  # the upstream of every node
 Rule = Callable[[Upstream, Sweep], Edges]  # a node's wrong local derivative
+Rules = dict[int, Rule]
 
 # What sorts of operations there are, by name; of those that reorder, what undoing them wrongly is.
 SILENT = {"alias", "view", "expand", "unsqueeze", "squeeze", "clone", "write", "to_copy"}
@@ -62,6 +63,36 @@ class Node:
         return ((k, a.value) for k, a in enumerate(self.flat) if isinstance(a, Ref))
 
 
+class Replayed:
+    """A node that was run again under autograd."""
+
+    def __init__(self, inputs: dict[int, Tensor], outs: list[Tensor]) -> None:
+        self.inputs, self.outs = inputs, outs
+        kernel: Any = outs[0].grad_fn
+        after = [f for f, _ in kernel.next_functions] if kernel else []
+        places = {id(x): k for k, x in inputs.items()}
+        self.places = [places.get(id(getattr(f, "variable", None))) for f in after]
+        alone = [o.grad_fn is kernel for o in outs]
+        alone += [f is None or k is not None for f, k in zip(after, self.places, strict=True)]
+        self.kernel = kernel if all(alone) else None  # called, it is 8 times as fast as the engine
+
+    def vjp(self, us: Upstream) -> Edges:
+        """(∂f/∂x)ᵀ ū for each operand x."""
+        pairs = [(o, u) for o, u in zip(self.outs, us, strict=True) if u is not None]
+        pairs = [(o, u) for o, u in pairs if o.requires_grad]
+        if not pairs or not self.inputs:
+            return {}
+        if self.kernel and all(o.shape == u.shape for o, u in pairs):
+            grads = self.kernel(*us)
+            found = zip(self.places, grads if isinstance(grads, tuple) else (grads,), strict=True)
+        else:
+            made, given = zip(*pairs, strict=True)
+            xs = list(self.inputs.values())
+            grads = torch.autograd.grad(made, xs, given, retain_graph=True, allow_unused=True)
+            found = zip(self.inputs, grads, strict=True)
+        return {k: g for k, g in found if k is not None and g is not None}
+
+
 class Graph:
     def __init__(
         self, values: list[Tensor], nodes: list[Node], leaves: dict[int, str], ends: list[int]
@@ -82,7 +113,8 @@ class Graph:
                 self.uses[v].append(i)
             for v in nodes[i].outs:
                 self.before[v] = mask
-        self.cache: dict[int, tuple[dict[int, Tensor], list[Tensor]]] = {}
+        self.cache: dict[int, Replayed] = {}
+        self.names: dict[tuple[int, int], str] = {}
 
     def call(self, i: int, swap: dict[int, Any]) -> list[Tensor]:
         """Run a node again, with other arguments at some positions."""
@@ -93,7 +125,7 @@ class Graph:
         args, kwargs = tree_unflatten(flat, node.spec)
         return [t for t in tree_leaves(node.func(*args, **kwargs)) if isinstance(t, Tensor)]
 
-    def replay(self, i: int, swap: dict[int, Any]) -> tuple[dict[int, Tensor], list[Tensor]]:
+    def replay(self, i: int, swap: dict[int, Any]) -> Replayed:
         """Run a node again under autograd."""
         inputs = {
             k: (swap[k] if k in swap else self.values[v]).detach().requires_grad_()
@@ -101,32 +133,20 @@ class Graph:
             if v in self.active
         }
         with torch.enable_grad():
-            return inputs, self.call(i, swap | inputs)
+            return Replayed(inputs, self.call(i, swap | inputs))
 
     def vjp(self, i: int, us: Upstream, swap: dict[int, Any] | None = None) -> Edges:
         """(∂f/∂x)ᵀ ū for each operand x of node i, maybe with some operands replaced."""
-        node = self.nodes[i]
-        plain = node.func in (aten.alias.default, aten.add.Tensor) and len(node.flat) < 3
-        if plain and us[0] is not None:  # without alpha: what comes in goes out
-            return {k: us[0] for k, v in node.operands() if v in self.active}
         if swap:
-            inputs, outs = self.replay(i, swap)
-        else:
-            if i not in self.cache:
-                self.cache[i] = self.replay(i, {})
-            inputs, outs = self.cache[i]
-        pairs = [(o, u) for o, u in zip(outs, us, strict=True) if u is not None and o.requires_grad]
-        if not pairs or not inputs:
-            return {}
-        made, given = zip(*pairs, strict=True)
-        xs = list(inputs.values())
-        grads = torch.autograd.grad(made, xs, given, retain_graph=True, allow_unused=True)
-        return {k: g for k, g in zip(inputs, grads, strict=True) if g is not None}
+            return self.replay(i, swap).vjp(us)
+        if i not in self.cache:
+            self.cache[i] = self.replay(i, {})
+        return self.cache[i].vjp(us)
 
     def sweep(
         self,
         seeds: dict[int, Tensor],
-        rules: dict[int, Rule] | None = None,
+        rules: Rules | None = None,
         merges: dict[int, Callable[[list[Tensor]], Tensor]] | None = None,
     ) -> tuple[dict[int, list[Tensor]], Sweep, dict[int, Edges]]:
         """Reverse mode: the contributions to each value, each node's upstream, and its answer."""
@@ -162,9 +182,10 @@ class Graph:
         found = {leaf: torch.stack([r.flatten() for r in directions])}
         for i in self.order:
             operands = dict(self.nodes[i].operands())
-            inputs, outs = self.replay(i, {})
-            made = [(v, o) for v, o in zip(self.nodes[i].outs, outs, strict=True)]
-            made = [(v, o) for v, o in made if v in self.active and o.requires_grad]
+            replayed = self.replay(i, {})
+            inputs, outs = replayed.inputs, replayed.outs
+            made = [(v, o) for v, o in zip(self.nodes[i].outs, outs, strict=True)
+                    if v in self.active and o.requires_grad]  # fmt: skip
             moved = {k: x for k, x in inputs.items() if operands[k] in found}
             if not made or not moved:
                 continue
@@ -191,6 +212,11 @@ class Graph:
 
     def name(self, v: int, depth: int = 2) -> str:
         """A value as an expression: of the user's variables where it is one."""
+        if (v, depth) not in self.names:
+            self.names[v, depth] = self._name(v, depth)
+        return self.names[v, depth]
+
+    def _name(self, v: int, depth: int) -> str:
         if v in self.leaves:
             return self.leaves[v]
         if (i := self.maker.get(v)) is None:

@@ -3,7 +3,6 @@
 import linecache
 import os
 import sys
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -17,10 +16,10 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils._pytree import tree_flatten, tree_leaves
 
+from nn_backprop.check.diagnosis.autograd import Forward
 from nn_backprop.check.diagnosis.decompositions import TABLE, InstanceNorm
 from nn_backprop.check.diagnosis.recorded import Graph, Node, Ref, aten
 
-Forward = Callable[[dict[str, Tensor]], list[Tensor]]
 MAX_NODES = 1500  # a longer computation is not recorded
 
 _TORCH = os.path.dirname(torch.__file__)
@@ -163,6 +162,8 @@ class _Recorder(TorchDispatchMode):
             with self:
                 args = tuple(a.expand(shape) if needs(a) else a for a in args)
         out = func(*args, **kwargs)
+        if "empty" in func.overloadpacket.__name__:
+            out.zero_()  # what happens to be in memory would differ from run to run
         self.write(func, args, kwargs, out, _site())
         return out
 

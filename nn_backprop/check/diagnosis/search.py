@@ -33,13 +33,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_unflatten
 
+from nn_backprop.check.diagnosis.autograd import Forward
 from nn_backprop.check.diagnosis.guard import guarded
 from nn_backprop.check.diagnosis.loops import Loops
 from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
-from nn_backprop.check.diagnosis.recorded import Edges, Graph, Rule, Sweep, Upstream, add_to
-from nn_backprop.check.diagnosis.recorder import Forward, NotRecorded, record
+from nn_backprop.check.diagnosis.recorded import Edges, Graph, Rule, Rules, Upstream, add_to
+from nn_backprop.check.diagnosis.recorder import NotRecorded, record
 from nn_backprop.check.report import Cause
 
 EXACT = 1e-6  # the residual below which a mistake explains a gradient
@@ -163,10 +163,10 @@ class Search:
 
     # -- trying
 
-    def propose(self, bits: float, kind: str, text: str, deltas: dict[int, Tensor]) -> None:
-        """A mistake that adds δ to the gradient of some values."""
+    def propose(self, bits: float, kind: str, text: str, deltas: Edges, seen: Any = None) -> None:
+        """A mistake that adds δ to the gradient of some values; `seen` is r · Jᵀδ, if known."""
         self.trials += 1
-        if self.fits(self.dot(deltas)):
+        if self.fits(self.dot(deltas) if seen is None else seen):
             self.answers.append(_Answer(bits, kind, text, lambda: self.pulled(deltas)))
 
     def dot(self, deltas: dict[int, Tensor]) -> Tensor:
@@ -189,9 +189,7 @@ class Search:
         change = self.g.total(self.g.sweep(deltas)[0], self.leaf)
         return self.right if change is None else self.right + change
 
-    def resweep(
-        self, bits: float, kind: str, text: str, rules: dict[int, Rule], merges: Any = None
-    ) -> None:
+    def resweep(self, bits: float, kind: str, text: str, rules: Rules, merges: Any = None) -> None:
         """A mistake that needs a sweep of its own."""
         if self.steps > MAX_STEPS:
             return
@@ -252,7 +250,7 @@ class Search:
                         labels[label].append((i, kind, text, bits, rule, deltas, change))
                         where = self.g.at(i) + (once if len(group) > 1 else "")
                         rare = self.sites + bits + math.log2(len(group))
-                        self.propose(rare, kind, text + where, deltas)
+                        self.propose(rare, kind, text + where, deltas, change)
             for found in labels.values():
                 if 1 < len(found) >= len(members) - 1:
                     i, kind, text, bits, *_ = found[-1]
@@ -272,11 +270,8 @@ class Search:
 
     def mistakes(self, of_one: StepFamilies, of_several: StepFamilies, i: int) -> Iterator[Mistake]:
         step = Step(self, i)
-        if len(step.node.outs) > 1:
-            families = of_several
-        else:
-            families = of_one if step.u is not None and step.live else ()
-        for family in families:
+        several, reached = len(step.node.outs) > 1, step.u is not None and step.live
+        for family in of_several if several else of_one if reached else ():
             with guarded(family.__name__, self.failures):
                 yield from family(step)
 
@@ -298,10 +293,9 @@ class Search:
         return sorted(answers, key=operator.itemgetter(0))[:MAX_ANSWERS]
 
     def hypothesis(self, bits: float, kind: str, text: str, left: float) -> Hypothesis:
-        evidence = (
-            f"the chain rule of the forward with this one mistake reproduces it to {left:.1g}"
-        )
-        return Hypothesis(max(bits, 0.0), Cause(kind, f"grad_{self.m.name} {text}", evidence, left))
+        evidence = "the chain rule of the forward with this one mistake reproduces it to"
+        detail = f"grad_{self.m.name} {text}"
+        return Hypothesis(max(bits, 0.0), Cause(kind, detail, f"{evidence} {left:.1g}", left))
 
 
 class Step:
@@ -325,12 +319,8 @@ class Step:
     def operand(self, k: int) -> Tensor:
         return self.g.values[self.node.flat[k].value]
 
-    def arguments(self) -> Any:
-        """The positional ones, with a Ref for each tensor."""
-        return tree_unflatten(self.node.flat, self.node.spec)[0]
-
     def vjp(self, us: Upstream) -> Edges:
-        return self.g.vjp(self.i, us)
+        return self.s.edges[self.i] if us is self.us else self.g.vjp(self.i, us)
 
     def edge(self, k: int, change: Callable[[Tensor], Tensor]) -> Rule:
         """What the node sends to its operand k is changed."""
@@ -342,11 +332,7 @@ class Step:
 
     def above(self, ks: tuple[int, ...], change: Callable[[Tensor], Tensor]) -> Rule:
         """The upstream is changed, as far as the operands ks are concerned."""
-
-        def rule(us: Upstream, _: Sweep) -> Edges:
-            return {k: e for k, e in self.vjp([change(us[0])]).items() if k in ks}
-
-        return rule
+        return lambda us, _: {k: e for k, e in self.vjp([change(us[0])]).items() if k in ks}
 
     def swapped(self, j: int, w: Any) -> Rule:
         """The local derivative is taken at another operand."""

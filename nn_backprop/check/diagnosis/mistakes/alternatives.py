@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from nn_backprop.check.diagnosis.arithmetic import offsets
+from nn_backprop.check.diagnosis.arithmetic import exchanges, offsets
 from nn_backprop.check.diagnosis.recorded import Graph, Node, add_to, aten
 from nn_backprop.check.diagnosis.search import Search, Step
 
@@ -23,12 +23,11 @@ def constants(s: Search) -> None:
     for first, members in equal.items():
         name = s.g.name(members[0])
         others = list(_variants(name, s.g.values[first]))
+        bits = s.sites + 2 + math.log2(len(others))
         for kind, text, other in others:
-            bits = s.sites + 2 + math.log2(len(others))
+            said = f"uses {text} where {name} belongs"
             with suppress(RuntimeError):  # shapes that do not fit
-                s.propose(
-                    bits, kind, f"uses {text} where {name} belongs", _taken(s, members, other)
-                )
+                s.propose(bits, kind, said, _taken(s, members, other))
 
 
 def _fixed(s: Search) -> list[int]:
@@ -37,9 +36,8 @@ def _fixed(s: Search) -> list[int]:
 
 def _variants(name: str, t: Tensor) -> Iterator[tuple[str, str, Tensor]]:
     yield "wrong-operand", f"−{name}", -t
-    for a, b in itertools.combinations(range(t.dim()), 2):
-        if t.shape[a] == t.shape[b] > 1:
-            yield "wrong-operand", f"{name} transposed", t.transpose(a, b)
+    for _, _, turn in exchanges(t):
+        yield "wrong-operand", f"{name} transposed", turn(t)
     for d in range(t.dim()):
         yield "flipped", f"{name} mirrored", t.flip(d)
     for _, text, move in offsets(t):

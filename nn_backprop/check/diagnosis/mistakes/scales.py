@@ -1,12 +1,13 @@
 """What an edge of the graph carries is multiplied by a constant: 0, −1, 2, 1/N, …"""
 
 import math
+import operator
 from collections import defaultdict
 
 import torch
 from torch import Tensor
 
-from nn_backprop.check.diagnosis.recorded import REDUCTIONS, SILENT, Rule, add_to
+from nn_backprop.check.diagnosis.recorded import REDUCTIONS, SILENT, add_to
 from nn_backprop.check.diagnosis.search import Search, Step
 
 
@@ -36,7 +37,8 @@ def multiplied(s: Search) -> None:
             add_to(deltas, {s.g.nodes[i].flat[k].value: s.edges[i][k]})
         if not alone and s.loops.serial([i for i, _ in members], set(deltas)):
             for by in (0.0, -1.0, 2.0) if s.m.actual.any() else ():
-                rules = {i: _times(s, i, k, by) for i, k in members}
+                times = operator.methodcaller("mul", by)
+                rules = {i: Step(s, i).edge(k, times) for i, k in members}
                 kind, text, more = _named(s, i, k, by, False)
                 s.resweep(bits + more, kind, text + where, rules)
             continue
@@ -48,10 +50,6 @@ def multiplied(s: Search) -> None:
             if more > 10 and s.m.expected.numel() < 3:
                 continue  # a number without a name fits anything
             s.propose(bits + more, kind, text + where, {v: (by - 1) * d for v, d in deltas.items()})
-
-
-def _times(s: Search, i: int, k: int, by: float) -> Rule:
-    return Step(s, i).edge(k, lambda e: by * e)
 
 
 def _cut_now_and_then(s: Search, k: int, members: list[int]) -> None:

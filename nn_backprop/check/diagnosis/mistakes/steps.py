@@ -3,12 +3,14 @@ mistakes in one step that need no other tensor of the graph."""
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_unflatten
 
-from nn_backprop.check.diagnosis.arithmetic import offsets, only_range
+from nn_backprop.check.diagnosis.arithmetic import Change, exchanges, offsets, only_range
 from nn_backprop.check.diagnosis.recorded import (
     LINEAR,
     ORDERS,
@@ -29,26 +31,21 @@ def parts_exchanged(step: Step) -> Iterator[Mistake]:
     for a, b in itertools.combinations(given, 2):
         if step.us[a].shape == step.us[b].shape:
             text = f"exchanges the parts {a} and {b} of {step.op}"
-            yield Mistake(("exchange", a, b), "permuted", text, 3, _parts_swapped(step, a, b))
+            yield Mistake(("exchange", a, b), "permuted", text, 3, partial(_swapped, step, a, b))
     for a, word in itertools.product(given, ("only", "no")):
         text = f"receives {word} gradient from part {a} of {step.op}"
-        yield Mistake((word, a), "subset", text, 3, _forgotten(step, a, word == "only"))
+        yield Mistake((word, a), "subset", text, 3, partial(_forgotten, step, a, word == "only"))
 
 
-def _parts_swapped(step: Step, a: int, b: int) -> Rule:
-    """The gradients of two parts are exchanged."""
+def _swapped(step: Step, a: int, b: int, us: Upstream, _: Sweep) -> Edges:
     other = {a: b, b: a}
-    return lambda us, _: step.vjp([us[other.get(n, n)] for n in range(len(us))])
+    return step.vjp([us[other.get(n, n)] for n in range(len(us))])
 
 
-def _forgotten(step: Step, part: int, only: bool) -> Rule:
+def _forgotten(step: Step, part: int, only: bool, us: Upstream, _: Sweep) -> Edges:
     """Only one part has a gradient, or all others have."""
-
-    def rule(us: Upstream, _: Sweep) -> Edges:
-        kept = [u if (n == part) == only else None for n, u in enumerate(us)]
-        return {k: torch.zeros_like(e) for k, e in step.s.edges[step.i].items()} | step.vjp(kept)
-
-    return rule
+    kept = [u if (n == part) == only else None for n, u in enumerate(us)]
+    return {k: torch.zeros_like(e) for k, e in step.s.edges[step.i].items()} | step.vjp(kept)
 
 
 def skipped(step: Step) -> Iterator[Mistake]:
@@ -105,7 +102,7 @@ def edge_turned(step: Step) -> Iterator[Mistake]:
         what = f"the gradient of {step.names[k]} that comes from {step.op}"
         source = step.g.maker.get(step.node.flat[k].value)
         spread = source is not None and step.g.nodes[source].op == "expand"
-        for a, b, turn in _exchanges(e):
+        for a, b, turn in exchanges(e):
             kind, text = "transposed", f"has the axes {a} and {b} of {what} exchanged"
             if step.op in REDUCTIONS or spread:
                 kind, text = "wrong-reduction", f"sums {what} over the wrong axis"
@@ -116,13 +113,6 @@ def edge_turned(step: Step) -> Iterator[Mistake]:
             mirror = operator.methodcaller("flip", list(range(2, e.dim())))
             text = f"has {what} mirrored in space"
             yield Mistake(("mirror", k), "flipped", text, 3, step.edge(k, mirror))
-
-
-def _exchanges(t: Tensor) -> Iterator[tuple[int, int, Callable[[Tensor], Tensor]]]:
-    """The pairs of axes that can be exchanged."""
-    for a, b in itertools.combinations(range(t.dim()), 2):
-        if t.shape[a] == t.shape[b] > 1:
-            yield a, b, operator.methodcaller("transpose", a, b)
 
 
 def upstream_changed(step: Step) -> Iterator[Mistake]:
@@ -150,14 +140,14 @@ def upstream_changed(step: Step) -> Iterator[Mistake]:
             rule = step.above(ks, operator.methodcaller("flip", d))
             text = f"has {what} backwards along axis {d}"
             yield Mistake(("flip", d, ks), "permuted", text, 5 + more, rule)
-        for a, b, turn in _exchanges(step.u):
+        for a, b, turn in exchanges(step.u):
             kind, text, bits = "transposed", f"has the axes {a} and {b} of {what} exchanged", 4
             if step.op == "expand":
                 kind, text, bits = "wrong-reduction", f"sums {what} over the wrong axis", 2
             yield Mistake(("turn", a, b, ks), kind, text, bits + more, step.above(ks, turn))
 
 
-def _ranges(u: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+def _ranges(u: Tensor) -> Iterator[tuple[str, Change]]:
     """Zero but for a range of an axis."""
     for d, n in enumerate(u.shape):
         kept = {(0, 1): "first entry", (n - 1, n): "last entry"}
@@ -169,7 +159,7 @@ def _ranges(u: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
             yield f"the {text} of axis {d}", only_range((d, a, b))
 
 
-def _corners(u: Tensor) -> Iterator[tuple[tuple, str, Callable[[Tensor], Tensor]]]:
+def _corners(u: Tensor) -> Iterator[tuple[tuple, str, Change]]:
     """Zero but for one position of two axes."""
     for d, c in itertools.combinations(range(u.dim()) if u.dim() > 2 else (), 2):
         for where in (0, -1):
@@ -183,15 +173,12 @@ def operands_exchanged(step: Step) -> Iterator[Mistake]:
     for j, k in itertools.combinations(step.live, 2):
         if step.live[j].shape == step.live[k].shape:
             text = f"exchanges the gradients of {step.names[j]} and {step.names[k]}"
-            yield Mistake(("exchange", j, k), "permuted", text, 3, _exchanged(step, j, k))
+            yield Mistake(("exchange", j, k), "permuted", text, 3, partial(_exchanged, step, j, k))
 
 
-def _exchanged(step: Step, j: int, k: int) -> Rule:
-    def rule(us: Upstream, _: Sweep) -> Edges:
-        found = step.vjp(us)
-        return {j: found[k], k: found[j]}
-
-    return rule
+def _exchanged(step: Step, j: int, k: int, us: Upstream, _: Sweep) -> Edges:
+    found = step.vjp(us)
+    return {j: found[k], k: found[j]}
 
 
 def branches_exchanged(step: Step) -> Iterator[Mistake]:
@@ -214,7 +201,7 @@ def maximum_spread(step: Step) -> Iterator[Mistake]:
     """A maximum's gradient goes to every entry."""
     if step.op in ("amax", "amin"):
         (k,) = step.live
-        dims = step.arguments()[1:]
+        (_, *dims), _ = tree_unflatten(step.node.flat, step.node.spec)
 
         def spread(u: Tensor) -> Tensor:
             x = step.operand(k).detach().requires_grad_()

@@ -4,8 +4,6 @@ from nn_backprop.check.diagnosis.confusions import Families
 from nn_backprop.check.diagnosis.siblings import functions, layers
 
 DIMS = (1, 2, 3)
-LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss",
-          "binary_cross_entropy", "binary_cross_entropy_with_logits")  # fmt: skip
 
 FAMILIES = Families(
     by_name={
@@ -16,7 +14,7 @@ FAMILIES = Families(
         **dict.fromkeys(("amax", "amin"), functions.of_extreme),
         **dict.fromkeys(("var", "std"), functions.of_spread),
         **dict.fromkeys(("maximum", "minimum", "hypot", "atan2", "arctan2"), functions.of_pair),
-        **dict.fromkeys(LOSSES, functions.of_loss),
+        **{loss.__name__: functions.of_loss for loss in functions.LOSSES},
         "scaled_dot_product_attention": functions.of_attention,
         **dict.fromkeys((f"max_pool{d}d" for d in DIMS), layers.of_max_pooling),
         **dict.fromkeys((f"avg_pool{d}d" for d in DIMS), layers.of_average_pooling),

@@ -147,10 +147,9 @@ def of_average_pooling(
         options = (kernel_size, stride, padding, 1, ceil_mode)
         entries = math.prod(each(kernel_size, dims))
         with suppress(*UNFIT):
-            text = (
-                f"pooling {'without' if count_include_pad else 'with'} the padding in the divisor"
-            )
-            yield text, pool(x, kernel_size, stride, padding, ceil_mode, not count_include_pad)
+            how = "without" if count_include_pad else "with"
+            z = pool(x, kernel_size, stride, padding, ceil_mode, not count_include_pad)
+            yield f"pooling {how} the padding in the divisor", z
             z = largest(x, *options)
             yield "max pooling", z
             first = _picked(x, torch.zeros_like(x), largest, dims, options)
@@ -190,12 +189,9 @@ def _picked(x: Tensor, by: Tensor, largest: Callable, dims: int, options: tuple)
 
 def _within(at: Tensor, width: int, kernel_size: Any, stride: Any, padding: Any) -> Tensor:
     """The place within each window, row by row, of an entry at this place in the plane."""
-    kernel, pads = each(kernel_size, 2), each(padding, 2)
-    steps = each(stride or kernel_size, 2)
-    rows, columns = (
-        torch.arange(n) * s - p for n, s, p in zip(at.shape[-2:], steps, pads, strict=True)
-    )
-    return (at // width - rows[:, None]) * kernel[1] + at % width - columns
+    sizes = zip(at.shape[-2:], each(stride or kernel_size, 2), each(padding, 2), strict=True)
+    rows, columns = (torch.arange(n) * s - p for n, s, p in sizes)
+    return (at // width - rows[:, None]) * each(kernel_size, 2)[1] + at % width - columns
 
 
 def _cropped(z: Tensor, shape: torch.Size) -> Tensor:
