@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mutants.catalogue import EQUIVALENTS
+from mutants.equivalents import EQUIVALENTS
 from mutants.right.arguments import rule
 from mutants.right.draw import Call, Draw
 from mutants.right.modules import module, network

@@ -1,7 +1,10 @@
-"""Mistakes in recurrent layers.
+"""Mistakes in recurrent layers and scans.
 
 h_t = tanh(x_t weight_xᵀ + h_{t−1} weight_hᵀ + bias), x (N, T, C), h (N, T, H).
 """
+
+from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -9,9 +12,12 @@ from torch import Tensor
 from mutants.mutant import Case, layer_of, mutant, numbers
 
 
-def rnn(
-    t: int = 5, lengths: list[int] | None = None, reverse: bool = False, symmetric: bool = False
-) -> Case:
+def states_of(step: Callable[[Tensor, Tensor], Tensor], h0: Tensor, x: Tensor) -> Tensor:
+    """Every h_t = step(h_{t−1}, x_t), (N, T, H)."""
+    return torch.stack(list(accumulate(x.unbind(1), step, initial=h0))[1:], 1)
+
+
+def rnn(t: int = 5, lengths: list[int] | None = None, reverse: bool = False) -> Case:
     """A plain recurrent layer; a sample that has ended (`lengths`) keeps its last state."""
     running = torch.tensor([[[i < end] for i in range(t)] for end in lengths or [t, t, t]])
 
@@ -24,12 +30,7 @@ def rnn(
             states.append(h_t)
         return torch.stack(states[::-1] if reverse else states, 1)
 
-    def data():
-        x, h0, weight_x, weight_h, bias = numbers((3, t, 2), (3, 7), (7, 2), (7, 7), (7,))
-        weight_h = weight_h / 2
-        return x, h0, weight_x, weight_h + weight_h.T if symmetric else weight_h, bias
-
-    @layer_of(recurrent, data)
+    @layer_of(recurrent, (3, t, 2), (3, 7), (7, 2), (7, 7), (7,), data=halved)
     def recurrence(grad_h, h, x, h0, weight_x, weight_h, bias):
         if reverse:  # from here on in the order of the steps taken
             grad_h, h, x = grad_h.flip(1), h.flip(1), x.flip(1)
@@ -50,6 +51,14 @@ def rnn(
         return stacked, carry, grad_weight_x, grad_weight_h, grad_bias
 
     return recurrence
+
+
+def halved(x, h0, weight_x, weight_h, *others):
+    return x, h0, weight_x, weight_h / 2, *others
+
+
+def symmetric(x, h0, weight_x, weight_h, *others):
+    return x, h0, weight_x, weight_h / 2 + weight_h.T / 2, *others
 
 
 def lstm(t: int = 5) -> Case:
@@ -103,6 +112,125 @@ def lstm(t: int = 5) -> Case:
     return recurrence
 
 
+def scan(decay, x):
+    """h_t = decay_t h_(t−1) + x_t."""
+    states = [x[:, 0]]
+    for t in range(1, x.shape[1]):
+        states.append(decay[:, t] * states[-1] + x[:, t])
+    return torch.stack(states, 1)
+
+
+@layer_of(scan, (3, 5, 2), (3, 5, 2))
+def diagonal_scan(grad_z, h, decay, x):
+    grad_h = grad_z.clone()
+    for t in reversed(range(h.shape[1] - 1)):
+        grad_h[:, t] += decay[:, t + 1] * grad_h[:, t + 1]
+    grad_decay = torch.zeros_like(decay)
+    grad_decay[:, 1:] = grad_h[:, 1:] * h[:, :-1]
+    return grad_decay, grad_h.clone()
+
+
+@layer_of(lambda x: x.cumsum(1), (3, 7, 2))
+def running_sum(grad_z, z, x):
+    later = grad_z.sum(1, keepdim=True) - grad_z.cumsum(1)
+    return (later + grad_z,)
+
+
+def gru_gates(x_t, h, weight_x, weight_h):
+    """r, u, n and what r multiplies."""
+    r_x, u_x, n_x = (x_t @ weight_x.T).chunk(3, 1)
+    r_h, u_h, n_h = (h @ weight_h.T).chunk(3, 1)
+    r, u = torch.sigmoid(r_x + r_h), torch.sigmoid(u_x + u_h)
+    return r, u, torch.tanh(n_x + r * n_h), n_h
+
+
+def gated(x, h0, weight_x, weight_h):
+    """h_t = (1 − u) n + u h_(t−1), n = tanh(… + r weight_n h_(t−1))."""
+
+    def step(h, x_t):
+        _, u, n, _ = gru_gates(x_t, h, weight_x, weight_h)
+        return (1 - u) * n + u * h
+
+    return states_of(step, h0, x)
+
+
+@layer_of(gated, (3, 7, 2), (3, 5), (15, 2), (15, 5))
+def gru(grad_z, z, x, h0, weight_x, weight_h):
+    carry, grad_x = torch.zeros_like(h0), torch.zeros_like(x)
+    grad_weight_x, grad_weight_h = torch.zeros_like(weight_x), torch.zeros_like(weight_h)
+    for t in reversed(range(x.shape[1])):
+        before = z[:, t - 1] if t else h0
+        r, u, n, n_h = gru_gates(x[:, t], before, weight_x, weight_h)
+        grad_h = grad_z[:, t] + carry
+        grad_u = grad_h * (before - n) * u * (1 - u)
+        grad_n = grad_h * (1 - u) * (1 - n**2)
+        grad_r = grad_n * n_h * r * (1 - r)
+        by_x = torch.cat([grad_r, grad_u, grad_n], 1)
+        by_h = torch.cat([grad_r, grad_u, grad_n * r], 1)
+        grad_x[:, t] = by_x @ weight_x
+        grad_weight_x += by_x.T @ x[:, t]
+        grad_weight_h += by_h.T @ before
+        carry = grad_h * u + by_h @ weight_h
+    return grad_x, carry, grad_weight_x, grad_weight_h
+
+
+def elman_forward(x, start, weight_x, weight_h):
+    """h_t = tanh(weight_x x_t + weight_h h_(t−1)) from h_0 = start."""
+
+    def step(h, x_t):
+        return torch.tanh(x_t @ weight_x.T + h @ weight_h.T)
+
+    return states_of(step, start.expand(len(x), -1), x)
+
+
+@layer_of(
+    elman_forward, (3, 7, 2), data=lambda x: halved(x, *numbers((5,), (5, 2), (5, 5), seed=1))
+)
+def elman(grad_z, z, x, start, weight_x, weight_h):
+    h = torch.cat([start.expand(len(x), 1, -1), z], 1)
+    grad_x, carry = torch.zeros_like(x), torch.zeros_like(h[:, 0])
+    grad_weight_x, grad_weight_h = torch.zeros_like(weight_x), torch.zeros_like(weight_h)
+    for t in range(x.shape[1] - 1, -1, -1):
+        grad_a = (grad_z[:, t] + carry) * (1 - h[:, t + 1] ** 2)
+        grad_x[:, t] = grad_a @ weight_x
+        grad_weight_x += grad_a.T @ x[:, t]
+        grad_weight_h += grad_a.T @ h[:, t]
+        carry = grad_a @ weight_h
+    return grad_x, carry.sum(0), grad_weight_x, grad_weight_h
+
+
+def unrolled(x, weight, decay):
+    """h_t = tanh(weight x_t + decay · h_(t−1)), every unit with a decay of its own."""
+    start = torch.zeros_like(x[:, 0] @ weight.T)
+    return states_of(lambda h, x_t: torch.tanh(x_t @ weight.T + decay * h), start, x)
+
+
+def unrolled_backward(grad_h, h, x, weight, decay):
+    grads_a: list[Tensor] = []
+    carry = torch.zeros_like(h[:, 0])
+    for t in reversed(range(h.shape[1])):
+        grads_a.insert(0, (grad_h[:, t] + carry) * (1 - h[:, t] ** 2))
+        carry = grads_a[0] * decay
+    grad_a = torch.stack(grads_a, 1)
+    grad_decay = (grad_a[:, 1:] * h[:, :-1]).sum((0, 1))
+    return grad_a @ weight, torch.einsum("nto,nti->oi", grad_a, x), grad_decay
+
+
+def there_and_back(x, weight, decay, weight_2, decay_2):
+    """The states of both directions side by side."""
+    there = unrolled(x, weight, decay)
+    return torch.cat([there, unrolled(x.flip(1), weight_2, decay_2).flip(1)], 2)
+
+
+@layer_of(there_and_back, (3, 7, 2), (3, 2), (3,), (5, 2), (5,))
+def both_ways(grad_z, z, x, weight, decay, weight_2, decay_2):
+    (grad_1, grad_2), (h_1, h_2) = grad_z.split([3, 5], 2), z.split([3, 5], 2)
+    grad_x, *there = unrolled_backward(grad_1, h_1, x, weight, decay)
+    grad_2, h_2, x_2 = grad_2.flip(1), h_2.flip(1), x.flip(1)
+    grad_back, *back = unrolled_backward(grad_2, h_2, x_2, weight_2, decay_2)
+    return grad_x + grad_back.flip(1), *there, *back
+
+
 RECURRENT = (
     mutant("recurrent/h_t for h_(t-1) in grad_weight_h", "wrong-operand shifted", rnn(),
         change={"(h[:, i - 1] if i else h0)": "h[:, i]"}),
@@ -111,7 +239,7 @@ RECURRENT = (
     mutant("recurrent/carry dropped", "missing-term", rnn(), rnn(1),
         change={"+ grad_h_t * ~runs": "+ grad_h_t * ~runs if not i else torch.zeros_like(h0)"}),
     mutant("recurrent/carry through weight_h transposed", "wrong-operand transposed", rnn(),
-        rnn(symmetric=True), change={"grad_a @ weight_h": "grad_a @ weight_h.T"}),
+        rnn().on(symmetric), change={"grad_a @ weight_h": "grad_a @ weight_h.T"}),
     mutant("recurrent/o (1 - tanh² c) missing in the LSTM", "missing-factor", lstm(),
         change={" * (o * (1 - tanh_c**2))": ""}),
     mutant("recurrent/gates i and f exchanged in the LSTM", "permuted", lstm(), classic=True,
@@ -137,4 +265,19 @@ RECURRENT = (
         lstm(1), change={"grad_bias + grad_a": "grad_a"}),
     mutant("recurrent/grad_weight_h divided by T", "scale wrong-reduction", rnn(), rnn(1),
         classic=True, weight_h=lambda at: at.grad_weight_h / at.x.shape[1]),
+)  # fmt: skip
+UNSEEN_RECURRENT = (
+    mutant("recurrent/scan runs within the upstream gradient", "mutates-input", diagonal_scan,
+        classic=True, change={"grad_z.clone()": "grad_z"}),
+    mutant("recurrent/cumulative sum's own step left out", "missing-term shifted", running_sum,
+        change={"later + grad_z": "later"}),
+    mutant("recurrent/n - h for h - n in the GRU's update gate", "sign", gru,
+        change={"before - n": "n - before"}),
+    mutant("recurrent/reset gate missing on the GRU's way to h", "missing-factor", gru,
+        classic=True, change={"grad_n * r]": "grad_n]"}),
+    mutant("recurrent/first step left out of the loop", "subset", elman, classic=True, given=1,
+        change={"range(x.shape[1] - 1, -1, -1)": "range(x.shape[1] - 1, 0, -1)"}),
+    mutant("recurrent/grad_x of the second direction overwrites the first's",
+        "overwritten missing-term", both_ways,
+        change={"grad_x + grad_back.flip(1)": "grad_back.flip(1)"}),
 )  # fmt: skip

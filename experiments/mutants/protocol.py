@@ -1,6 +1,5 @@
 """Mistakes in the graph and in the protocol between torch and a Function."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -8,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from mutants.catalogue.dense import RELU, elementwise, linear
-from mutants.mutant import Case, Owned, Weighted, layer_of, mutant, normal, numbers, written_out
+from mutants.activation import CUBE, RECIPROCAL, RELU, SOFTPLUS, elementwise
+from mutants.dense import linear
+from mutants.mutant import Case, Owned, Weighted, layer_of, mutant, written_out
 
 
 # An autoencoder that uses one weight twice.
@@ -33,11 +33,9 @@ def residual(grad_z, z, x, weight):
     return grad_z + grad_a @ weight, grad_a.T @ x
 
 
-FAN_OUT = Case(
-    lambda x: (torch.sin(x), x**2),
-    lambda grad_z, z, x: (grad_z[0] * torch.cos(x) + grad_z[1] * 2 * x,),
-    normal((5, 3)),
-)
+@layer_of(lambda x: (torch.sin(x), x**2), (5, 3))
+def fan_out(grad_z, z, x):
+    return (grad_z[0] * torch.cos(x) + grad_z[1] * 2 * x,)
 
 
 def by_length(x, lengths):
@@ -50,7 +48,8 @@ def sorted_by_length(lengths: list[int]) -> Case:
     return Case(
         by_length,
         lambda grad_z, z, x, lengths: (grad_z * (1 - z**2), None),
-        lambda: (*numbers((len(lengths), 3)), torch.tensor(lengths)),
+        shapes=((len(lengths), 3),),
+        made_of=lambda x: (x, torch.tensor(lengths)),
     )
 
 
@@ -156,30 +155,94 @@ class KeepsItsSlope(Function):
         return grad_z * ctx.slope
 
 
+class AveragedOverCalls(Owned):
+    """grad_weight is divided by how often the layer has been called."""
+
+    calls = 0
+
+    def sees(self, x):
+        self.calls += 1
+
+    def grad_weight(self, grad_z, x):
+        return grad_z.T @ x / self.calls
+
+
+class SampledGradient(Owned):
+    """grad_weight is estimated from half of the samples, drawn anew each time."""
+
+    def grad_weight(self, grad_z, x):
+        drawn = torch.rand(len(x), 1) < 0.5
+        return 2 * (grad_z * drawn).T @ x
+
+
+# A residual connection.
+@layer_of(lambda x, y: x + torch.tanh(y), (5, 7), (5, 7))
+def add_tanh(grad_z, z, x, y):
+    return grad_z, grad_z * (1 - torch.tanh(y) ** 2)
+
+
+@layer_of(lambda x: x.cumsum(1), (5, 7))
+def running_sum(grad_z, z, x):
+    return (grad_z.flip(1).cumsum(1).flip(1),)
+
+
+def running_sum_in_memory_order(at):
+    """Takes the upstream gradient's entries in the order in which they lie in memory."""
+    flat = torch.from_numpy(at.grad_z.detach().numpy().ravel(order="K").copy())
+    return flat.view(at.x.shape).flip(1).cumsum(1).flip(1)
+
+
+# Of every row of x from every row of y, far from the origin and in float32.
+@layer_of(
+    lambda x, y: (x[:, None] - y).square().sum(-1).sqrt(),
+    *((3, 5), (7, 5)),
+    data=lambda x, y: (x.float() + 200, y.float() + 200),
+)
+def distances(grad_z, z, x, y):
+    distance = z
+    along = (grad_z / distance)[..., None] * (x[:, None] - y)
+    return along.sum(1), -along.sum(0)
+
+
+def expanded(x, y):
+    """The distances as ‖x‖² − 2 x·y + ‖y‖², which cancels."""
+    squares = x.square().sum(1)[:, None] + y.square().sum(1)
+    return (squares - 2 * x @ y.T).clamp(min=1e-6).sqrt()
+
+
+@layer_of(lambda x, weight: x @ weight.T, (3, 5), (7, 5))
+def guarded(grad_z, z, x, weight, asked):
+    x_asked, weight_asked = asked
+    return grad_z @ weight if x_asked else None, grad_z.T @ x if weight_asked else None
+
+
+# Two inputs through one layer.
+@layer_of(lambda x, y, weight: (x @ weight.T, y @ weight.T), (3, 5), (3, 5), (7, 5))
+def siamese(grad_z, z, x, y, weight):
+    return grad_z[0] @ weight, grad_z[1] @ weight, grad_z[0].T @ x + grad_z[1].T @ y
+
+
 LINEAR_CASE = linear(5, 3, 7)
-SOFTPLUS = partial(elementwise, F.softplus, lambda x, a: torch.where(x > 20, 1.0, torch.sigmoid(x)))
-RECIPROCAL = partial(elementwise, torch.reciprocal, lambda x, a: -a * a)
-CUBE = elementwise(lambda x: x**3, lambda x, a: 3 * x**2)
 
 PROTOCOL = (
     mutant("protocol/only the last use of a shared weight counts", "overwritten missing-term", tied,
         change={" + grad_a.T @ x": ""}),
     written_out("protocol/first use of a shared weight cut off", "overwritten missing-term",
-        lambda: TiedInTheGraph(7, 3), normal((5, 3))),
+        lambda: TiedInTheGraph(7, 3), (5, 3)),
     mutant("protocol/residual branch dropped", "missing-term", residual,
         x=lambda at: at.grad_x - at.grad_z),
     mutant("protocol/residual branch doubled", "extra-term", residual, classic=True,
         x=lambda at: at.grad_x + at.grad_z),
-    mutant("protocol/fan-out overwritten", "overwritten missing-term", FAN_OUT,
+    mutant("protocol/fan-out overwritten", "overwritten missing-term", fan_out,
         x=lambda at: at.grad_z[1] * 2 * at.x),
     written_out("protocol/activation kept on self and overwritten by the next call", "stale-state",
-        lambda: Remembers(7, 3), normal((5, 3))),
+        lambda: Remembers(7, 3), (5, 3)),
     written_out("protocol/activation of the first call kept for ever", "stale-state",
-        lambda: RemembersTheFirst(7, 3), normal((5, 3))),
+        lambda: RemembersTheFirst(7, 3), (5, 3)),
     written_out("protocol/gradient not cleared", "stale-state extra-term",
-        lambda: NeverCleared(7, 3), normal((5, 3))),
+        lambda: NeverCleared(7, 3), (5, 3)),
     mutant("protocol/upstream gradient overwritten in place", "mutates-input", RELU,
-        elementwise(F.relu, lambda x, a: torch.ones_like(x), torch.exp), classic=True,
+        elementwise(F.relu, lambda x, a: torch.ones_like(x)).on(torch.exp), classic=True,
         x=lambda at: at.grad_z.mul_(at.x > 0)),
     mutant("protocol/saved input overwritten", "mutates-input", RELU, x=buffer_reused),
     mutant("protocol/strides of the upstream gradient ignored", "assumes-contiguous", LINEAR_CASE,
@@ -188,12 +251,12 @@ PROTOCOL = (
     mutant("protocol/storage offset of the upstream gradient ignored", "assumes-contiguous", RELU,
         classic=True, x=lambda at: as_if_contiguous(at.grad_z.contiguous(), 0) * (at.x > 0)),
     written_out("protocol/outputs detached", "detached", lambda: Detached(True, True),
-        normal((5, 3))),
+        (5, 3)),
     written_out("protocol/second output detached", "detached", lambda: Detached(False, True),
-        normal((5, 3))),
+        (5, 3)),
     mutant("protocol/None for a needed input", "detached", LINEAR_CASE, weight=lambda at: None),
     written_out("protocol/parameter not passed in to the Function", "detached",
-        lambda: NotPassedIn(7, 3), normal((5, 3))),
+        lambda: NotPassedIn(7, 3), (5, 3)),
     mutant("protocol/wrong only when x needs no gradient", "needs-input-grad", linear_relu,
         classic=True, change={"grad_z * (a > 0)": "grad_z * (a > 0) if asked[0] else grad_z"}),
     mutant("protocol/grad_bias forgotten where the weight is frozen", "needs-input-grad",
@@ -201,20 +264,20 @@ PROTOCOL = (
     mutant("protocol/accumulated in half precision", "wrong-precision", LINEAR_CASE,
         weight=lambda at: (at.grad_z.half().T @ at.x.half()).to(at.x.dtype)),
     mutant("protocol/float32 accumulated in bfloat16", "wrong-precision",
-        LINEAR_CASE._replace(data=normal((5, 3), (7, 3), (7,), dtype=torch.float32)), LINEAR_CASE,
-        classic=True,
+        LINEAR_CASE.on(lambda *inputs: tuple(x.float() for x in inputs)), LINEAR_CASE, classic=True,
         weight=in_float32("weight", lambda at: (at.grad_z.bfloat16().T @ at.x.bfloat16()).float())),
-    mutant("protocol/float32 takes a quick reciprocal", "wrong-precision", RECIPROCAL(Tensor.float),
-        RECIPROCAL(), x=in_float32("x", lambda at: -at.grad_z * at.z.bfloat16().float() ** 2)),
+    mutant("protocol/float32 takes a quick reciprocal", "wrong-precision",
+        RECIPROCAL.on(Tensor.float), RECIPROCAL,
+        x=in_float32("x", lambda at: -at.grad_z * at.z.bfloat16().float() ** 2)),
     mutant("protocol/branch that only large inputs take", "wrong-branch",
-        SOFTPLUS(lambda x: 25 * x), SOFTPLUS(),
+        SOFTPLUS.on(lambda x: 25 * x), SOFTPLUS,
         x=lambda at: at.grad_z * torch.where(at.x > 20, at.x, torch.sigmoid(at.x))),
     mutant("protocol/grad_bias not un-broadcast", "wrong-reduction", LINEAR_CASE,
         bias=lambda at: at.grad_z.clone()),
     mutant("protocol/second derivative detached", "detached", CUBE, second_order=True,
         x=lambda at: at.grad_z * 3 * at.x.detach() ** 2),
     written_out("protocol/second derivative lost with what the forward kept", "detached",
-        lambda: KeepsItsSlope, normal((5, 7)), second_order=True),
+        lambda: KeepsItsSlope, (5, 7), second_order=True),
     mutant("protocol/tail of a batch dropped", "subset", linear(7, 3, 5), linear(8, 3, 5),
         weight=lambda at: at.grad_z[: len(at.x) // 4 * 4].T @ at.x[: len(at.x) // 4 * 4]),
     mutant("protocol/upstream gradient clipped on the way", "nonlinear-in-upstream", LINEAR_CASE,
@@ -224,4 +287,22 @@ PROTOCOL = (
     mutant("protocol/samples left in sorted order", "permuted", sorted_by_length([2, 7, 3, 5, 1]),
         sorted_by_length([7, 5, 3, 2, 1]),
         x=lambda at: at.grad_x[at.lengths.argsort(descending=True, stable=True)]),
+)  # fmt: skip
+UNSEEN_PROTOCOL = (
+    written_out("protocol/gradient divided by the number of calls so far", "stale-state scale",
+        lambda: AveragedOverCalls(7, 5, seed=3), (3, 5)),
+    mutant("protocol/residual's upstream gradient shared and then overwritten", "mutates-input",
+        add_tanh, classic=True,
+        change={"grad_z * (1 - torch.tanh(y) ** 2)": "grad_z.mul_(1 - torch.tanh(y) ** 2)"}),
+    mutant("protocol/upstream gradient read in memory order", "assumes-contiguous", running_sum,
+        x=running_sum_in_memory_order),
+    mutant("protocol/distance recomputed with cancellation", "wrong-precision", distances,
+        change={"distance = z": "distance = expanded(x, y)"}),
+    mutant("protocol/guards of two gradients exchanged", "needs-input-grad", guarded, classic=True,
+        change={"x_asked, weight_asked = asked": "weight_asked, x_asked = asked"}),
+    written_out("protocol/gradient from samples drawn at random", "nondeterministic subset",
+        lambda: SampledGradient(5, 3, seed=3), (7, 3)),
+    mutant("protocol/upstream gradients of two outputs exchanged for a shared weight",
+        "permuted wrong-operand", siamese, classic=True,
+        change={"grad_z[0].T @ x + grad_z[1].T @ y": "grad_z[1].T @ x + grad_z[0].T @ y"}),
 )  # fmt: skip
