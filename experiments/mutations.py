@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from tqdm import tqdm
@@ -41,7 +42,7 @@ CAUGHT, NAMED, NAMED_AMONG_THREE, CALLED_RIGHT = 1.0, 0.80, 0.95, 1.0
 class Options(studies.Command):
     """Wrong gradients caught and named; right gradients left alone."""
 
-    least: ClassVar[dict[str, int]] = {"workers": 1}
+    least: ClassVar[dict[str, int]] = {"configurations": 0, "workers": 1}
 
     configurations: int = 10_000
     """Number of random configurations that are right; 40 of a smoke run."""
@@ -54,30 +55,27 @@ class Options(studies.Command):
 
 
 def collect(run: studies.StudyRun, options: Options) -> None:
-    if options.configurations < 0:
-        raise studies.UsageError(
-            f"--configurations must be 0 or more, not {options.configurations}"
-        )
-    of = [("mistake", n) for n in range(len(MUTANTS))]
-    of += [("equivalent", n) for n in range(len(EQUIVALENTS))]
+    if options.catalogue:
+        jobs: list[Job] = [("mistake", n) for n in range(len(MUTANTS))]
+        jobs += [("equivalent", n) for n in range(len(EQUIVALENTS))]
+        run.train_all(checked, jobs[:: 10 if options.smoke else 1])
     count = 40 if options.smoke else options.configurations
-    jobs: list[Job] = of[:: 10 if options.smoke else 1] if options.catalogue else []
-    jobs += [("configuration", n) for n in range(options.first, options.first + count)]
-    folder = run.opened.path
-    found: dict[int, Row] = {}
-    for number, row in tqdm(results(checked, jobs, options.workers), total=len(jobs)):
-        found[number] = row
+    drawn = [("configuration", n) for n in range(options.first, options.first + count)]
+    right: dict[int, Row] = {}
+    for number, row in tqdm(results(checked, drawn, options.workers), total=count):
+        right[number] = row
         if "report" in row:
             text = f"configuration {row['number']}: {row['description']}\n{row.pop('report')}\n"
             tqdm.write(text)
-            with (folder / "alarms.txt").open("a", encoding="utf-8") as file:
-                file.write(f"{text}\n")
-    rows = [found[number] for number in range(len(jobs))]
-    run.add([row for row in rows if row["of"] != "configuration"])
-    right = [row for row in rows if row["of"] == "configuration"]
-    run.add(by_kind(right))
-    with (folder / "configurations.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in right)
+            append(run.opened.path / "alarms.txt", text)
+        append(run.opened.path / "configurations.jsonl", json.dumps(row))
+    run.add(by_kind([right[number] for number in range(count)]))
+
+
+def append(file: Path, line: str) -> None:
+    """As each comes, so that a study that ends early has lost none."""
+    with file.open("a", encoding="utf-8") as kept:
+        kept.write(f"{line}\n")
 
 
 # --- What the rows come to ----------------------------------------------------------------------

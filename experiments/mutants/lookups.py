@@ -28,23 +28,31 @@ def overwritten(at):
     return grad_weight
 
 
-def attention(t: int = 5, d: int = 7, causal: bool = False) -> Case:
-    """softmax(query keyᵀ / √d) value, (N, T, d)."""
+CAP = 1.5
 
-    @layer_of(
-        lambda query, key, value: F.scaled_dot_product_attention(
-            query, key, value, is_causal=causal
-        ),
-        *((2, t, d), (2, t, d), (2, t, d)),
-    )
+
+def attention(causal: bool = False, capped: bool = False) -> Case:
+    """softmax(s) value, s = query keyᵀ / √d, (N, T, d). Capped, the softmax is of c tanh(s / c)."""
+
+    def forward(query, key, value):
+        if not capped:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        scores = query @ key.mT / query.shape[-1] ** 0.5
+        return (CAP * torch.tanh(scores / CAP)).softmax(-1) @ value
+
+    @layer_of(forward, (2, 5, 7), (2, 5, 7), (2, 5, 7))
     def attend(grad_z, z, query, key, value):
-        root = d**0.5
-        scores = query @ key.mT / root
+        root = query.shape[-1] ** 0.5
+        scores, slope = query @ key.mT / root, 1.0
         if causal:
-            scores = scores.masked_fill(torch.ones(t, t, dtype=torch.bool).triu(1), -torch.inf)
+            ahead = torch.ones_like(scores, dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(ahead, -torch.inf)
+        if capped:
+            share = torch.tanh(scores / CAP)
+            scores, slope = CAP * share, 1 - share**2
         p = scores.softmax(-1)
         grad_p = grad_z @ value.mT
-        grad_scores = p * (grad_p - (grad_p * p).sum(-1, keepdim=True))
+        grad_scores = p * (grad_p - (grad_p * p).sum(-1, keepdim=True)) * slope
         return grad_scores @ key / root, grad_scores.mT @ query / root, p.mT @ grad_z
 
     return attend
@@ -118,26 +126,8 @@ def rotary_embedding(grad_z, z, x):
     return (turned(grad_z, -1),)
 
 
-CAP = 1.5
-
-
-def capped(query, key, value):
-    """Attention whose scores s are capped: c tanh(s / c)."""
-    scores = query @ key.mT / query.shape[-1] ** 0.5
-    return (CAP * torch.tanh(scores / CAP)).softmax(-1) @ value
-
-
-@layer_of(capped, (2, 5, 7), (2, 3, 7), (2, 3, 7))
-def capped_attention(grad_z, z, query, key, value):
-    root = query.shape[-1] ** 0.5
-    share = torch.tanh(query @ key.mT / root / CAP)
-    p = (CAP * share).softmax(-1)
-    grad_p = grad_z @ value.mT
-    grad_scores = p * (grad_p - (grad_p * p).sum(-1, keepdim=True))
-    grad_scores = grad_scores * (1 - share**2)
-    return grad_scores @ key / root, grad_scores.mT @ query / root, p.mT @ grad_z
-
-
+ATTEND = attention()
+ONE_FEATURE = ATTEND.of((2, 5, 1), (2, 5, 1), (2, 5, 1))
 ONE_HEAD = shared_keys.of((2, 1, 5, 7), (2, 1, 5, 7), (2, 1, 5, 7))
 REPEATED = [[3, 7, 3], [1, 3, 8]]
 DISTINCT = [[3, 7, 0], [1, 4, 8]]
@@ -152,22 +142,23 @@ EMBEDDING = (
         change={"index.flatten()": "(index.flatten() + 1) % len(weight)"}),
 )  # fmt: skip
 ATTENTION = (
-    mutant("attention/1/√d missing", "scale", attention(), attention(d=1),
+    mutant("attention/1/√d missing", "scale", ATTEND, ONE_FEATURE,
         query=lambda at: at.grad_query * at.query.shape[-1] ** 0.5,
         key=lambda at: at.grad_key * at.query.shape[-1] ** 0.5),
-    mutant("attention/1/√d twice", "scale", attention(), attention(d=1), classic=True,
+    mutant("attention/1/√d twice", "scale", ATTEND, ONE_FEATURE, classic=True,
         query=lambda at: at.grad_query / at.query.shape[-1] ** 0.5),
-    mutant("attention/grad_query and grad_key exchanged", "permuted wrong-operand", attention(),
+    mutant("attention/grad_query and grad_key exchanged", "permuted wrong-operand", ATTEND,
         query=lambda at: at.grad_key, key=lambda at: at.grad_query),
     mutant("attention/causal mask missing in the backward", "missing-factor wrong-operand",
-        attention(causal=True), attention(t=1, causal=True), change={"if causal:": "if False:"}),
+        attention(causal=True), attention(causal=True).of((2, 1, 7), (2, 1, 7), (2, 1, 7)),
+        change={"if causal:": "if False:"}),
     mutant("attention/heads not summed for shared keys", "wrong-reduction", shared_keys, ONE_HEAD,
         change={"key.sum(1, keepdim=True)": "key", "value.sum(1, keepdim=True)": "value"}),
     mutant("attention/first head only for shared keys", "subset overwritten", shared_keys, ONE_HEAD,
         classic=True,
         change={"key.sum(1, keepdim=True)": "key[:, :1]",
                 "value.sum(1, keepdim=True)": "value[:, :1]"}),
-    mutant("attention/softmax with its diagonal only", "missing-term", attention(),
+    mutant("attention/softmax with its diagonal only", "missing-term", ATTEND,
         change={" - (grad_p * p).sum(-1, keepdim=True)": ""}),
 )  # fmt: skip
 UNSEEN_EMBEDDING = (
@@ -182,6 +173,6 @@ UNSEEN_EMBEDDING = (
 UNSEEN_ATTENTION = (
     mutant("attention/rotary embedding turned onwards in the backward", "wrong-operand transposed",
         rotary_embedding, classic=True, change={"grad_z, -1": "grad_z"}),
-    mutant("attention/derivative of the scores' cap missing", "missing-factor", capped_attention,
-        change={"grad_scores = grad_scores * (1 - share**2)": ""}),
+    mutant("attention/derivative of the scores' cap missing", "missing-factor",
+        attention(capped=True).of((2, 5, 7), (2, 3, 7), (2, 3, 7)), change={" * slope": ""}),
 )  # fmt: skip

@@ -10,6 +10,7 @@ from torch.autograd import Function
 from mutants.activation import CUBE, RECIPROCAL, RELU, SOFTPLUS, elementwise
 from mutants.dense import linear
 from mutants.mutant import Case, Owned, Weighted, layer_of, mutant, written_out
+from mutants.recurrent import running_sum
 
 
 # An autoencoder that uses one weight twice.
@@ -181,11 +182,6 @@ def add_tanh(grad_z, z, x, y):
     return grad_z, grad_z * (1 - torch.tanh(y) ** 2)
 
 
-@layer_of(lambda x: x.cumsum(1), (5, 7))
-def running_sum(grad_z, z, x):
-    return (grad_z.flip(1).cumsum(1).flip(1),)
-
-
 def running_sum_in_memory_order(at):
     """Takes the upstream gradient's entries in the order in which they lie in memory."""
     flat = torch.from_numpy(at.grad_z.detach().numpy().ravel(order="K").copy())
@@ -294,8 +290,8 @@ UNSEEN_PROTOCOL = (
     mutant("protocol/residual's upstream gradient shared and then overwritten", "mutates-input",
         add_tanh, classic=True,
         change={"grad_z * (1 - torch.tanh(y) ** 2)": "grad_z.mul_(1 - torch.tanh(y) ** 2)"}),
-    mutant("protocol/upstream gradient read in memory order", "assumes-contiguous", running_sum,
-        x=running_sum_in_memory_order),
+    mutant("protocol/upstream gradient read in memory order", "assumes-contiguous",
+        running_sum.of((5, 7)), x=running_sum_in_memory_order),
     mutant("protocol/distance recomputed with cancellation", "wrong-precision", distances,
         change={"distance = z": "distance = expanded(x, y)"}),
     mutant("protocol/guards of two gradients exchanged", "needs-input-grad", guarded, classic=True,
