@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mutants.mutant import Case, layer_of, mutant
 
@@ -43,7 +44,8 @@ def attention(causal: bool = False, capped: bool = False) -> Case:
     @layer_of(forward, (2, 5, 7), (2, 5, 7), (2, 5, 7))
     def attend(grad_z, z, query, key, value):
         root = query.shape[-1] ** 0.5
-        scores, slope = query @ key.mT / root, 1.0
+        scores = query @ key.mT / root
+        slope: Tensor | float = 1.0
         if causal:
             ahead = torch.ones_like(scores, dtype=torch.bool).triu(1)
             scores = scores.masked_fill(ahead, -torch.inf)

@@ -194,49 +194,15 @@ def written_out(
 class Holding(nn.Module):
     """A layer that holds, as parameters, what its step takes after the inputs."""
 
-    def __init__(self, step: type[Function], parameters: dict[str, Tensor]) -> None:
+    def __init__(self, step: type[Function], parameters: dict[str, Any]) -> None:
         super().__init__()
         self.step = step
         for name, value in parameters.items():
-            frozen = isinstance(value, nn.Parameter) and not value.requires_grad
-            self.register_parameter(name, nn.Parameter(value, requires_grad=not frozen))
+            ready = isinstance(value, nn.Parameter)  # perhaps frozen
+            self.register_parameter(name, value if ready else nn.Parameter(value))
 
     def forward(self, *inputs: Any) -> Any:
         return self.step.apply(*inputs, *self.parameters())
-
-
-class Weighted(nn.Module):
-    """A layer of one weight."""
-
-    def __init__(self, *shape: int, seed: int = 1) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(numbers(shape, seed=seed)[0])
-
-
-class Owned(Weighted):
-    """A linear layer that is told what goes through it, and works out grad_weight itself."""
-
-    class Step(Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, weight: Tensor, owner: "Owned") -> Tensor:
-            ctx.save_for_backward(x, weight)
-            ctx.owner = owner
-            owner.sees(x)
-            return x @ weight.T
-
-        @staticmethod
-        def backward(ctx: Any, *grad_z: Tensor) -> tuple[Any, ...]:
-            x, weight = ctx.saved_tensors
-            return grad_z[0] @ weight, ctx.owner.grad_weight(grad_z[0], x), None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.Step.apply(x, self.weight, self))
-
-    def sees(self, x: Tensor) -> None:
-        pass
-
-    def grad_weight(self, grad_z: Tensor, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 def numbers(*shapes: tuple[int, ...], seed: int = 0) -> tuple[Tensor, ...]:

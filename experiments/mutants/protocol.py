@@ -4,73 +4,51 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 from mutants.activation import CUBE, RECIPROCAL, RELU, SOFTPLUS, elementwise
 from mutants.dense import linear
-from mutants.mutant import Case, Owned, Weighted, layer_of, mutant, written_out
+from mutants.mutant import layer_of, mutant, numbers, written_out
 from mutants.recurrent import running_sum
 
 
-# An autoencoder that uses one weight twice.
-@layer_of(lambda x, weight: torch.tanh(x @ weight.T) @ weight, (5, 3), (7, 3))
-def tied(grad_z, z, x, weight):
-    h = torch.tanh(x @ weight.T)
-    grad_a = grad_z @ weight.T * (1 - h**2)
-    return grad_a @ weight, h.T @ grad_z + grad_a.T @ x
+class Weighted(nn.Module):
+    """A layer of one weight."""
+
+    def __init__(self, *shape, seed=1):
+        super().__init__()
+        self.weight = nn.Parameter(numbers(shape, seed=seed)[0])
+
+
+class Owned(Weighted):
+    """A linear layer that sees what goes through it, and works out grad_weight itself."""
+
+    class Step(Function):
+        @staticmethod
+        def forward(ctx, x, weight, owner):
+            ctx.save_for_backward(x, weight)
+            ctx.owner = owner
+            owner.sees(x)
+            return x @ weight.T
+
+        @staticmethod
+        def backward(ctx, grad_z):
+            x, weight = ctx.saved_tensors
+            return grad_z @ weight, ctx.owner.grad_weight(grad_z, x), None
+
+    def forward(self, x):
+        return self.Step.apply(x, self.weight, self)
+
+    def sees(self, x):
+        pass
 
 
 class TiedInTheGraph(Weighted):
-    """The same as a module that cuts the weight's first use out of the graph."""
+    """An autoencoder that uses one weight twice, and cuts its first use out of the graph."""
 
     def forward(self, x):
         return torch.tanh(x @ self.weight.detach().T) @ self.weight
-
-
-@layer_of(lambda x, weight: x + torch.tanh(x @ weight.T), (5, 3), (3, 3))
-def residual(grad_z, z, x, weight):
-    grad_a = grad_z * (1 - (z - x) ** 2)
-    return grad_z + grad_a @ weight, grad_a.T @ x
-
-
-@layer_of(lambda x: (torch.sin(x), x**2), (5, 3))
-def fan_out(grad_z, z, x):
-    return (grad_z[0] * torch.cos(x) + grad_z[1] * 2 * x,)
-
-
-def by_length(x, lengths):
-    """Works through the samples from the longest down and hands them back in their own order."""
-    order = lengths.argsort(descending=True, stable=True)
-    return torch.tanh(x[order])[order.argsort()]
-
-
-def sorted_by_length(lengths: list[int]) -> Case:
-    return Case(
-        by_length,
-        lambda grad_z, z, x, lengths: (grad_z * (1 - z**2), None),
-        shapes=((len(lengths), 3),),
-        made_of=lambda x: (x, torch.tensor(lengths)),
-    )
-
-
-def as_if_contiguous(grad, offset):
-    """What a kernel reads that is given grad's memory and believes that it is packed."""
-    stored = torch.empty(0, dtype=grad.dtype).set_(grad.detach().untyped_storage())
-    read = stored[offset : offset + grad.numel()]
-    return F.pad(read, (0, grad.numel() - len(read))).view(grad.shape)
-
-
-def buffer_reused(at):
-    """The saved input's memory taken for the result's intermediate."""
-    mask = at.x > 0
-    at.x.data.mul_(0.5)
-    return at.grad_z * mask
-
-
-def in_float32(name, wrong):
-    """Wrong for float32 only."""
-    return lambda at: wrong(at) if at.x.dtype == torch.float32 else getattr(at, f"grad_{name}")
 
 
 class Remembers(Owned):
@@ -131,18 +109,6 @@ class Detached(Weighted):
         return tuple(z.detach() if cut else z for z, cut in zip(outputs, self.cut, strict=True))
 
 
-@layer_of(lambda x, weight: F.relu(x @ weight.T), (5, 3), (7, 3))
-def linear_relu(grad_z, a, x, weight, asked):
-    grad_a = grad_z * (a > 0)
-    return grad_a @ weight if asked[0] else None, grad_a.T @ x
-
-
-@layer_of(lambda x, weight, bias: F.linear(x, weight, bias), (5, 3), (7, 3), (7,))
-def guarded_linear(grad_z, z, x, weight, bias, asked):
-    grad_weight = grad_z.T @ x if asked[1] else None
-    return grad_z @ weight, grad_weight, grad_z.sum(0) if asked[2] else None
-
-
 class KeepsItsSlope(Function):
     """x³ with 3 x² worked out in the forward, where no graph records it."""
 
@@ -174,6 +140,67 @@ class SampledGradient(Owned):
     def grad_weight(self, grad_z, x):
         drawn = torch.rand(len(x), 1) < 0.5
         return 2 * (grad_z * drawn).T @ x
+
+
+# The same autoencoder.
+@layer_of(lambda x, weight: torch.tanh(x @ weight.T) @ weight, (5, 3), (7, 3))
+def tied(grad_z, z, x, weight):
+    h = torch.tanh(x @ weight.T)
+    grad_a = grad_z @ weight.T * (1 - h**2)
+    return grad_a @ weight, h.T @ grad_z + grad_a.T @ x
+
+
+@layer_of(lambda x, weight: x + torch.tanh(x @ weight.T), (5, 3), (3, 3))
+def residual(grad_z, z, x, weight):
+    grad_a = grad_z * (1 - (z - x) ** 2)
+    return grad_z + grad_a @ weight, grad_a.T @ x
+
+
+@layer_of(lambda x: (torch.sin(x), x**2), (5, 3))
+def fan_out(grad_z, z, x):
+    return (grad_z[0] * torch.cos(x) + grad_z[1] * 2 * x,)
+
+
+def by_length(x, lengths):
+    """Works through the samples from the longest down and hands them back in their own order."""
+    order = lengths.argsort(descending=True, stable=True)
+    return torch.tanh(x[order])[order.argsort()]
+
+
+@layer_of(by_length, (5, 3), data=lambda x: (x, torch.tensor([2, 7, 3, 5, 1])))
+def sorted_by_length(grad_z, z, x, lengths):
+    return grad_z * (1 - z**2), None
+
+
+def as_if_contiguous(grad, offset):
+    """What a kernel reads that is given grad's memory and believes that it is packed."""
+    stored = torch.empty(0, dtype=grad.dtype).set_(grad.detach().untyped_storage())
+    read = stored[offset : offset + grad.numel()]
+    return F.pad(read, (0, grad.numel() - len(read))).view(grad.shape)
+
+
+def buffer_reused(at):
+    """The saved input's memory taken for the result's intermediate."""
+    mask = at.x > 0
+    at.x.data.mul_(0.5)
+    return at.grad_z * mask
+
+
+def in_float32(name, wrong):
+    """Wrong for float32 only."""
+    return lambda at: wrong(at) if at.x.dtype == torch.float32 else getattr(at, f"grad_{name}")
+
+
+@layer_of(lambda x, weight: F.relu(x @ weight.T), (5, 3), (7, 3))
+def linear_relu(grad_z, a, x, weight, asked):
+    grad_a = grad_z * (a > 0)
+    return grad_a @ weight if asked[0] else None, grad_a.T @ x
+
+
+@layer_of(lambda x, weight, bias: F.linear(x, weight, bias), (5, 3), (7, 3), (7,))
+def guarded_linear(grad_z, z, x, weight, bias, asked):
+    grad_weight = grad_z.T @ x if asked[1] else None
+    return grad_z @ weight, grad_weight, grad_z.sum(0) if asked[2] else None
 
 
 # A residual connection.
@@ -280,8 +307,8 @@ PROTOCOL = (
         classic=True, x=lambda at: at.grad_z.clamp(-0.5, 0.5) @ at.weight),
     mutant("protocol/noise in the gradient", "nondeterministic", LINEAR_CASE,
         x=lambda at: at.grad_x * (1 + 0.01 * torch.randn_like(at.grad_x))),
-    mutant("protocol/samples left in sorted order", "permuted", sorted_by_length([2, 7, 3, 5, 1]),
-        sorted_by_length([7, 5, 3, 2, 1]),
+    mutant("protocol/samples left in sorted order", "permuted", sorted_by_length,
+        sorted_by_length.on(lambda x: (x, torch.tensor([7, 5, 3, 2, 1]))),
         x=lambda at: at.grad_x[at.lengths.argsort(descending=True, stable=True)]),
 )  # fmt: skip
 UNSEEN_PROTOCOL = (
