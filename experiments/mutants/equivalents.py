@@ -91,5 +91,5 @@ EQUIVALENTS: tuple[Mutant, ...] = (
     equivalent("normalization/batch norm in means", batch_norm),
     equivalent("normalization/batch norm in sums", batch_norm, x=batch_norm_in_sums),
     equivalent("dropout/mask read off the output", dropout(0.4)),
-    equivalent("recurrent/LSTM worked out again from h", lstm()),
+    equivalent("recurrent/LSTM worked out again from h", lstm),
 )  # fmt: skip
