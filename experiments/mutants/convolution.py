@@ -126,16 +126,13 @@ def windows_of(x, weight):
     return x.unfold(2, weight.shape[2], 1).unfold(3, weight.shape[3], 1)
 
 
-MULTIPLIER = 2
-
-
-# Every channel has kernels of its own, `MULTIPLIER` of them.
+# Every channel has two kernels of its own.
 @layer_of(lambda x, weight: F.conv2d(x, weight, groups=x.shape[1]), (2, 3, 7, 5), (6, 1, 3, 2))
 def depthwise(grad_z, z, x, weight):
     windows = windows_of(x, weight)
     grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
     for o in range(len(weight)):
-        c = o // MULTIPLIER
+        c = o // 2
         grad_x[:, c] += F.conv_transpose2d(grad_z[:, o : o + 1], weight[o : o + 1])[:, 0]
         grad_weight[o, 0] = torch.einsum("nhw,nhwpq->pq", grad_z[:, o], windows[:, c])
     return grad_x, grad_weight

@@ -1,4 +1,4 @@
-"""Mistakes in linear layers, in biases and other broadcasts, and in activations."""
+"""Mistakes in linear layers, in biases and in other broadcasts."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mutants.mutant import Case, layer_of, mutant, numbers
+
+DECAY = 0.3
+SCALE = 5.0 / 2  # α/r
 
 # --- Linear: z_no = Σ_i x_ni weight_oi + bias_o; bilinear; einsum --------------------------------
 
@@ -22,9 +25,6 @@ def linear(n: int, i: int, o: int) -> Case:
 
 def with_weight(weight: Callable[[Tensor], Tensor]) -> Case:
     return square_linear.on(lambda x, free, bias: (x, weight(free), bias))
-
-
-DECAY = 0.3
 
 
 @layer_of(
@@ -64,9 +64,6 @@ def block_linear(grad_z, z, x, weight):
 def low_rank_bilinear(grad_z, z, x, y, u, v):
     grad_a, grad_b = grad_z * (y @ v.T), grad_z * (x @ u.T)
     return grad_a @ u, grad_b @ v, grad_a.T @ x, grad_b.T @ y
-
-
-SCALE = 5.0 / 2  # α/r
 
 
 def adapter(x):

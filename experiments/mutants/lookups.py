@@ -6,6 +6,10 @@ from torch import Tensor
 
 from mutants.mutant import Case, layer_of, mutant
 
+CAP = 1.5
+REPEATS = 3
+EDGES = [[0, 0, 1, 2, 3, 4, 4, 1], [1, 2, 3, 3, 4, 0, 2, 4]]
+
 
 def embedding(index: list[list[int]], padding: int = -1) -> Case:
     """Rows of the weight by index; the vectors at the padding index are zero."""
@@ -27,9 +31,6 @@ def overwritten(at):
     for k, row in zip(at.index.flatten().tolist(), at.grad_z.flatten(0, 1), strict=True):
         grad_weight[k] = row
     return grad_weight
-
-
-CAP = 1.5
 
 
 def attention(causal: bool = False, capped: bool = False) -> Case:
@@ -92,9 +93,6 @@ def embedding_bag(grad_z, z, index, offsets, weight):
     return None, None, torch.zeros_like(weight).index_add(0, index, rows)
 
 
-EDGES = [[0, 0, 1, 2, 3, 4, 4, 1], [1, 2, 3, 3, 4, 0, 2, 4]]
-
-
 # Every node sums the features of the nodes that point to it.
 @layer_of(
     lambda edges, x: torch.zeros_like(x).index_add(0, edges[1], x[edges[0]]),
@@ -104,9 +102,6 @@ EDGES = [[0, 0, 1, 2, 3, 4, 4, 1], [1, 2, 3, 3, 4, 0, 2, 4]]
 def message_passing(grad_z, z, edges, x):
     source, target = edges
     return None, torch.zeros_like(x).index_add(0, source, grad_z[target])
-
-
-REPEATS = 3
 
 
 @layer_of(lambda x: x.repeat_interleave(REPEATS, 1), (3, 5))

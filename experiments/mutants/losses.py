@@ -5,6 +5,12 @@ import torch.nn.functional as F
 
 from mutants.mutant import Case, layer_of, mutant
 
+IGNORED = -100
+TEMPERATURE = 0.3
+FOCUS = 2.0
+DELTA = 0.4
+MARGIN = 0.5
+
 
 @layer_of(lambda x: F.softmax(x, dim=-1), (5, 7))
 def softmax(grad_a, a, x):
@@ -20,9 +26,6 @@ def log_softmax(grad_a, a, x):
 @layer_of(lambda x: x.logsumexp(1), (2, 3, 7))
 def log_sum_exp(grad_z, z, x):
     return (grad_z[:, None] * x.softmax(1),)
-
-
-IGNORED = -100
 
 
 def cross_entropy(labels: list[int], class_weights: list[float] | None = None) -> Case:
@@ -74,9 +77,6 @@ def divergence(grad_loss, loss, log_q, p):
     return -share * p, share * (p.log() - log_q + 1)
 
 
-TEMPERATURE = 0.3
-
-
 # Row n of a has to find row n of b.
 @layer_of(lambda a, b: F.cross_entropy(a @ b.T / TEMPERATURE, torch.arange(len(a))), (5, 3), (5, 3))
 def info_nce(grad_loss, loss, a, b):
@@ -84,9 +84,6 @@ def info_nce(grad_loss, loss, a, b):
     grad_scores = grad_loss * (p - torch.eye(len(a), dtype=a.dtype)) / len(a)
     grad_scores = grad_scores / TEMPERATURE
     return grad_scores @ b, grad_scores.T @ a
-
-
-FOCUS = 2.0
 
 
 def focal_loss(logits, labels):
@@ -103,9 +100,6 @@ def focal(grad_loss, loss, logits, labels):
     slope = FOCUS * (1 - p_label) ** (FOCUS - 1) * p_label * p_label.log()
     grad_log_p = -((1 - p_label) ** FOCUS) + slope
     return grad_loss / len(p) * grad_log_p[:, None] * (target - p), None
-
-
-DELTA = 0.4
 
 
 def huber_loss(prediction, target):
@@ -142,9 +136,6 @@ def hinge(grad_loss, loss, scores, labels):
                 grad_scores[n, j] += share
                 grad_scores[n, y] -= share
     return grad_scores, None
-
-
-MARGIN = 0.5
 
 
 def violation(anchor, positive, negative):

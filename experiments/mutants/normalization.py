@@ -10,9 +10,12 @@ from torch.autograd import Function
 from mutants.dense import pruned
 from mutants.mutant import Case, layer_of, mutant, numbers, written_out
 
-# --- Normalisation: z = γ x̂ + β, x̂ = (x − μ) / σ ----------------------------------------------
-
 EPS = 0.05
+SMALL_EPS = 0.01
+GROUPS = 2
+ALPHA, BETA = 0.5, 0.75
+
+# --- Normalisation: z = γ x̂ + β, x̂ = (x − μ) / σ ----------------------------------------------
 
 
 def standardised(x, axes, eps=EPS, unbiased=False):
@@ -93,9 +96,6 @@ class DetachedStatistics(nn.Module):
         return (x - mean) / torch.sqrt(variance + EPS) * self.gamma + self.beta
 
 
-SMALL_EPS = 0.01
-
-
 def standardise(x, axes):
     """x̂ and 1/σ."""
     variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
@@ -146,9 +146,6 @@ def quick_layer_norm(grad_z, z, x, gamma):
 def on_sphere(grad_z, z, x):
     ray = z
     return ((grad_z - ray * (grad_z * ray).sum(1, keepdim=True)) / x.norm(dim=1, keepdim=True),)
-
-
-ALPHA, BETA = 0.5, 0.75
 
 
 def strength(x):
@@ -219,9 +216,6 @@ def layer_norm_of_steps(grad_z, z, x, gamma, beta):
     x_hat, inverse = standardise(x, (2,))
     grad_x = grad_standardised(grad_z * gamma, x_hat, inverse, (2,))
     return grad_x, (grad_z * x_hat).sum((0, 1)), grad_z.sum((0, 1))
-
-
-GROUPS = 2
 
 
 @layer_of(
