@@ -84,7 +84,7 @@ def append(file: Path, line: str) -> None:
 def by_kind(right: Sequence[Row]) -> list[Row]:
     """Right gradients, counted by what they are of, by precision, and all of them."""
     rows = Rows(right)
-    groups = {kind: part for kind, part in rows.by("kind").items()}
+    groups = rows.by("kind")
     groups |= {f"in {precision}": part for precision, part in rows.by("precision").items()}
     counted = []
     for name, part in (groups | {"all": rows} if rows else {}).items():
@@ -114,10 +114,7 @@ def naming(row: Row) -> str:
 
 
 def by_family(rows: Rows) -> dict[str, Rows]:
-    families: dict[str, Rows] = {}
-    for row in rows:
-        families.setdefault(row["name"].partition("/")[0], Rows()).append(row)
-    return families
+    return Rows({**row, "family": row["name"].partition("/")[0]} for row in rows).by("family")
 
 
 def exact_interval(count: int, total: int) -> tuple[float, float]:
@@ -270,9 +267,7 @@ def line(row: Row) -> dict[str, str]:
 def share(count: int, total: int) -> str:
     low, high = (100 * bound for bound in exact_interval(count, total))
     digits = 1 if total < 1000 else 3
-    return (
-        f"{count}: {100 * count / max(1, total):.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"
-    )
+    return f"{count}: {100 * count / total:.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def picture(rows: Rows) -> figures.Figure | None:
