@@ -7,9 +7,9 @@ before any diagnosis of it was seen. Beside the mutants stand the equivalents, r
 look unusual, and right configurations drawn at random (`mutants.right`).
 
 The catalogue is what people do wrong in hand-written backward passes, as seen in public issues; the
-layers around are written here. The hypotheses of the checker were written with the mutants of
-`fit()`. The misses of the others have been read since, so that names are scored on those unseen:
-no hypothesis was written with them, and most of their layers and sorts of mistakes are others.
+layers around it are written here. Hypotheses of the checker were written with the mutants of
+`fit()`, and the misses of the others have been read since. So names are scored on those unseen: no
+hypothesis was written with them, and most of their layers and sorts of mistakes are others.
 """
 
 from mutants.activation import ACTIVATION, UNSEEN_ACTIVATION
