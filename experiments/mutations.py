@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from tqdm import tqdm
@@ -41,7 +42,7 @@ CAUGHT, NAMED, NAMED_AMONG_THREE, CALLED_RIGHT = 1.0, 0.80, 0.95, 1.0
 class Options(studies.Command):
     """Wrong gradients caught and named; right gradients left alone."""
 
-    least: ClassVar[dict[str, int]] = {"workers": 1}
+    least: ClassVar[dict[str, int]] = {"configurations": 0, "workers": 1}
 
     configurations: int = 10_000
     """Number of random configurations that are right; 40 of a smoke run."""
@@ -54,30 +55,27 @@ class Options(studies.Command):
 
 
 def collect(run: studies.StudyRun, options: Options) -> None:
-    if options.configurations < 0:
-        raise studies.UsageError(
-            f"--configurations must be 0 or more, not {options.configurations}"
-        )
-    of = [("mistake", n) for n in range(len(MUTANTS))]
-    of += [("equivalent", n) for n in range(len(EQUIVALENTS))]
+    if options.catalogue:
+        jobs: list[Job] = [("mistake", n) for n in range(len(MUTANTS))]
+        jobs += [("equivalent", n) for n in range(len(EQUIVALENTS))]
+        run.train_all(checked, jobs[:: 10 if options.smoke else 1])
     count = 40 if options.smoke else options.configurations
-    jobs: list[Job] = of[:: 10 if options.smoke else 1] if options.catalogue else []
-    jobs += [("configuration", n) for n in range(options.first, options.first + count)]
-    folder = run.opened.path
-    found: dict[int, Row] = {}
-    for number, row in tqdm(results(checked, jobs, options.workers), total=len(jobs)):
-        found[number] = row
+    drawn = [("configuration", n) for n in range(options.first, options.first + count)]
+    right: dict[int, Row] = {}
+    for number, row in tqdm(results(checked, drawn, options.workers), total=count):
+        right[number] = row
         if "report" in row:
             text = f"configuration {row['number']}: {row['description']}\n{row.pop('report')}\n"
             tqdm.write(text)
-            with (folder / "alarms.txt").open("a", encoding="utf-8") as file:
-                file.write(f"{text}\n")
-    rows = [found[number] for number in range(len(jobs))]
-    run.add([row for row in rows if row["of"] != "configuration"])
-    right = [row for row in rows if row["of"] == "configuration"]
-    run.add(by_kind(right))
-    with (folder / "configurations.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in right)
+            append(run.opened.path / "alarms.txt", text)
+        append(run.opened.path / "configurations.jsonl", json.dumps(row))
+    run.add(by_kind([right[number] for number in range(count)]))
+
+
+def append(file: Path, line: str) -> None:
+    """As each comes, so that a study that ends early has lost none."""
+    with file.open("a", encoding="utf-8") as kept:
+        kept.write(f"{line}\n")
 
 
 # --- What the rows come to ----------------------------------------------------------------------
@@ -86,7 +84,7 @@ def collect(run: studies.StudyRun, options: Options) -> None:
 def by_kind(right: Sequence[Row]) -> list[Row]:
     """Right gradients, counted by what they are of, by precision, and all of them."""
     rows = Rows(right)
-    groups = {kind: part for kind, part in rows.by("kind").items()}
+    groups = rows.by("kind")
     groups |= {f"in {precision}": part for precision, part in rows.by("precision").items()}
     counted = []
     for name, part in (groups | {"all": rows} if rows else {}).items():
@@ -116,10 +114,7 @@ def naming(row: Row) -> str:
 
 
 def by_family(rows: Rows) -> dict[str, Rows]:
-    families: dict[str, Rows] = {}
-    for row in rows:
-        families.setdefault(row["name"].partition("/")[0], Rows()).append(row)
-    return families
+    return Rows({**row, "family": row["name"].partition("/")[0]} for row in rows).by("family")
 
 
 def exact_interval(count: int, total: int) -> tuple[float, float]:
@@ -272,9 +267,7 @@ def line(row: Row) -> dict[str, str]:
 def share(count: int, total: int) -> str:
     low, high = (100 * bound for bound in exact_interval(count, total))
     digits = 1 if total < 1000 else 3
-    return (
-        f"{count}: {100 * count / max(1, total):.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"
-    )
+    return f"{count}: {100 * count / total:.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def picture(rows: Rows) -> figures.Figure | None:

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -49,34 +48,28 @@ def test_a_smoke_run_leaves_rows_a_page_and_a_picture(name, peers, tmp_path, mon
         assert row["contestant"] in page
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("engines --rounds 0", "--rounds must be 1 or more, not 0"),
-        ("scaling --threads 0", "--threads must be 1 or more, not 0"),
-        ("many --turn 0", "--turn must be a number of seconds above 0, not 0.0"),
-        ("time-to-accuracy --textbook-seeds 0", "--textbook-seeds must be 1 or more, not 0"),
-        ("time-to-accuracy --target 99", "--target must be between 0 and 1, not 99.0"),
-        ("time-to-accuracy --rungs ninth", "there is no rung 'ninth'"),
-        ("sprint", "there is no 'sprint'"),
-        pytest.param(
-            "engines --device cuda", "--device cuda: torch finds none here",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
-        ),
-    ],
-)  # fmt: skip
-def test_a_bad_option_is_one_sentence_and_exit_code_2(options, said, tmp_path, monkeypatch, capsys):
+def test_a_bad_option_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert benchmark.main(options.split()) == 2
-    (sentence,) = capsys.readouterr().err.strip().splitlines()
-    assert sentence.partition(".py: ")[2].startswith(said)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for options, said in {
+        "engines --rounds 0": "--rounds must be 1 or more, not 0",
+        "scaling --threads 0": "--threads must be 1 or more, not 0",
+        "many --turn 0": "--turn must be a number of seconds above 0, not 0.0",
+        "time-to-accuracy --textbook-seeds 0": "--textbook-seeds must be 1 or more, not 0",
+        "time-to-accuracy --target 99": "--target must be between 0 and 1, not 99.0",
+        "sprint": "there is no 'sprint'",
+        "engines --device cuda": "--device cuda: torch finds none here",
+    }.items():
+        assert benchmark.main(options.split()) == 2, options
+        (sentence,) = capsys.readouterr().err.strip().splitlines()
+        assert sentence.partition(".py: ")[2].startswith(said)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_script_lists_its_measures():
-    done = subprocess.run([sys.executable, benchmark.__file__], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert all(f"benchmark.py {name} " in done.stdout for name in benchmark.NAMES)
+def test_the_script_lists_its_measures(capsys):
+    assert benchmark.main([]) == 0
+    said = capsys.readouterr().out
+    assert all(f"benchmark.py {name} " in said for name in benchmark.NAMES)
 
 
 def test_contestants_work_in_turn(monkeypatch):
@@ -98,10 +91,11 @@ def test_ratios_are_of_one_round():
 
 
 def test_a_bar_is_reached_by_the_whole_interval():
+    row = {"case": "case", "contestant": "ours", "peer": "theirs"}
+
     def verdicts(ratios, *bars):
-        rows = studies.Rows([{"case": "case", "contestant": "ours", "ratios": ratios}])
-        found = [common.bar_claims(rows, lambda row, bar: "", {("case", "ours"): bar})
-                 for bar in bars]  # fmt: skip
+        rows = studies.Rows([{**row, "ratios": ratios}])
+        found = [common.bar_claims(rows, {("case", "ours"): bar}) for bar in bars]
         return [claim.verdict for claims in found for claim in claims]
 
     ratios = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]

@@ -183,13 +183,14 @@ def ratios_picture(
     return figures.speed_ratios(by_case, wanted or {}, title, label)
 
 
-def bar_claims(
-    rows: Rows, claim: Callable[[Row, float], str], bars: Mapping[tuple[str, str], float]
-) -> list[Claim]:
+def bar_claims(rows: Rows, bars: Mapping[tuple[str, str], float]) -> list[Claim]:
     """For each (case, contestant) with a bar, the claim that the median of its ratios reaches it;
     none where there are fewer than the six rounds that an interval needs."""
     return [
-        studies.median_between(claim(row, bar), bar, row["ratios"], low=bar)
+        studies.median_between(
+            f"{row['case']}: {row['contestant']} is at least {bar} times as fast as {row['peer']} "
+            "(median over rounds)", float(bar), row["ratios"], low=bar,
+        )
         for row in rows
         if (bar := bars.get((row["case"], row["contestant"]))) and len(row["ratios"]) >= 6
-    ]
+    ]  # fmt: skip

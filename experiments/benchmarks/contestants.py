@@ -90,20 +90,12 @@ RUNGS = {
 class AccuracyOptions(common.Options):
     """Seconds of training to a validation accuracy, against a textbook's loop."""
 
-    least: ClassVar[dict[str, int]] = {
-        "rounds": 1, "seeds": 1, "textbook_seeds": 1, "accurate_seeds": 1
-    }  # fmt: skip
+    least: ClassVar[dict[str, int]] = {"rounds": 1, "seeds": 1, "textbook_seeds": 1}
 
     seeds: int = 10
-    """Seeds, from 0, of every contestant but the textbook's loop and scikit-learn."""
+    """Seeds, from 0, of every contestant but those below; of the preset accurate, half of them."""
     textbook_seeds: int = 3
-    """Seeds of those two, and of the rungs that last as long, of the same numbers."""
-    accurate_seeds: int = 5
-    """Seeds of the preset accurate."""
-    rungs: tuple[str, ...] | None = None
-    """Names of the rungs of the ladder to climb; by default all."""
-    presets: tuple[str, ...] = ("fast", "accurate")
-    """Presets of train.py."""
+    """Seeds of the textbook's loop, of scikit-learn and of the rungs that last as long."""
     target: float = 0.99
     """Validation accuracy, 0 to 1, at which the textbook's loop ends."""
     data_root: Path | None = None
@@ -125,10 +117,6 @@ class AccuracyOptions(common.Options):
         super().begin()
         if not 0 < self.target < 1:
             raise studies.UsageError(f"--target must be between 0 and 1, not {self.target}")
-        for rung in self.rungs or ():
-            if rung not in RUNGS:
-                known = ", ".join(map(repr, RUNGS))
-                raise studies.UsageError(f"there is no rung {rung!r}: choose from {known}")
 
 
 @cache

@@ -96,13 +96,7 @@ def operations_of(case: Case) -> int:
 
 
 def claims(rows: Rows) -> list[Claim]:
-    def claim(row: Row, bar: float) -> str:
-        return (
-            f"{row['case']}: {row['contestant']} is at least {bar} times as fast as autograd "
-            "(median over rounds)"
-        )
-
-    return common.bar_claims(rows.where(peer="autograd"), claim, WANTED)
+    return common.bar_claims(rows.where(peer="autograd"), WANTED)
 
 
 def tables(rows: Rows) -> dict[str, Table]:

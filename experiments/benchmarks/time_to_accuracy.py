@@ -38,17 +38,17 @@ def collect(run: StudyRun, options: AccuracyOptions) -> None:
     options = replace(options, threads=torch.get_num_threads())  # for other processes, too
     data_of(options)  # fails here, with a sentence, if there is none
     some = slice(1 if options.smoke else None)
-    rungs = (options.rungs or tuple(RUNGS))[some]
+    rungs, presets = tuple(RUNGS)[some], ("fast", "accurate")[some]
     contestants: dict[str, Callable[[int, AccuracyOptions], Outcome]] = {
         "textbook": textbook_run,
         "scikit-learn": sklearn_run,
-        **{f"preset {name}": partial(preset_run, name) for name in options.presets[some]},
+        **{f"preset {name}": partial(preset_run, name) for name in presets},
         **{rung: partial(rung_run, rung) for rung in rungs},
     }
     few = ["textbook", "scikit-learn", *(rung for rung in rungs if RUNGS[rung].few)]
     seeds = dict.fromkeys(contestants, options.seeds) | dict.fromkeys(few, options.textbook_seeds)
     if "preset accurate" in seeds:
-        seeds["preset accurate"] = options.accurate_seeds
+        seeds["preset accurate"] = max(1, options.seeds // 2)
     turns = [(seed, n) for seed in range(max(seeds.values())) for n in seeds if seed < seeds[n]]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in contestants}
     with ExitStack() as processes, tqdm(turns, unit="run") as bar:

@@ -47,14 +47,14 @@ def check_mutant(mutant: Mutant) -> Row:
         "place": next((n for n, kind in enumerate(kinds, 1) if kind in mutant.kinds), None),
         "seconds": seconds,
     }
+    if mutant.hides:
+        target, inputs = mutant.hides()
+        row["hidden_verdict"] = check_gradients(target, *inputs).verdict
     for mode in ("gradcheck", "fast"):
         began = time.perf_counter()
         row[mode] = gradchecked(*mutant.make(), mode == "fast", mutant.second_order)
         row[f"{mode}_seconds"] = time.perf_counter() - began
-    if mutant.hides is not None:
-        target, inputs = mutant.hides()
-        row["hidden_verdict"] = check_gradients(target, *inputs).verdict
-        for mode in ("gradcheck", "fast"):
+        if mutant.hides:
             row[f"hidden_{mode}"] = gradchecked(*mutant.hides(), mode == "fast", False)
     return row
 

@@ -51,11 +51,22 @@ class Case(NamedTuple):
 
     forward: Callable[..., Any]
     backward: Callable[..., tuple[Any, ...]]
-    data: Callable[[], tuple[Any, ...]]
+    shapes: tuple[tuple[int, ...], ...]
+    made_of: Callable[..., Any] | None = None
+    """What makes the inputs of normal numbers of these shapes; by default they are the inputs."""
+
+    def data(self) -> tuple[Any, ...]:
+        drawn = numbers(*self.shapes)
+        inputs = self.made_of(*drawn) if self.made_of else drawn
+        return inputs if isinstance(inputs, tuple) else (inputs,)
 
     def of(self, *shapes: tuple[int, ...]) -> "Case":
-        """The same layer on normal numbers of other shapes."""
-        return self._replace(data=normal(*shapes))
+        """The same layer on numbers of other shapes."""
+        return self._replace(shapes=shapes)
+
+    def on(self, made_of: Callable[..., Any]) -> "Case":
+        """The same layer on what else is made of the numbers."""
+        return self._replace(made_of=made_of)
 
 
 def layer(
@@ -98,10 +109,14 @@ def layer(
     return cast(type[Function], type(name, (Function,), members))
 
 
-def layer_of(forward: Callable[..., Any], *data: Any) -> Callable[[Callable[..., Any]], Case]:
-    """Decorates the right backward of `forward`; the data is shapes, or what makes it."""
-    make = data[0] if data and callable(data[0]) else normal(*data)
-    return lambda backward: Case(forward, backward, make)
+def layer_of(
+    forward: Callable[..., Any],
+    *shapes: tuple[int, ...],
+    data: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., Any]], Case]:
+    """Decorates the right backward of `forward`, which is given normal numbers of these shapes, or
+    what `data` makes of them."""
+    return lambda backward: Case(forward, backward, shapes, data)
 
 
 def changed(function: Callable[..., Any], changes: dict[str, str]) -> Callable[..., Any]:
@@ -167,67 +182,30 @@ def written_out(
     name: str,
     kinds: str,
     build: Callable[[], Any],
-    data: Callable[[], tuple[Any, ...]],
+    *shapes: tuple[int, ...],
     second_order: bool = False,
 ) -> Mutant:
-    """A mutant that is a module, or a Function of its own; `build` makes it afresh."""
-    return Mutant(name, tuple(kinds.split()), lambda: (build(), data()), second_order=second_order)
+    """A mutant that is a module, or a Function of its own, made afresh; its inputs are normal."""
+    return Mutant(
+        name, tuple(kinds.split()), lambda: (build(), numbers(*shapes)), None, second_order
+    )
 
 
 class Holding(nn.Module):
     """A layer that holds, as parameters, what its step takes after the inputs."""
 
-    def __init__(self, step: type[Function], parameters: dict[str, Tensor]) -> None:
+    def __init__(self, step: type[Function], parameters: dict[str, Any]) -> None:
         super().__init__()
         self.step = step
         for name, value in parameters.items():
-            frozen = isinstance(value, nn.Parameter) and not value.requires_grad
-            self.register_parameter(name, nn.Parameter(value, requires_grad=not frozen))
+            ready = isinstance(value, nn.Parameter)  # perhaps frozen
+            self.register_parameter(name, value if ready else nn.Parameter(value))
 
     def forward(self, *inputs: Any) -> Any:
         return self.step.apply(*inputs, *self.parameters())
 
 
-class Weighted(nn.Module):
-    """A layer of one weight."""
-
-    def __init__(self, *shape: int, seed: int = 1) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(numbers(shape, seed=seed)[0])
-
-
-class Owned(Weighted):
-    """A linear layer that is told what goes through it, and works out grad_weight itself."""
-
-    class Step(Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, weight: Tensor, owner: "Owned") -> Tensor:
-            ctx.save_for_backward(x, weight)
-            ctx.owner = owner
-            owner.sees(x)
-            return x @ weight.T
-
-        @staticmethod
-        def backward(ctx: Any, *grad_z: Tensor) -> tuple[Any, ...]:
-            x, weight = ctx.saved_tensors
-            return grad_z[0] @ weight, ctx.owner.grad_weight(grad_z[0], x), None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.Step.apply(x, self.weight, self))
-
-    def sees(self, x: Tensor) -> None:
-        pass
-
-    def grad_weight(self, grad_z: Tensor, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-def numbers(*shapes: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
+def numbers(*shapes: tuple[int, ...], seed: int = 0) -> tuple[Tensor, ...]:
     """Normal numbers of these shapes, the same at each call."""
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes)
-
-
-def normal(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Callable[[], Any]:
-    """What makes `numbers`."""
-    return lambda: numbers(*shapes, dtype=dtype)
+    return tuple(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)

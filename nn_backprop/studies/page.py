@@ -61,10 +61,11 @@ def blocks(
     machine, config = about["machine"], about["config"]
     gpu = f"{machine['gpu']} beside " if config.get("device") == "cuda" else ""
     threads = f"{machine['threads']} thread" + "s" * (machine["threads"] != 1)
+    if workers := config.get("workers"):
+        threads = f"{workers} process" + "es" * (workers != 1) + " of one thread"
     made["run"] = (
         f"{rows} rows in {about['seconds'] / 60:.1f} minutes; {gpu}{machine['processor']}, "
-        f"{f'{n} processes of one thread' if (n := config.get('workers')) else threads}, "
-        f"torch {machine['versions']['torch']}\n"
+        f"{threads}, torch {machine['versions']['torch']}\n"
     )
     return made
 

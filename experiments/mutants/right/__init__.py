@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mutants.catalogue import EQUIVALENTS
+from mutants.equivalents import EQUIVALENTS
 from mutants.right.arguments import rule
 from mutants.right.draw import Call, Draw
 from mutants.right.modules import module, network
@@ -74,22 +74,12 @@ def _equivalent(d: Draw) -> Call:
     if d.dtype in (torch.bfloat16, torch.float16):
         d.dtype = torch.float32
     scale = 2.0 ** d.random.randint(-10, 10) if chosen.family in ("linear", "pooling") else 1.0
+    layouts = "plain", "transposed", "every second"  # those that keep every value
     moved = tuple(
-        _relaid(d, x * scale) if isinstance(x, Tensor) and x.is_floating_point() else x
+        d.laid_out(x * scale, *layouts) if isinstance(x, Tensor) and x.is_floating_point() else x
         for x in inputs
     )
     return Call(chosen.name, target, moved)
-
-
-def _relaid(d: Draw, x: Tensor) -> Tensor:
-    """In one of the layouts that keep every value."""
-    x = x.to(d.dtype)
-    how = d.pick("plain", "transposed", "every second")
-    if how == "transposed" and x.dim() > 1:
-        return x.transpose(0, -1).contiguous().transpose(0, -1)
-    if how == "every second" and x.dim():
-        return x.repeat_interleave(2, dim=-1)[..., ::2]
-    return x
 
 
 KINDS_OF_CALL: dict[str, Callable[[Draw], Call]] = {

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+LAYOUTS = ("plain", "plain", "transposed", "every second", "expanded", "offset")
+
 
 @dataclass
 class Call:
@@ -155,10 +157,10 @@ class Draw:
     def index(self, count: int, *shape: int) -> Tensor:
         return torch.randint(count, shape, generator=self.generator)
 
-    def laid_out(self, x: Tensor) -> Tensor:
-        """In the configuration's type, in a layout of its own."""
+    def laid_out(self, x: Tensor, *layouts: str) -> Tensor:
+        """In the configuration's type, in one of these layouts, or of all there are."""
         x = x.to(self.dtype)
-        how = self.pick("plain", "plain", "transposed", "every second", "expanded", "offset")
+        how = self.pick(*(layouts or LAYOUTS))
         if how == "transposed" and x.dim() > 1:
             return x.transpose(0, -1).contiguous().transpose(0, -1)
         if how == "every second" and x.dim():

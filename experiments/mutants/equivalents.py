@@ -6,13 +6,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from mutants.catalogue.convolution import conv, conv_by_patches
-from mutants.catalogue.dense import SIGMOID, Elementwise, elementwise, gelu_tanh_slope, linear
-from mutants.catalogue.losses import SOFTMAX
-from mutants.catalogue.normalization import BATCH_NORM, EPS, dropout
-from mutants.catalogue.pooling import GLOBAL_POOL, max_pool, to_all_ties, with_ties
-from mutants.catalogue.recurrent import lstm
+from mutants.activation import SIGMOID, Elementwise, elementwise, gelu_tanh_slope
+from mutants.convolution import conv, conv_by_patches
+from mutants.dense import linear
+from mutants.losses import softmax
 from mutants.mutant import Case, Mutant, mutant
+from mutants.normalization import EPS, batch_norm, dropout
+from mutants.pooling import TIES, global_pool, to_all_ties
+from mutants.recurrent import lstm
 
 
 def equivalent(name: str, case: Case, **other: Any) -> Mutant:
@@ -21,19 +22,15 @@ def equivalent(name: str, case: Case, **other: Any) -> Mutant:
 
 def at_zero(forward: Elementwise, sides: Elementwise, value: float) -> Case:
     """A slope that is `value` where x = 0, on data with many zeros."""
-    return elementwise(
-        forward,
-        lambda x, a: torch.where(x == 0, value, sides(x)),
-        torch.round,
-    )
+    slope = elementwise(forward, lambda x, a: torch.where(x == 0, value, sides(x)))
+    return slope.on(torch.round)
 
 
 def at_the_bound(value: float) -> Case:
     return elementwise(
         lambda x: x.clamp(-1, 1),
         lambda x, a: torch.where(x.abs() == 1, value, (x.abs() < 1).to(x.dtype)),
-        torch.round,
-    )
+    ).on(torch.round)
 
 
 def step(x):
@@ -62,8 +59,6 @@ def batch_norm_in_sums(at):
     return at.gamma[:, None] * inverse / count * (count * at.grad_z - sums)
 
 
-TIES = partial(max_pool, 2, 2, change=with_ties, size=6)
-
 EQUIVALENTS: tuple[Mutant, ...] = (
     equivalent("activation/ReLU'(0) = 0", at_zero(F.relu, step, 0.0)),
     equivalent("activation/ReLU'(0) = ½", at_zero(F.relu, step, 0.5)),
@@ -77,11 +72,11 @@ EQUIVALENTS: tuple[Mutant, ...] = (
         elementwise(lambda x: F.gelu(x, approximate="tanh"), gelu_tanh_slope)),
     equivalent("activation/sigmoid's derivative from the input", SIGMOID,
         x=lambda at: at.grad_z / (2 + at.x.exp() + (-at.x).exp())),
-    equivalent("pooling/ties to the first", TIES()),
-    equivalent("pooling/ties to the last", TIES(),
+    equivalent("pooling/ties to the first", TIES),
+    equivalent("pooling/ties to the last", TIES,
         change={"patches.argmax(2)": "kernel * kernel - 1 - patches.flip(2).argmax(2)"}),
-    equivalent("pooling/ties share evenly", TIES(), x=partial(to_all_ties, shared=True)),
-    equivalent("pooling/gradient handed back expanded", GLOBAL_POOL),
+    equivalent("pooling/ties share evenly", TIES, x=partial(to_all_ties, shared=True)),
+    equivalent("pooling/gradient handed back expanded", global_pool),
     equivalent("linear/samples summed in reverse", linear(5, 3, 7), weight=samples_in_reverse),
     equivalent("linear/samples summed in chunks", linear(5, 3, 7),
         weight=lambda at: at.grad_z[:2].T @ at.x[:2] + at.grad_z[2:].T @ at.x[2:]),
@@ -91,10 +86,10 @@ EQUIVALENTS: tuple[Mutant, ...] = (
     equivalent("convolution/by unfolding and folding", conv_by_patches(1)),
     equivalent("convolution/by the mirrored kernel",
         conv((2, 6, 11, 8), (4, 3, 3, 2), stride=2, padding=1, dilation=2, groups=2)),
-    equivalent("loss/softmax without its Jacobian", SOFTMAX),
-    equivalent("loss/softmax by its Jacobian", SOFTMAX, x=softmax_by_jacobian),
-    equivalent("normalization/batch norm in means", BATCH_NORM),
-    equivalent("normalization/batch norm in sums", BATCH_NORM, x=batch_norm_in_sums),
+    equivalent("loss/softmax without its Jacobian", softmax),
+    equivalent("loss/softmax by its Jacobian", softmax, x=softmax_by_jacobian),
+    equivalent("normalization/batch norm in means", batch_norm),
+    equivalent("normalization/batch norm in sums", batch_norm, x=batch_norm_in_sums),
     equivalent("dropout/mask read off the output", dropout(0.4)),
-    equivalent("recurrent/LSTM worked out again from h", lstm()),
+    equivalent("recurrent/LSTM worked out again from h", lstm),
 )  # fmt: skip
