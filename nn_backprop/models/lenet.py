@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nn_backprop.models.classifier import Classifier
 from nn_backprop.models.mlp import MLP
 
 
@@ -17,7 +18,7 @@ def lenet_300_100() -> MLP:
     return model
 
 
-class LeNet5(nn.Module):
+class LeNet5(Classifier):
     """20 and 50 maps of 5 × 5 fields, each stage with a 2 × 2 max-pool, then 500 ReLUs: 431,080.
 
     Not LeCun's own of 1998, which has 60,000 parameters, but Caffe's, whose sizes are those of the
@@ -28,8 +29,6 @@ class LeNet5(nn.Module):
     Sources: Caffe's examples/mnist/lenet_train_test.prototxt; Han et al. 2015, Learning both
     weights and connections for efficient neural networks, tables 1 and 4.
     """
-
-    loss_name = "cross_entropy"
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,11 +41,3 @@ class LeNet5(nn.Module):
         x = F.max_pool2d(self.conv2(x), 2)
         x = F.relu(self.hidden(x.flatten(1)))
         return self.output(x)
-
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy of a batch: output (N, 10) logits, targets (N,) in 0..9."""
-        return F.cross_entropy(output, targets)
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        """The confidence in each class, (N, 10): softmax of the logits."""
-        return output.softmax(1)
