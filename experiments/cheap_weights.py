@@ -28,7 +28,7 @@ from nn_backprop.models.without_zeros import in_sparse_rows, packed_bytes
 from nn_backprop.studies import Claim, Row, Rows
 from nn_backprop.training import make_permanent, parameters_left, prune_smallest, shares_kept
 
-LENET = "LeNet-300-100"
+LENET, REDUCED = "LeNet-300-100", ("pruned", "low rank", "small dense")
 CELL = ("network", "contestant", "factor", "lr", "decay", "seed")  # of a training
 # Han et al. 2015: the test error in % before and after, and the share that each layer keeps.
 PUBLISHED = {LENET: (1.64, 1.59), "LeNet-5": (0.80, 0.77)}
@@ -84,9 +84,9 @@ def collect(run: studies.StudyRun, options: Options) -> None:
     folder.mkdir()
     factors = SMOKE_FACTORS if options.smoke else tuple(POWERS)
     dense = [("LeNet-5", "dense", 1), (LENET, "dense", 1)]
-    others = [("LeNet-5", "pruned", HAN), ("LeNet-5", "dense, longer", 1)]
-    others += [(LENET, "dense, longer", 1)]
-    others += [(LENET, who, at) for who in ("pruned", "low rank", "small dense") for at in factors]
+    others = [("LeNet-5", "pruned", HAN)]
+    others += [(network, "dense, longer", 1) for network in PUBLISHED]
+    others += [(LENET, who, factor) for who in REDUCED for factor in factors]
     tag = "{network}/{contestant} {factor}"
     for contestants in (dense, others):  # one after the other: these start from those
         jobs = [
@@ -97,8 +97,8 @@ def collect(run: studies.StudyRun, options: Options) -> None:
         ]
         run.train_all(train, jobs, lambda row: {tag.format(**row): row["validation_accuracy"]})
     first = best(Rows(run.rows)).where(seed=0, network=LENET)
-    cells = ({key: row[key] for key in CELL} for row in first)
-    run.add(timings([Job(**cell, folder=folder, options=options) for cell in cells]))
+    timed = [Job(*(row[key] for key in CELL), folder, options) for row in first]
+    run.add(timings(timed))
 
 
 def settings(network: str, contestant: str, options: Options) -> list[tuple[float, float]]:
@@ -172,7 +172,7 @@ def timings(jobs: Sequence[Job]) -> list[Row]:
     """Forward passes of one seed's networks on one thread, and their ratios in a round."""
     forward: dict[tuple[str, int], Callable[[Tensor], Tensor]] = {}
     for job in sorted(jobs, key=lambda job: job.factor):
-        model = made(job.network, job.contestant, job.factor).eval()
+        model = made(job.network, job.contestant, job.factor)
         read(model, job.file)
         if job.contestant == "pruned":
             forward[AS_IS, job.factor], forward[CSR, job.factor] = model, in_sparse_rows(model)
@@ -183,11 +183,9 @@ def timings(jobs: Sequence[Job]) -> list[Row]:
         images = torch.randn(batch, 1, 28, 28)
         work = {who: partial(run, images) for who, run in forward.items()}
         rounds = studies.timed_rounds(work, ("dense", 1), jobs[0].options.rounds, passes, order)
-        rows += [
-            {"timed": timed, "factor": factor, "batch": batch, "round": number,
-             "seconds": seconds, "ratio": ratio}
-            for (timed, factor), number, seconds, ratio in rounds
-        ]  # fmt: skip
+        for (who, factor), number, seconds, ratio in rounds:
+            rows.append({"timed": who, "factor": factor, "batch": batch, "round": number,
+                         "seconds": seconds, "ratio": ratio})  # fmt: skip
     return rows
 
 
@@ -213,10 +211,11 @@ def counts() -> list[Claim]:
             layer = LowRankLinear(m, n, rank, bias=False, device="meta")
             saves = [parameters(layer) < m * n, multiply_adds(layer, x) < m * n]
             wrong += saves != [rank < bound] * 2
-        found.append(studies.counted(
+        claim = (
             f"{m} × {n}: a product saves weights and multiply-adds if and only if its rank is "
-            f"below mn/(m + n) = {bound:.2f}; ranks that contradict", 0, wrong, 0, 0,
-        ))  # fmt: skip
+            f"below mn/(m + n) = {bound:.2f}; ranks that contradict"
+        )
+        found.append(studies.counted(claim, 0, wrong, 0, 0))
     return found
 
 
@@ -225,37 +224,32 @@ def differences(rows: Rows) -> list[Claim]:
     by, found = rows.by("network", "contestant", "factor"), []
     for network, (before, after) in PUBLISHED.items():
         for other, published in (("dense", f"−{before - after:.2f}"), ("dense, longer", None)):
+            claim = f"{network}: test error pruned {HAN}× less that of “{other}”"
             more = points(by[network, "pruned", HAN], by[network, other, 1])
-            found.append(studies.between(
-                f"{network}: test error pruned {HAN}× less that of “{other}”, percentage points: "
-                "0 or less", published, more, high=0,
-            ))  # fmt: skip
-    small = by[LENET, "small dense", HAN]
-    for contestant in ("pruned", "low rank"):
-        found.append(studies.between(
-            f"{LENET}: test error of “{contestant}” {HAN}× less that of “small dense” with as many "
-            "parameters, percentage points: below 0", None,
-            points(by[LENET, contestant, HAN], small), high=0,
-        ))  # fmt: skip
-    ratios = by[LENET, "pruned", HAN].values("bytes_packed") / small.values("bytes_packed")
-    claim = f"{LENET}: packed file of “pruned” {HAN}× as a multiple of that of “small dense” with "
-    return [*found, studies.between(f"{claim}as many parameters: 1 or less", None, ratios, high=1)]
+            found.append(
+                studies.between(f"{claim}, percentage points: 0 or less", published, more, high=0)
+            )
+    pruned, low_rank, small = (by[LENET, who, HAN] for who in REDUCED)
+    as_many = "“small dense” with as many parameters"
+    for name, own in (("pruned", pruned), ("low rank", low_rank)):
+        claim = f"{LENET}: test error of “{name}” {HAN}× less that of {as_many}, percentage points"
+        found.append(studies.between(f"{claim}: below 0", None, points(own, small), high=0))
+    claim = f"{LENET}: packed file of “pruned” {HAN}× as a multiple of that of {as_many}: 1 or less"
+    ratios = pruned.values("bytes_packed") / small.values("bytes_packed")
+    return [*found, studies.between(claim, None, ratios, high=1)]
 
 
 def faster(timed: Rows) -> list[Claim]:
     """What the timings found, in ratios of each round."""
-    below = -math.inf, 1, "below 1: faster"
-    bars = {AS_IS: (BAR, math.inf, f"{BAR} or more (our bar): not faster"), CSR: below,
-            "low rank": below}  # fmt: skip
-    return [
-        studies.median_between(
-            f"batch of {batch}, “{who}” {HAN}×: median of a forward pass's time as a multiple of "
-            f"the dense network's: {bar}", None,
-            timed.where(timed=who, factor=HAN, batch=batch).values("ratio"), low, high,
-        )
-        for batch in PASSES
-        for who, (low, high, bar) in bars.items()
-    ]  # fmt: skip
+    found, below = [], (-math.inf, 1, "below 1: faster")
+    not_faster = (BAR, math.inf, f"{BAR} or more (our bar): not faster")
+    for batch in PASSES:
+        for who, (low, high, bar) in {AS_IS: not_faster, CSR: below, "low rank": below}.items():
+            claim = f"batch of {batch}, “{who}” {HAN}×: median of a forward pass's time"
+            claim = f"{claim} as a multiple of the dense network's: {bar}"
+            ratios = timed.where(timed=who, factor=HAN, batch=batch).values("ratio")
+            found.append(studies.median_between(claim, None, ratios, low, high))
+    return found
 
 
 def tables(rows: Rows) -> dict[str, studies.Table]:
@@ -273,19 +267,19 @@ def summary(rows: Rows) -> list[Row]:
     """A line for each contestant of a network."""
     groups, lines = rows.by("contestant", "factor"), []
     for contestant, factor in sorted(groups, key=lambda at: at[1]):
-        own, held = groups[contestant, factor], {}
+        own, less = groups[contestant, factor], {}
         for rival, at in (("dense", 1), ("small dense", factor)):
             if rival in rows.by("contestant"):
                 both = (rival, at) in groups and rival != contestant
-                less = studies.mean_sd(points(own, groups[rival, at]), "+") if both else "–"
-                held[f"less that of “{rival}”, points"] = less
+                cell = studies.mean_sd(points(own, groups[rival, at]), "+") if both else "–"
+                less[f"less that of “{rival}”, points"] = cell
         lines.append({
-            "network": f"{contestant} {factor}×" if factor > 1 else contestant,
+            "network": named(contestant, factor),
             "rate, decay": f"{own.one('lr'):g}, {own.one('decay'):g}",
             "epochs": own.one("epochs"),
             "parameters": f"{own.one('parameters'):,}",
             "test error, %": studies.mean_sd(own.values("test_error", 100)),
-            **held,
+            **less,
             "multiply-adds as run": f"{own.one('multiply_adds'):,}",
             "of weights left": f"{own.one('multiply_adds_left'):,}",
             "file, kB": f"{statistics.fmean(own.values('bytes')) / 1000:.1f}",
@@ -298,7 +292,7 @@ def times(timed: Rows) -> list[Row]:
     """A line for each network that was timed."""
     lines = []
     for (who, factor), own in timed.by("timed", "factor").items():
-        line = {"network": f"{who} {factor}×" if factor > 1 else who}
+        line = {"network": named(who, factor)}
         for batch, found in own.by("batch").items():
             line[f"batch of {batch}, µs"] = f"{1e6 * np.median(found.values('seconds')):.0f}"
             line[f"batch of {batch}, ratio"] = studies.quartiles(found.values("ratio"))
@@ -310,15 +304,14 @@ def picture(rows: Rows) -> figures.Figure:
     by = best(rows).where(network=LENET).by("contestant", "factor")
     timed = rows.having("round").by("batch", "timed", "factor")
     left = {factor: own.one("parameters") for (who, factor), own in by.items() if who == "pruned"}
-    across, time = "parameters left, within 1 %", "time of a forward pass, of the dense one's"
     errors = {
         who: [figures.point(x, by[who, factor].values("test_error")) for factor, x in left.items()]
-        for who in ("pruned", "low rank", "small dense")
+        for who in REDUCED
     }
     dense = {
         who: statistics.fmean(by[who, 1].values("test_error")) for who in ("dense", "dense, longer")
     }
-    title = "Error: mean ± standard deviation"
+    across, title = "parameters left, within 1 %", "Error: mean ± standard deviation"
     parts = [figures.Panel(title, across, "test error", errors, "xy", True, dense)]
     for batch in PASSES:
         title = f"{batch} image{'s' * (batch > 1)}: median ± ½ interquartile range"
@@ -327,9 +320,14 @@ def picture(rows: Rows) -> figures.Figure:
                   for factor, x in left.items()]
             for who in (AS_IS, CSR, "low rank", "small dense")
         }  # fmt: skip
+        time = "time of a forward pass, of the dense one's"
         parts.append(figures.Panel(title, across, time, ratios, "xy", levels={"dense": 1.0}))
     data = by["dense", 1].one("dataset")
     return figures.side_by_side(parts, f"{LENET} on {data}: 266,610 parameters made fewer")
+
+
+def named(who: str, factor: int) -> str:
+    return f"{who} {factor}×" if factor > 1 else who
 
 
 def points(one: Rows, other: Rows) -> np.ndarray:
