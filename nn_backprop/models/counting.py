@@ -1,4 +1,4 @@
-"""What a network costs on paper: parameters, links, multiply-adds.
+"""What a network costs on paper: parameters, links, multiply-adds, memory.
 
 A multiply-add is one product that is added to a sum; biases, activations and pools are not counted.
 torch.utils.flop_counter counts two operations for each, as the literature's FLOPs often do. A link
@@ -6,11 +6,12 @@ leads from one unit, or from the constant 1 that a bias multiplies, to another: 
 multiply-add of an example, and one for each unit with a bias.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -84,6 +85,25 @@ def links(model: nn.Module, example: Any) -> int:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
+    """Of all that autograd keeps of a forward pass for the backward pass, but for parameters.
+
+    What is kept twice counts once: h_t is what the ReLU made, and what the next layer was handed.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}  # alive to the end: no address serves twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    for parameter in model.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
