@@ -97,7 +97,7 @@ def collect(run: studies.StudyRun, options: Options) -> None:
         ]
         run.train_all(train, jobs, lambda row: {tag.format(**row): row["validation_accuracy"]})
     first = best(Rows(run.rows)).where(seed=0, network=LENET)
-    timed = [Job(*(row[key] for key in CELL), folder, options) for row in first]
+    timed = [Job(**{k: row[k] for k in CELL}, folder=folder, options=options) for row in first]
     run.add(timings(timed))
 
 
