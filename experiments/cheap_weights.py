@@ -24,18 +24,15 @@ from nn_backprop import figures, studies
 from nn_backprop.layers.low_rank import LowRankLinear, break_even, cut_to_rank
 from nn_backprop.models import MLP, LeNet5, lenet_300_100
 from nn_backprop.models.counting import multiply_adds, multiply_adds_left, parameters
+from nn_backprop.models.lenet import KEPT
 from nn_backprop.models.without_zeros import in_sparse_rows, packed_bytes
 from nn_backprop.studies import Claim, Row, Rows
 from nn_backprop.training import make_permanent, parameters_left, prune_smallest, shares_kept
 
 LENET, REDUCED = "LeNet-300-100", ("pruned", "low rank", "small dense")
 CELL = ("network", "contestant", "factor", "lr", "decay", "seed")  # of a training
-# Han et al. 2015: the test error in % before and after, and the share that each layer keeps.
+# Han et al. 2015: the test error in % before and after.
 PUBLISHED = {LENET: (1.64, 1.59), "LeNet-5": (0.80, 0.77)}
-KEPT = {
-    LENET: {"layers.0": 0.08, "layers.1": 0.09, "layers.2": 0.26},
-    "LeNet-5": {"conv1": 0.66, "conv2": 0.12, "hidden": 0.08, "output": 0.19},
-}
 HAN = 12
 # What leaves LeNet-300-100 one in 2, 4, 12 or 30 of its parameters, within 1 %.
 POWERS = {2: 0.277, 4: 0.555, HAN: 1.0, 30: 1.378}  # pruned: of the published shares

@@ -6,6 +6,12 @@ from torch import Tensor, nn
 from nn_backprop.models.classifier import Classifier
 from nn_backprop.models.mlp import MLP
 
+# The share of its weights that each layer keeps in Han et al. 2015, tables 3 and 4.
+KEPT = {
+    "LeNet-300-100": {"layers.0": 0.08, "layers.1": 0.09, "layers.2": 0.26},
+    "LeNet-5": {"conv1": 0.66, "conv2": 0.12, "hidden": 0.08, "output": 0.19},
+}
+
 
 def lenet_300_100() -> MLP:
     """784-300-100-10 with ReLUs: 266,610 weights and biases.
