@@ -8,13 +8,12 @@ What is compared, and what came out: results/cheap_weights/README.md.
 
 import math
 import random
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +23,8 @@ from nn_backprop import figures, studies
 from nn_backprop.layers.low_rank import LowRankLinear, break_even, cut_to_rank
 from nn_backprop.models import MLP, LeNet5, lenet_300_100
 from nn_backprop.models.counting import multiply_adds, multiply_adds_left, parameters
-from nn_backprop.models.lenet import KEPT
-from nn_backprop.models.without_zeros import in_sparse_rows, packed_bytes
+from nn_backprop.models.lenet import KEPT, POWERS, RANKS, WIDTHS
+from nn_backprop.models.without_zeros import in_sparse_rows, read_arrays, write_arrays
 from nn_backprop.studies import Claim, Row, Rows
 from nn_backprop.training import make_permanent, parameters_left, prune_smallest, shares_kept
 
@@ -34,10 +33,6 @@ CELL = ("network", "contestant", "factor", "lr", "decay", "seed")  # of a traini
 # Han et al. 2015: the test error in % before and after.
 PUBLISHED = {LENET: (1.64, 1.59), "LeNet-5": (0.80, 0.77)}
 HAN = 12
-# What leaves LeNet-300-100 one in 2, 4, 12 or 30 of its parameters, within 1 %.
-POWERS = {2: 0.277, 4: 0.555, HAN: 1.0, 30: 1.378}  # pruned: of the published shares
-RANKS = {2: (94,), 4: (44, 44), HAN: (14, 14), 30: (5, 5)}  # low rank: of the first layers
-WIDTHS = {2: (158, 53), 4: (82, 27), HAN: (27, 26), 30: (11, 11)}  # small dense
 # Epochs of the dense network; how often it is pruned, and the epochs after each time.
 PLANS = {LENET: (12, 4, 4), "LeNet-5": (6, 3, 2)}
 SMOKE_PLAN, SMOKE_FACTORS, BATCH = (2, 2, 1), (2, HAN), 128
@@ -71,8 +66,7 @@ class Job(NamedTuple):
 
     @property
     def file(self) -> Path:
-        name = "-".join(f"{of}" for of in self[: len(CELL)])
-        return self.folder / f"{name.replace(',', '').replace(' ', '-').lower()}.npz"
+        return self.folder / f"{'-'.join(map(str, self[: len(CELL)]))}.npz"
 
 
 def collect(run: studies.StudyRun, options: Options) -> None:
@@ -113,13 +107,15 @@ def train(job: Job) -> Row:
     """Trains a network, tests it and leaves it in its file; errors are shares, 0 to 1."""
     data = studies.load_data(job.options)
     first, prunings, retraining = SMOKE_PLAN if job.options.smoke else PLANS[job.network]
-    alone = {"dense": first, "small dense": first + prunings * retraining}.get(job.contestant)
-    stretches = [alone] if alone else [retraining] * prunings
-    start = None if alone else job._replace(contestant="dense", factor=1, lr=LR, decay=DECAY).file
+    own = {"dense": first, "small dense": first + prunings * retraining}.get(job.contestant)
     torch.manual_seed(job.seed)
-    model, done, seconds = made(*job[:3], start), 0 if alone else first, 0.0
+    if own:
+        model, stretches, done = made(*job[:3]), [own], 0
+    else:
+        dense = job._replace(contestant="dense", factor=1, lr=LR, decay=DECAY)
+        model, stretches, done = made(*job[:3], dense.file), [retraining] * prunings, first
     shares = KEPT[job.network] if job.contestant == "pruned" else {}
-    kept = {name: share ** POWERS[job.factor] for name, share in shares.items()}
+    kept, seconds = {name: share ** POWERS[job.factor] for name, share in shares.items()}, 0.0
     for epochs, keep in zip(stretches, shares_kept(kept, len(stretches)), strict=True):
         prune_smallest(model, keep)
         seconds += studies.train_network(
@@ -129,15 +125,13 @@ def train(job: Job) -> Row:
         done += epochs
     left = parameters_left(model)
     make_permanent(model)
-    arrays: dict[str, Any] = {name: x.numpy() for name, x in model.state_dict().items()}
-    np.savez_compressed(job.file, **arrays)
     image = data.batch(data.train[:1])[0]
     reached = studies.accuracies(model, data, ("validation", "test"))
     return {
         **dict(zip(CELL, job, strict=False)), "dataset": data.name, "epochs": done,
         "parameters": left, "multiply_adds": multiply_adds(model, image),
         "multiply_adds_left": multiply_adds_left(model, image),
-        "bytes": job.file.stat().st_size, "bytes_packed": packed_bytes(arrays),
+        **write_arrays(model, job.file),
         "validation_accuracy": reached["validation_accuracy"],
         "test_error": 1 - reached["test_accuracy"], "train_seconds": seconds,
     }  # fmt: skip
@@ -149,16 +143,10 @@ def made(network: str, contestant: str, factor: int, dense: Path | None = None) 
         return MLP((784, *WIDTHS[factor], 10))
     model = LeNet5() if network == "LeNet-5" else lenet_300_100()
     if dense is not None:
-        read(model, dense)
+        read_arrays(model, dense)
     if contestant == "low rank":
         cut_to_rank(model, {f"layers.{k}": rank for k, rank in enumerate(RANKS[factor])})
     return model
-
-
-def read(model: nn.Module, file: Path) -> None:
-    """Gives a model the numbers that `train` left in a file."""
-    with np.load(file) as arrays:
-        model.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays})
 
 
 # --- Time ---------------------------------------------------------------------------------------
@@ -170,7 +158,7 @@ def timings(jobs: Sequence[Job]) -> list[Row]:
     forward: dict[tuple[str, int], Callable[[Tensor], Tensor]] = {}
     for job in sorted(jobs, key=lambda job: job.factor):
         model = made(job.network, job.contestant, job.factor)
-        read(model, job.file)
+        read_arrays(model, job.file)
         if job.contestant == "pruned":
             forward[AS_IS, job.factor], forward[CSR, job.factor] = model, in_sparse_rows(model)
         elif job.contestant != "dense, longer":
@@ -221,18 +209,15 @@ def differences(rows: Rows) -> list[Claim]:
     by, found = rows.by("network", "contestant", "factor"), []
     for network, (before, after) in PUBLISHED.items():
         for other, published in (("dense", f"−{before - after:.2f}"), ("dense, longer", None)):
-            claim = f"{network}: test error pruned {HAN}× less that of “{other}”"
+            claim = f"{network}: test error pruned {HAN}× less that of “{other}”, percentage points"
             more = points(by[network, "pruned", HAN], by[network, other, 1])
-            found.append(
-                studies.between(f"{claim}, percentage points: 0 or less", published, more, high=0)
-            )
-    pruned, low_rank, small = (by[LENET, who, HAN] for who in REDUCED)
-    as_many = "“small dense” with as many parameters"
-    for name, own in (("pruned", pruned), ("low rank", low_rank)):
-        claim = f"{LENET}: test error of “{name}” {HAN}× less that of {as_many}, percentage points"
-        found.append(studies.between(f"{claim}: below 0", None, points(own, small), high=0))
-    claim = f"{LENET}: packed file of “pruned” {HAN}× as a multiple of that of {as_many}: 1 or less"
-    ratios = pruned.values("bytes_packed") / small.values("bytes_packed")
+            found.append(studies.between(f"{claim}: 0 or less", published, more, high=0))
+    small, as_many = by[LENET, "small dense", HAN], "that of “small dense” with as many parameters"
+    for who in ("pruned", "low rank"):
+        claim = f"{LENET}: test error of “{who}” {HAN}× less {as_many}, percentage points: below 0"
+        found.append(studies.between(claim, None, points(by[LENET, who, HAN], small), high=0))
+    ratios = by[LENET, "pruned", HAN].values("bytes_packed") / small.values("bytes_packed")
+    claim = f"{LENET}: packed file of “pruned” {HAN}× as a multiple of {as_many}: 1 or less"
     return [*found, studies.between(claim, None, ratios, high=1)]
 
 
@@ -279,8 +264,8 @@ def summary(rows: Rows) -> list[Row]:
             **less,
             "multiply-adds as run": f"{own.one('multiply_adds'):,}",
             "of weights left": f"{own.one('multiply_adds_left'):,}",
-            "file, kB": f"{statistics.fmean(own.values('bytes')) / 1000:.1f}",
-            "packed": f"{statistics.fmean(own.values('bytes_packed')) / 1000:.1f}",
+            "file, kB": f"{own.values('bytes').mean() / 1000:.1f}",
+            "packed": f"{own.values('bytes_packed').mean() / 1000:.1f}",
         })  # fmt: skip
     return lines
 
@@ -305,9 +290,7 @@ def picture(rows: Rows) -> figures.Figure:
         who: [figures.point(x, by[who, factor].values("test_error")) for factor, x in left.items()]
         for who in REDUCED
     }
-    dense = {
-        who: statistics.fmean(by[who, 1].values("test_error")) for who in ("dense", "dense, longer")
-    }
+    dense = {who: by[who, 1].values("test_error").mean() for who in ("dense", "dense, longer")}
     across, title = "parameters left, within 1 %", "Error: mean ± standard deviation"
     parts = [figures.Panel(title, across, "test error", errors, "xy", True, dense)]
     for batch in PASSES:
