@@ -43,89 +43,73 @@ def apart(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return ((torch.randperm(n) - n / 2 + 0.25) * 0.04).reshape(shape).to(dtype)
 
 
-def winners(*shape: int, k: float, training: bool = True) -> Callable:
+def winners(channels: int, k: float, training: bool = True) -> Callable[..., nn.Module]:
     """With handicaps of 1 and ½, after which the scores are still apart."""
 
-    def made(**to: Any) -> tuple[nn.Module, Tensor]:
-        layer = KWinners(shape[1], k, evaluation_factor=1.5, **to).train(training)
-        layer.duty_cycle.copy_(math.log(2) / 1.5 * torch.randint(2, (shape[1],)))
-        return layer, apart(*shape, **to)
+    def made(**to: Any) -> nn.Module:
+        layer = KWinners(channels, k, evaluation_factor=1.5, **to).train(training)
+        layer.duty_cycle.copy_(math.log(2) / 1.5 * torch.randint(2, (channels,)))
+        return layer
 
     return made
 
 
-def pruned(layer: Callable[..., nn.Module], *shape: int) -> Callable:
-    def made(**to: Any) -> tuple[nn.Module, Tensor]:
-        model = nn.Sequential(layer(**to))
-        for share in (0.5, 0.3):
-            prune_smallest(model, {"0": share})
-        return model[0], torch.randn(shape, **to)
-
-    return made
+def pruned(layer: nn.Module) -> nn.Module:
+    model = nn.Sequential(layer)
+    for share in (0.5, 0.3):
+        prune_smallest(model, {"0": share})
+    return model[0]
 
 
 def square(**to: Any) -> nn.Module:
     return nn.Linear(7, 7, bias=False, **to)
 
 
-def maps(**to: Any) -> tuple[Tensor, Tensor]:
-    return torch.randn(2, 3, 5, 7, **to), torch.randn(2, 2, 3, 4, **to)
-
-
 FIELDS = (3, 5, (7, 11), (2, 3), (2, 3), (1, 0))  # channels, image, kernel, stride, padding
 PATCHES = (3, 5, (11, 7), (2, 3), 1.7, (2, 1), (1, 0), (3, 2))  # the same, σ before, grid behind
-# Of each kind a first one, which the checker sees in the fast tests; then others.
-FIRST: dict[str, Callable[..., tuple[nn.Module, Any]]] = {
-    "low rank": lambda **to: (LowRankLinear(11, 7, 3, **to), torch.randn(5, 11, **to)),
-    "tied": lambda **to: (TiedStack(square(**to), 3, torch.tanh), torch.randn(5, 7, **to)),
-    "octave": lambda **to: (OctaveConv2d(5, 7, 3, 0.4, 0.6, **to), maps(**to)),
-    "local": lambda **to: (LocallyConnected2d(*FIELDS, **to), torch.randn(2, 3, 7, 11, **to)),
-    "features": lambda **to: (RandomFourierFeatures(3, 5, 1.7, **to), torch.randn(7, 3, **to)),
-    "patches": lambda **to: (
-        RandomFourierFeatures2d(*PATCHES, seed=3, **to),
-        torch.randn(2, 3, 11, 7, **to),
-    ),
-    "winners": winners(3, 5, 2, 7, k=0.3),
-    "pruned": pruned(lambda **to: nn.Linear(45, 13, **to), 5, 45),
+HIGH, LOW = (2, 3, 5, 7), (2, 2, 3, 4)
+# How a layer is made, and the shapes of its input. Of each kind first one that the checker sees in
+# the fast tests, too; then others.
+FIRST: dict[str, tuple[Callable[..., nn.Module], list[tuple[int, ...]]]] = {
+    "low rank": (lambda **to: LowRankLinear(11, 7, 3, **to), [(5, 11)]),
+    "tied": (lambda **to: TiedStack(square(**to), 3, torch.tanh), [(5, 7)]),
+    "octave": (lambda **to: OctaveConv2d(5, 7, 3, 0.4, 0.6, **to), [HIGH, LOW]),
+    "local": (lambda **to: LocallyConnected2d(*FIELDS, **to), [(2, 3, 7, 11)]),
+    "features": (lambda **to: RandomFourierFeatures(3, 5, 1.7, **to), [(7, 3)]),
+    "patches": (lambda **to: RandomFourierFeatures2d(*PATCHES, **to), [(2, 3, 11, 7)]),
+    "winners": (winners(5, 0.3), [(3, 5, 2, 7)]),
+    "pruned": (lambda **to: pruned(nn.Linear(45, 13, **to)), [(5, 45)]),
 }
 OTHERS = {
-    "low rank, of a layer": lambda **to: (
-        LowRankLinear.from_linear(nn.Linear(11, 7, False, **to), 3),
-        torch.randn(2, 5, 11, **to),
+    "low rank of a layer": (
+        lambda **to: LowRankLinear.from_linear(nn.Linear(11, 7, False, **to), 3), [(2, 5, 11)]
     ),
-    "untied": lambda **to: (
-        UntiedStack([square(**to) for _ in range(3)]),
-        torch.randn(5, 7, **to),
+    "untied": (lambda **to: UntiedStack([square(**to) for _ in range(3)]), [(5, 7)]),
+    "tied affine": (lambda **to: TiedStack(nn.Linear(7, 7, **to), 3, torch.relu), [(2, 5, 7)]),
+    "tied conv2d": (
+        lambda **to: TiedStack(nn.Conv2d(3, 3, (3, 5), padding=(1, 2), **to), 3, torch.tanh), [HIGH]
     ),
-    "tied, affine": lambda **to: (
-        TiedStack(nn.Linear(7, 7, **to), 3, torch.relu),
-        torch.randn(2, 5, 7, **to),
+    "tied, pruned": (lambda **to: TiedStack(pruned(square(**to)), 3, torch.tanh), [(5, 7)]),
+    "octave, first": (lambda **to: OctaveConv2d(5, 7, 3, 0, 0.6, **to), [(2, 5, 5, 7)]),
+    "octave, last": (lambda **to: OctaveConv2d(5, 7, 3, 0.4, 0, **to), [HIGH, LOW]),
+    "octave, plain": (lambda **to: OctaveConv2d(5, 7, 3, 0, 0, **to), [(2, 5, 5, 7)]),
+    "unit bias": (lambda **to: UnitBiasConv2d(*FIELDS, **to), [(2, 3, 7, 11)]),
+    "patches, gaussian": (
+        lambda **to: RandomFourierFeatures2d(1, 5, 13, 5, 1.7, 2, 0, 2, "gaussian", **to),
+        [(2, 1, 13, 13)],
     ),
-    "tied, conv2d": lambda **to: (
-        TiedStack(nn.Conv2d(3, 3, (3, 5), padding=(1, 2), **to), 3, torch.tanh),
-        torch.randn(2, 3, 5, 7, **to),
-    ),
-    "tied, pruned": lambda **to: (
-        TiedStack(pruned(square)(**to)[0], 3, torch.tanh),
-        torch.randn(5, 7, **to),
-    ),
-    **{
-        f"octave, {alphas}": lambda alphas=alphas, **to: (
-            OctaveConv2d(5, 7, 3, *alphas, **to),
-            maps(**to) if alphas[0] else torch.randn(2, 5, 5, 7, **to),
-        )
-        for alphas in ((0, 0.6), (0.4, 0), (0, 0))
-    },
-    "unit bias": lambda **to: (UnitBiasConv2d(*FIELDS, **to), torch.randn(2, 3, 7, 11, **to)),
-    "patches, gaussian": lambda **to: (
-        RandomFourierFeatures2d(1, 5, 13, 5, 1.7, 2, grid=2, pooling="gaussian", **to),
-        torch.randn(2, 1, 13, 13, **to),
-    ),
-    "winners, vectors": winners(5, 11, k=3),
-    "winners, evaluation": winners(3, 5, 2, 7, k=0.3, training=False),
-    "pruned, conv2d": pruned(lambda **to: nn.Conv2d(2, 5, (3, 5), **to), 2, 2, 5, 7),
-    "pruned, no bias": pruned(lambda **to: nn.Linear(13, 3, bias=False, **to), 5, 13),
-}
+    "winners, vectors": (winners(11, 3), [(5, 11)]),
+    "winners, evaluation": (winners(5, 0.3, training=False), [(3, 5, 2, 7)]),
+    "pruned conv2d": (lambda **to: pruned(nn.Conv2d(2, 5, (3, 5), **to)), [(2, 2, 5, 7)]),
+    "pruned, no bias": (lambda **to: pruned(nn.Linear(13, 3, bias=False, **to)), [(5, 13)]),
+}  # fmt: skip
+
+
+def made(kind: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, list[Tensor]]:
+    torch.manual_seed(0)
+    make, shapes = (FIRST | OTHERS)[kind]
+    draw = apart if "winners" in kind else torch.randn
+    return make(dtype=dtype), [draw(*shape, dtype=dtype) for shape in shapes]
 
 
 FEW = [(kind, torch.float64) for kind in FIRST]
@@ -135,9 +119,9 @@ EVERY = [*every(FIRST | OTHERS, DTYPES)]
 @pytest.mark.parametrize("cases", [FEW, pytest.param(EVERY, marks=pytest.mark.slow)])
 def test_the_gradients_pass_the_checker(cases):
     for kind, dtype in cases:
-        torch.manual_seed(0)
-        layer, x = (FIRST | OTHERS)[kind](dtype=dtype)
+        layer, inputs = made(kind, dtype)
         before = copy.deepcopy(dict(layer.state_dict()))
+        x = tuple(inputs) if len(inputs) > 1 else inputs[0]
         report = passes_the_checker(layer, x, second_order=True, case=(kind, dtype))
         assert names_checked(report) > {name for name, _ in layer.named_parameters()}, kind
         assert same(dict(layer.state_dict()), before), kind
@@ -159,12 +143,11 @@ def test_the_tape_has_autograds_gradients():
     def loss(z: Any, upstream: tuple[Tensor, ...]) -> Tensor:
         return sum(map(product, z if isinstance(z, tuple) else (z,), upstream))
 
-    for kind, make in (FIRST | OTHERS).items():
-        torch.manual_seed(0)
-        layer, x = make(dtype=torch.float64)
-        z = layer(x)  # after which k winners do not count
-        inputs, outputs = (each if isinstance(each, tuple) else (each,) for each in (x, z))
-        model, upstream = Scaled(layer.eval(), inputs), tuple(map(torch.randn_like, outputs))
+    for kind in FIRST | OTHERS:
+        layer, inputs = made(kind)
+        model = Scaled(layer.eval(), inputs)
+        z = model(inputs)
+        upstream = tuple(map(torch.randn_like, z if isinstance(z, tuple) else (z,)))
         grads = same_gradients(model, loss, inputs, upstream, kind, rtol=1e-12)
         assert all(grad.any() for grad in grads.values()), kind
 
@@ -191,14 +174,14 @@ def test_the_checker_refuses_what_people_get_wrong():
             frozen = copy.deepcopy(self.layer).requires_grad_(False)
             return UntiedStack([*[frozen] * (self.depth - 1), self.layer], self.activation)(u)
 
-    stack, u = FIRST["tied"](dtype=torch.float64)
+    stack, u = made("tied")
     image, weight = torch.randn(2, 3, 5, 7).double(), torch.randn(4, 5, 2, 3, 2, 3).double()
     x, boost = apart(5, 11), torch.full((11,), 2.0, dtype=torch.float64)
     for wrong, inputs, reference in (
         (Mean, (image, weight), locally_connected2d),
         (lambda x: Straight.apply(x, 3, boost), (x,), None),
         (lambda x: Boosted.apply(x, 3, boost), (x,), None),
-        (Forgetful(stack.layer, 3, torch.tanh), (u,), stack),
+        (Forgetful(stack.layer, 3, torch.tanh), u, stack),
     ):
         assert check_gradients(wrong, *inputs, reference=reference).verdict == "fail", wrong
 
@@ -296,7 +279,7 @@ def test_inputs_that_do_not_fit_are_named():
         said = f"the layer makes {made_of_it} of {shape}: a layer of a stack must keep the shape"
         for stack in (TiedStack(layer, 2), UntiedStack([nn.Identity(), layer])):
             assert refuses("", stack, torch.randn(shape)) == said
-    octave, (high, low) = OctaveConv2d(5, 7, 3, 0.4, 0.6), maps()
+    octave, (high, low) = OctaveConv2d(5, 7, 3, 0.4, 0.6), map(torch.randn, (HIGH, LOW))
     for x in ((), [], "high", ("high", "low"), (high, None), None, (high, low, low), high, (high,),
               (low, high), (high, low[..., :3]), (high[0], low[0]), (high, low[:1])):  # fmt: skip
         refuses(r"takes a pair of \(N, 3, H, W\) and \(N, 2, ⌈H/2⌉", octave, x)
