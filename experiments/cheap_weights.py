@@ -256,7 +256,7 @@ def summary(rows: Rows) -> list[Row]:
                 cell = studies.mean_sd(points(own, groups[rival, at]), "+") if both else "–"
                 less[f"less that of “{rival}”, points"] = cell
         lines.append({
-            "network": named(contestant, factor),
+            "network": f"{contestant} {factor}×" if factor > 1 else contestant,
             "rate, decay": f"{own.one('lr'):g}, {own.one('decay'):g}",
             "epochs": own.one("epochs"),
             "parameters": f"{own.one('parameters'):,}",
@@ -274,7 +274,7 @@ def times(timed: Rows) -> list[Row]:
     """A line for each network that was timed."""
     lines = []
     for (who, factor), own in timed.by("timed", "factor").items():
-        line = {"network": named(who, factor)}
+        line = {"network": f"{who} {factor}×" if factor > 1 else who}
         for batch, found in own.by("batch").items():
             line[f"batch of {batch}, µs"] = f"{1e6 * np.median(found.values('seconds')):.0f}"
             line[f"batch of {batch}, ratio"] = studies.quartiles(found.values("ratio"))
@@ -304,10 +304,6 @@ def picture(rows: Rows) -> figures.Figure:
         parts.append(figures.Panel(title, across, time, ratios, "xy", levels={"dense": 1.0}))
     data = by["dense", 1].one("dataset")
     return figures.side_by_side(parts, f"{LENET} on {data}: 266,610 parameters made fewer")
-
-
-def named(who: str, factor: int) -> str:
-    return f"{who} {factor}×" if factor > 1 else who
 
 
 def points(one: Rows, other: Rows) -> np.ndarray:

@@ -24,7 +24,7 @@ from nn_backprop.engines import autograd
 from nn_backprop.layers import OctaveConv2d
 from nn_backprop.layers.octave import cost_ratio, memory_ratio
 from nn_backprop.models import OctaveCNN
-from nn_backprop.models.counting import multiply_adds, parameters
+from nn_backprop.models.counting import multiply_adds, parameters, watched
 from nn_backprop.studies import Claim, Row, Rows
 from nn_backprop.training import make_optimizer
 
@@ -102,11 +102,8 @@ def numbers(model: OctaveCNN, image: Tensor) -> tuple[Any, int, int]:
         handed.append(inputs[0])
         made.append(sum(maps.numel() for maps in own))
 
-    layers = (model.conv1, model.conv2, model.conv3)
-    handles = [layer.register_forward_hook(look) for layer in layers]
-    model(image)
-    for handle in handles:
-        handle.remove()
+    with watched((model.conv1, model.conv2, model.conv3), look):
+        model(image)
     return handed[1], made[1], sum(made)
 
 
