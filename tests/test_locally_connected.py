@@ -5,10 +5,10 @@ import re
 
 import torch
 import torch.nn.functional as F
-from properties import naming, product, refuses
+from properties import naming, refuses
 from torch.testing import assert_close
 
-from nn_backprop import backprop, models, rules
+from nn_backprop import models, rules
 from nn_backprop.layers import LocallyConnected2d, UnitBiasConv2d
 from nn_backprop.models import counting
 from nn_backprop.rules.locally_connected import locally_connected2d, locally_connected2d_forward
@@ -41,13 +41,6 @@ def test_with_equal_weights_everywhere_it_is_a_convolution():
             assert_close(own, z)
             assert_close(grad_own.sum((0, 1)), grad_shared, rtol=1e-12, atol=1e-12)
             assert_close(grad_x_own, grad_x, rtol=1e-12, atol=1e-12)
-
-
-def test_backprop_names_the_gradients_of_a_layer():
-    layer, image = LocallyConnected2d(2, 3, 5, 3), torch.randn(2, 2, 5, 5)
-    _, grads = backprop(layer, product, image, torch.randn(2, 3, 3, 3))
-    shapes = {name: grad.shape for name, grad in grads.items()}
-    assert shapes == {"weight": (3, 3, 3, 2, 3, 3), "bias": (3, 3, 3)}
 
 
 # --- counts ---

@@ -4,7 +4,7 @@ from itertools import pairwise
 from itertools import product as every
 
 import torch
-from properties import naming, product, same, same_gradients
+from properties import naming, same, same_gradients
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -39,42 +39,28 @@ def test_the_stack_is_its_equations():
             assert_close([stack(u), stack.untied()(u)], [h, h])
 
 
-def test_it_is_torchs_recurrent_network_with_an_input_that_stands_still():
-    """From h = 0, its first step is our φ(u), so it takes one step more."""
-    for name in ("tanh", "relu"):
-        torch.manual_seed(0)
-        rnn = nn.RNN(5, 7, nonlinearity=name, batch_first=True, dtype=torch.float64)
-        layer = nn.Linear(7, 7, bias=False, dtype=torch.float64)
-        layer.weight.data.copy_(rnn.weight_hh_l0)
-        stack, x = TiedStack(layer, DEPTH, getattr(torch, name)), torch.randn(11, 5).double()
-        h, _ = rnn(x[:, None].expand(-1, DEPTH + 1, -1))
-        u = x @ rnn.weight_ih_l0.T + rnn.bias_ih_l0 + rnn.bias_hh_l0
-        upstream = torch.randn(11, 7).double()
-        product(h[:, -1], upstream).backward()
-        product(stack(u.detach()), upstream).backward()
-        with naming(name):
-            assert_close(stack(u), h[:, -1])
-            assert_close(layer.weight.grad, rnn.weight_hh_l0.grad)
-
-
 # --- gradients ---
 
 
 def test_the_tied_gradient_is_the_sum_of_the_untied_ones():
     for layer, activation in every(LAYERS, SLOPES):
         stack, u = made(layer, activation)
-        untied, upstream = stack.untied(), torch.randn_like(u)
-        grad_u, grads = [], []
-        for each in (stack, untied):
-            v = u.clone().requires_grad_()
-            case = (layer, activation, type(each))
-            grads.append(same_gradients(each, product, v, upstream, case, rtol=1e-12))
-            grad_u.append(v.grad)
-        assert_close(*grad_u, rtol=1e-12, atol=1e-12)
-        for name, _ in stack.layer.named_parameters():
-            steps = [grads[1][f"layers.{t}.{name}"] for t in range(DEPTH)]
-            assert all(not torch.allclose(a, b) for a, b in pairwise(steps))
-            assert_close(grads[0][f"layer.{name}"], sum(steps), rtol=1e-12, atol=1e-12)
+        untied, upstream, v = stack.untied(), torch.randn_like(u), u.requires_grad_()
+        grad_u, grads = zip(
+            *(gradients(each, v, upstream) for each in (stack, untied)), strict=True
+        )
+        with naming((layer, activation)):
+            assert_close(*grad_u, rtol=1e-12, atol=1e-12)
+            for name, _ in stack.layer.named_parameters():
+                steps = [grads[1][f"layers.{t}.{name}"] for t in range(DEPTH)]
+                assert all(not torch.allclose(a, b) for a, b in pairwise(steps))
+                assert_close(grads[0][f"layer.{name}"], sum(steps), rtol=1e-12, atol=1e-12)
+
+
+def gradients(stack: nn.Module, u: Tensor, upstream: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    names, parameters = zip(*stack.named_parameters(), strict=True)
+    grad_u, *grads = torch.autograd.grad(stack(u), (u, *parameters), upstream)
+    return grad_u, dict(zip(names, grads, strict=True))
 
 
 def by_the_docstring(W: Tensor, u: Tensor, depth: int, phi, slope, grad_h: Tensor):
@@ -98,11 +84,11 @@ def test_the_gradients_are_those_of_the_derivation():
         stack, u = made("linear", activation, depth)
         grad_h, W = torch.randn_like(u), stack.layer.weight.detach()
         grad_W, grad_u, steps = by_the_docstring(W, u, depth, activation, slope, grad_h)
-        v, untied = u.clone().requires_grad_(), stack.untied()
-        product(stack(v), grad_h).backward()
-        product(untied(u), grad_h).backward()
-        found = [v.grad, stack.layer.weight.grad, *(layer.weight.grad for layer in untied.layers)]
-        wanted = [grad_u, grad_W, *(steps[t] for t in range(1, depth + 1))]
+        u.requires_grad_()
+        found_u, found = gradients(stack, u, grad_h)
+        untied_u, untied = gradients(stack.untied(), u, grad_h)
+        found = [found_u, untied_u, *found.values(), *untied.values()]
+        wanted = [grad_u, grad_u, grad_W, *(steps[t] for t in range(1, depth + 1))]
         assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
