@@ -146,6 +146,7 @@ def test_the_product_is_the_gaussian_kernel_within_its_derived_deviation():
         assert abs(float(product.sum()) - k) < 4 * deviation
         # the deviation itself, from that of the D terms
         assert float(product.std()) * math.sqrt(D) == pytest.approx(deviation, rel=0.02)
+    assert 0 <= layer.bias.min() < 0.01 and 6.27 < layer.bias.max() <= 2 * math.pi
 
 
 def test_the_numbers_are_those_of_the_seed_in_every_type():

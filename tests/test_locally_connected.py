@@ -46,7 +46,8 @@ def test_with_equal_weights_everywhere_it_is_a_convolution():
 # --- counts ---
 
 
-def test_weights_and_links_are_as_many_as_the_formulas_say():
+def test_weights_and_links_are_as_many_as_the_formulas_say_and_start_within_bounds():
+    torch.manual_seed(0)
     for size, *fields in GEOMETRIES:
         local, shared = (kind(3, 5, size, *fields) for kind in (LocallyConnected2d, UnitBiasConv2d))
         image = torch.randn(1, 3, *size)
@@ -60,6 +61,9 @@ def test_weights_and_links_are_as_many_as_the_formulas_say():
             assert counting.links(local, image) == counting.links(shared, image) == links
             assert counting.parameters(local) == links
             assert counting.parameters(shared) == 5 * 3 * P * Q + units
+            for parameter in (*local.parameters(), *shared.parameters()):  # uniform in ±1/√fan-in
+                low, high = (x * (3 * P * Q) ** 0.5 for x in parameter.aminmax())
+                assert -1 <= low < -0.7 and 0.7 < high <= 1
 
 
 def test_the_counts_of_1989():
