@@ -30,6 +30,7 @@ def test_with_equal_weights_everywhere_it_is_a_convolution():
         with torch.no_grad():
             layer.weight.copy_(shared.expand_as(layer.weight))
             layer.bias.copy_(bias[:, None, None].expand_as(layer.bias))
+        units = UnitBiasConv2d(3, 5, size, kernel, stride, padding).double()
         z, saved = conv.forward(image, shared, None, stride, padding)
         own, saved_own = local.forward(image, shared.expand_as(layer.weight), None, stride, padding)
         grad_z, needs = torch.randn_like(z), (True, True, False)
@@ -39,6 +40,8 @@ def test_with_equal_weights_everywhere_it_is_a_convolution():
             assert_close(layer(image), F.conv2d(image, shared, bias, stride, padding))
             assert_close(layer(image[0]), layer(image)[0])
             assert_close(own, z)
+            expected = F.conv2d(image, units.weight, None, stride, padding) + units.bias
+            assert_close(units(image), expected)
             assert_close(grad_own.sum((0, 1)), grad_shared, rtol=1e-12, atol=1e-12)
             assert_close(grad_x_own, grad_x, rtol=1e-12, atol=1e-12)
 
