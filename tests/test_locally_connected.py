@@ -113,8 +113,9 @@ def test_the_start_is_within_its_bounds():
                 assert 0 < parameter.abs().max() <= 2.4 / (weight.numel() + 1)
 
 
-def test_the_loss_of_1989_is_a_sum_of_squares():
-    model = models.NETS["net1"]()
+def test_the_units_of_1989_and_their_loss():
+    model, x = models.NETS["net1"](), torch.rand(5, 1, 16, 16)
+    assert_close(model(x), 1.7159 * torch.tanh(2 / 3 * model.layers[0](x.flatten(1))))
     output = torch.full((2, 10), -1.0)
     output[0, 3] = 0.5
     # example 0, class 3: 0.25; example 1, class 7: (−1 − 1)²
