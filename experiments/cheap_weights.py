@@ -8,13 +8,12 @@ What is compared, and what came out: results/cheap_weights/README.md.
 
 import math
 import random
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,23 +23,16 @@ from nn_backprop import figures, studies
 from nn_backprop.layers.low_rank import LowRankLinear, break_even, cut_to_rank
 from nn_backprop.models import MLP, LeNet5, lenet_300_100
 from nn_backprop.models.counting import multiply_adds, multiply_adds_left, parameters
-from nn_backprop.models.without_zeros import in_sparse_rows, packed_bytes
+from nn_backprop.models.lenet import KEPT, POWERS, RANKS, WIDTHS
+from nn_backprop.models.without_zeros import in_sparse_rows, read_arrays, write_arrays
 from nn_backprop.studies import Claim, Row, Rows
 from nn_backprop.training import make_permanent, parameters_left, prune_smallest, shares_kept
 
-LENET = "LeNet-300-100"
+LENET, REDUCED = "LeNet-300-100", ("pruned", "low rank", "small dense")
 CELL = ("network", "contestant", "factor", "lr", "decay", "seed")  # of a training
-# Han et al. 2015: the test error in % before and after, and the share that each layer keeps.
+# Han et al. 2015: the test error in % before and after.
 PUBLISHED = {LENET: (1.64, 1.59), "LeNet-5": (0.80, 0.77)}
-KEPT = {
-    LENET: {"layers.0": 0.08, "layers.1": 0.09, "layers.2": 0.26},
-    "LeNet-5": {"conv1": 0.66, "conv2": 0.12, "hidden": 0.08, "output": 0.19},
-}
 HAN = 12
-# What leaves LeNet-300-100 one in 2, 4, 12 or 30 of its parameters, within 1 %.
-POWERS = {2: 0.277, 4: 0.555, HAN: 1.0, 30: 1.378}  # pruned: of the published shares
-RANKS = {2: (94,), 4: (44, 44), HAN: (14, 14), 30: (5, 5)}  # low rank: of the first layers
-WIDTHS = {2: (158, 53), 4: (82, 27), HAN: (27, 26), 30: (11, 11)}  # small dense
 # Epochs of the dense network; how often it is pruned, and the epochs after each time.
 PLANS = {LENET: (12, 4, 4), "LeNet-5": (6, 3, 2)}
 SMOKE_PLAN, SMOKE_FACTORS, BATCH = (2, 2, 1), (2, HAN), 128
@@ -74,8 +66,7 @@ class Job(NamedTuple):
 
     @property
     def file(self) -> Path:
-        name = "-".join(f"{of}" for of in self[: len(CELL)])
-        return self.folder / f"{name.replace(',', '').replace(' ', '-').lower()}.npz"
+        return self.folder / f"{'-'.join(map(str, self[: len(CELL)]))}.npz"
 
 
 def collect(run: studies.StudyRun, options: Options) -> None:
@@ -84,9 +75,9 @@ def collect(run: studies.StudyRun, options: Options) -> None:
     folder.mkdir()
     factors = SMOKE_FACTORS if options.smoke else tuple(POWERS)
     dense = [("LeNet-5", "dense", 1), (LENET, "dense", 1)]
-    others = [("LeNet-5", "pruned", HAN), ("LeNet-5", "dense, longer", 1)]
-    others += [(LENET, "dense, longer", 1)]
-    others += [(LENET, who, at) for who in ("pruned", "low rank", "small dense") for at in factors]
+    others = [("LeNet-5", "pruned", HAN)]
+    others += [(network, "dense, longer", 1) for network in PUBLISHED]
+    others += [(LENET, who, factor) for who in REDUCED for factor in factors]
     tag = "{network}/{contestant} {factor}"
     for contestants in (dense, others):  # one after the other: these start from those
         jobs = [
@@ -97,8 +88,8 @@ def collect(run: studies.StudyRun, options: Options) -> None:
         ]
         run.train_all(train, jobs, lambda row: {tag.format(**row): row["validation_accuracy"]})
     first = best(Rows(run.rows)).where(seed=0, network=LENET)
-    cells = ({key: row[key] for key in CELL} for row in first)
-    run.add(timings([Job(**cell, folder=folder, options=options) for cell in cells]))
+    timed = [Job(**{k: row[k] for k in CELL}, folder=folder, options=options) for row in first]
+    run.add(timings(timed))
 
 
 def settings(network: str, contestant: str, options: Options) -> list[tuple[float, float]]:
@@ -116,13 +107,15 @@ def train(job: Job) -> Row:
     """Trains a network, tests it and leaves it in its file; errors are shares, 0 to 1."""
     data = studies.load_data(job.options)
     first, prunings, retraining = SMOKE_PLAN if job.options.smoke else PLANS[job.network]
-    alone = {"dense": first, "small dense": first + prunings * retraining}.get(job.contestant)
-    stretches = [alone] if alone else [retraining] * prunings
-    start = None if alone else job._replace(contestant="dense", factor=1, lr=LR, decay=DECAY).file
+    own = {"dense": first, "small dense": first + prunings * retraining}.get(job.contestant)
     torch.manual_seed(job.seed)
-    model, done, seconds = made(*job[:3], start), 0 if alone else first, 0.0
+    if own:
+        model, stretches, done = made(*job[:3]), [own], 0
+    else:
+        dense = job._replace(contestant="dense", factor=1, lr=LR, decay=DECAY)
+        model, stretches, done = made(*job[:3], dense.file), [retraining] * prunings, first
     shares = KEPT[job.network] if job.contestant == "pruned" else {}
-    kept = {name: share ** POWERS[job.factor] for name, share in shares.items()}
+    kept, seconds = {name: share ** POWERS[job.factor] for name, share in shares.items()}, 0.0
     for epochs, keep in zip(stretches, shares_kept(kept, len(stretches)), strict=True):
         prune_smallest(model, keep)
         seconds += studies.train_network(
@@ -132,15 +125,13 @@ def train(job: Job) -> Row:
         done += epochs
     left = parameters_left(model)
     make_permanent(model)
-    arrays: dict[str, Any] = {name: x.numpy() for name, x in model.state_dict().items()}
-    np.savez_compressed(job.file, **arrays)
     image = data.batch(data.train[:1])[0]
     reached = studies.accuracies(model, data, ("validation", "test"))
     return {
         **dict(zip(CELL, job, strict=False)), "dataset": data.name, "epochs": done,
         "parameters": left, "multiply_adds": multiply_adds(model, image),
         "multiply_adds_left": multiply_adds_left(model, image),
-        "bytes": job.file.stat().st_size, "bytes_packed": packed_bytes(arrays),
+        **write_arrays(model, job.file),
         "validation_accuracy": reached["validation_accuracy"],
         "test_error": 1 - reached["test_accuracy"], "train_seconds": seconds,
     }  # fmt: skip
@@ -152,16 +143,10 @@ def made(network: str, contestant: str, factor: int, dense: Path | None = None) 
         return MLP((784, *WIDTHS[factor], 10))
     model = LeNet5() if network == "LeNet-5" else lenet_300_100()
     if dense is not None:
-        read(model, dense)
+        read_arrays(model, dense)
     if contestant == "low rank":
         cut_to_rank(model, {f"layers.{k}": rank for k, rank in enumerate(RANKS[factor])})
     return model
-
-
-def read(model: nn.Module, file: Path) -> None:
-    """Gives a model the numbers that `train` left in a file."""
-    with np.load(file) as arrays:
-        model.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays})
 
 
 # --- Time ---------------------------------------------------------------------------------------
@@ -172,8 +157,8 @@ def timings(jobs: Sequence[Job]) -> list[Row]:
     """Forward passes of one seed's networks on one thread, and their ratios in a round."""
     forward: dict[tuple[str, int], Callable[[Tensor], Tensor]] = {}
     for job in sorted(jobs, key=lambda job: job.factor):
-        model = made(job.network, job.contestant, job.factor).eval()
-        read(model, job.file)
+        model = made(job.network, job.contestant, job.factor)
+        read_arrays(model, job.file)
         if job.contestant == "pruned":
             forward[AS_IS, job.factor], forward[CSR, job.factor] = model, in_sparse_rows(model)
         elif job.contestant != "dense, longer":
@@ -183,11 +168,9 @@ def timings(jobs: Sequence[Job]) -> list[Row]:
         images = torch.randn(batch, 1, 28, 28)
         work = {who: partial(run, images) for who, run in forward.items()}
         rounds = studies.timed_rounds(work, ("dense", 1), jobs[0].options.rounds, passes, order)
-        rows += [
-            {"timed": timed, "factor": factor, "batch": batch, "round": number,
-             "seconds": seconds, "ratio": ratio}
-            for (timed, factor), number, seconds, ratio in rounds
-        ]  # fmt: skip
+        for (who, factor), number, seconds, ratio in rounds:
+            rows.append({"timed": who, "factor": factor, "batch": batch, "round": number,
+                         "seconds": seconds, "ratio": ratio})  # fmt: skip
     return rows
 
 
@@ -213,10 +196,11 @@ def counts() -> list[Claim]:
             layer = LowRankLinear(m, n, rank, bias=False, device="meta")
             saves = [parameters(layer) < m * n, multiply_adds(layer, x) < m * n]
             wrong += saves != [rank < bound] * 2
-        found.append(studies.counted(
+        claim = (
             f"{m} × {n}: a product saves weights and multiply-adds if and only if its rank is "
-            f"below mn/(m + n) = {bound:.2f}; ranks that contradict", 0, wrong, 0, 0,
-        ))  # fmt: skip
+            f"below mn/(m + n) = {bound:.2f}; ranks that contradict"
+        )
+        found.append(studies.counted(claim, 0, wrong, 0, 0))
     return found
 
 
@@ -225,37 +209,29 @@ def differences(rows: Rows) -> list[Claim]:
     by, found = rows.by("network", "contestant", "factor"), []
     for network, (before, after) in PUBLISHED.items():
         for other, published in (("dense", f"−{before - after:.2f}"), ("dense, longer", None)):
+            claim = f"{network}: test error pruned {HAN}× less that of “{other}”, percentage points"
             more = points(by[network, "pruned", HAN], by[network, other, 1])
-            found.append(studies.between(
-                f"{network}: test error pruned {HAN}× less that of “{other}”, percentage points: "
-                "0 or less", published, more, high=0,
-            ))  # fmt: skip
-    small = by[LENET, "small dense", HAN]
-    for contestant in ("pruned", "low rank"):
-        found.append(studies.between(
-            f"{LENET}: test error of “{contestant}” {HAN}× less that of “small dense” with as many "
-            "parameters, percentage points: below 0", None,
-            points(by[LENET, contestant, HAN], small), high=0,
-        ))  # fmt: skip
+            found.append(studies.between(f"{claim}: 0 or less", published, more, high=0))
+    small, as_many = by[LENET, "small dense", HAN], "that of “small dense” with as many parameters"
+    for who in ("pruned", "low rank"):
+        claim = f"{LENET}: test error of “{who}” {HAN}× less {as_many}, percentage points: below 0"
+        found.append(studies.between(claim, None, points(by[LENET, who, HAN], small), high=0))
     ratios = by[LENET, "pruned", HAN].values("bytes_packed") / small.values("bytes_packed")
-    claim = f"{LENET}: packed file of “pruned” {HAN}× as a multiple of that of “small dense” with "
-    return [*found, studies.between(f"{claim}as many parameters: 1 or less", None, ratios, high=1)]
+    claim = f"{LENET}: packed file of “pruned” {HAN}× as a multiple of {as_many}: 1 or less"
+    return [*found, studies.between(claim, None, ratios, high=1)]
 
 
 def faster(timed: Rows) -> list[Claim]:
     """What the timings found, in ratios of each round."""
-    below = -math.inf, 1, "below 1: faster"
-    bars = {AS_IS: (BAR, math.inf, f"{BAR} or more (our bar): not faster"), CSR: below,
-            "low rank": below}  # fmt: skip
-    return [
-        studies.median_between(
-            f"batch of {batch}, “{who}” {HAN}×: median of a forward pass's time as a multiple of "
-            f"the dense network's: {bar}", None,
-            timed.where(timed=who, factor=HAN, batch=batch).values("ratio"), low, high,
-        )
-        for batch in PASSES
-        for who, (low, high, bar) in bars.items()
-    ]  # fmt: skip
+    found, below = [], (-math.inf, 1, "below 1: faster")
+    not_faster = (BAR, math.inf, f"{BAR} or more (our bar): not faster")
+    for batch in PASSES:
+        for who, (low, high, bar) in {AS_IS: not_faster, CSR: below, "low rank": below}.items():
+            claim = f"batch of {batch}, “{who}” {HAN}×: median of a forward pass's time"
+            claim = f"{claim} as a multiple of the dense network's: {bar}"
+            ratios = timed.where(timed=who, factor=HAN, batch=batch).values("ratio")
+            found.append(studies.median_between(claim, None, ratios, low, high))
+    return found
 
 
 def tables(rows: Rows) -> dict[str, studies.Table]:
@@ -273,23 +249,23 @@ def summary(rows: Rows) -> list[Row]:
     """A line for each contestant of a network."""
     groups, lines = rows.by("contestant", "factor"), []
     for contestant, factor in sorted(groups, key=lambda at: at[1]):
-        own, held = groups[contestant, factor], {}
+        own, less = groups[contestant, factor], {}
         for rival, at in (("dense", 1), ("small dense", factor)):
             if rival in rows.by("contestant"):
                 both = (rival, at) in groups and rival != contestant
-                less = studies.mean_sd(points(own, groups[rival, at]), "+") if both else "–"
-                held[f"less that of “{rival}”, points"] = less
+                cell = studies.mean_sd(points(own, groups[rival, at]), "+") if both else "–"
+                less[f"less that of “{rival}”, points"] = cell
         lines.append({
             "network": f"{contestant} {factor}×" if factor > 1 else contestant,
             "rate, decay": f"{own.one('lr'):g}, {own.one('decay'):g}",
             "epochs": own.one("epochs"),
             "parameters": f"{own.one('parameters'):,}",
             "test error, %": studies.mean_sd(own.values("test_error", 100)),
-            **held,
+            **less,
             "multiply-adds as run": f"{own.one('multiply_adds'):,}",
             "of weights left": f"{own.one('multiply_adds_left'):,}",
-            "file, kB": f"{statistics.fmean(own.values('bytes')) / 1000:.1f}",
-            "packed": f"{statistics.fmean(own.values('bytes_packed')) / 1000:.1f}",
+            "file, kB": f"{own.values('bytes').mean() / 1000:.1f}",
+            "packed": f"{own.values('bytes_packed').mean() / 1000:.1f}",
         })  # fmt: skip
     return lines
 
@@ -310,15 +286,12 @@ def picture(rows: Rows) -> figures.Figure:
     by = best(rows).where(network=LENET).by("contestant", "factor")
     timed = rows.having("round").by("batch", "timed", "factor")
     left = {factor: own.one("parameters") for (who, factor), own in by.items() if who == "pruned"}
-    across, time = "parameters left, within 1 %", "time of a forward pass, of the dense one's"
     errors = {
         who: [figures.point(x, by[who, factor].values("test_error")) for factor, x in left.items()]
-        for who in ("pruned", "low rank", "small dense")
+        for who in REDUCED
     }
-    dense = {
-        who: statistics.fmean(by[who, 1].values("test_error")) for who in ("dense", "dense, longer")
-    }
-    title = "Error: mean ± standard deviation"
+    dense = {who: by[who, 1].values("test_error").mean() for who in ("dense", "dense, longer")}
+    across, title = "parameters left, within 1 %", "Error: mean ± standard deviation"
     parts = [figures.Panel(title, across, "test error", errors, "xy", True, dense)]
     for batch in PASSES:
         title = f"{batch} image{'s' * (batch > 1)}: median ± ½ interquartile range"
@@ -327,6 +300,7 @@ def picture(rows: Rows) -> figures.Figure:
                   for factor, x in left.items()]
             for who in (AS_IS, CSR, "low rank", "small dense")
         }  # fmt: skip
+        time = "time of a forward pass, of the dense one's"
         parts.append(figures.Panel(title, across, time, ratios, "xy", levels={"dense": 1.0}))
     data = by["dense", 1].one("dataset")
     return figures.side_by_side(parts, f"{LENET} on {data}: 266,610 parameters made fewer")

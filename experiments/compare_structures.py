@@ -29,15 +29,16 @@ from nn_backprop.models import (
     tied_network,
 )
 from nn_backprop.models.counting import multiply_adds, multiply_adds_left
+from nn_backprop.models.lenet import KEPT
 from nn_backprop.studies import Claim, Row, Rows
 from nn_backprop.training import parameters_left, prune_smallest, shares_kept
 
 BUDGET = 20_000  # parameters
 BATCH = 128
 RANKS = {"layers.0": 14, "layers.1": 8}  # of LeNet-300-100
-# The shares of its weights that Han et al. 2015, table 3, keep, times what the budget leaves of
-# them: 19,577 weights and 410 biases.
-KEPT = {f"layers.{k}": 0.899 * share for k, share in enumerate((0.08, 0.09, 0.26))}
+# Of the shares of its weights that Han et al. keep, what the budget leaves: 19,577 weights; and 410
+# biases.
+LEFT = {name: 0.899 * share for name, share in KEPT["LeNet-300-100"].items()}
 ROUNDS = 3
 RATES = (0.5, 1.0, 2.0)  # times a structure's own
 PLAIN = "plain"
@@ -132,7 +133,7 @@ def train(job: Job) -> Row:
             cut_to_rank(model, RANKS)
             train_on(model, data, job.lr / 3, left, job.seed + 1_000)
         else:
-            for done, kept in enumerate(shares_kept(KEPT, ROUNDS)):
+            for done, kept in enumerate(shares_kept(LEFT, ROUNDS)):
                 prune_smallest(model, kept)
                 epochs = left // ROUNDS + (done >= ROUNDS - left % ROUNDS)
                 if epochs:

@@ -104,10 +104,12 @@ def train(job: Job) -> Row:
         "test": evaluate(model, data, data.test).accuracy,
     }  # fmt: skip
     for pixels in job.shifts:
-        moves = ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels))
-        moved = [moved_test_images(data, down, right) for down, right in moves]
+        moved = (
+            replace(data, images=shift(data.images, down, right))
+            for down, right in ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels))
+        )
         row[f"shift {pixels}"] = statistics.fmean(
-            evaluate(model, images, images.test).accuracy for images in moved
+            evaluate(model, images, data.test).accuracy for images in moved
         )
     return row
 
@@ -141,13 +143,6 @@ def as_in_1989(data: ImageData, seed: int) -> ImageData:
         data, images=images.flatten(0, 1), labels=labels,
         train=torch.cat(train), validation=torch.zeros(0, dtype=torch.int64), test=torch.cat(test),
     )  # fmt: skip
-
-
-def moved_test_images(data: ImageData, down: int, right: int) -> ImageData:
-    images = shift(data.images[data.test], down, right)
-    return replace(
-        data, images=images, labels=data.labels[data.test], test=torch.arange(len(images))
-    )
 
 
 # --- What the rows come to ----------------------------------------------------------------------

@@ -13,12 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from nn_backprop import figures, studies
 from nn_backprop.models import StackNetwork, tied_network, untied_network
-from nn_backprop.models.counting import multiply_adds, parameters
+from nn_backprop.models.counting import kept_bytes, multiply_adds, parameters
 from nn_backprop.studies import Claim, Row, Rows
 
 DEPTHS = (1, 2, 4, 8, 16)
@@ -73,6 +71,7 @@ def train(job: Job) -> Row:
     trained = studies.train_network(
         model, data, lr=job.lr, epochs=epochs, batch_size=BATCH, seed=job.seed
     )
+    inputs, targets = data.batch(data.train[:BATCH])
     return {
         "tied": job.tied,
         "depth": job.depth,
@@ -82,9 +81,9 @@ def train(job: Job) -> Row:
         "epochs": epochs,
         "lr": job.lr,
         "parameters": parameters(model),
-        "multiply_adds": multiply_adds(model, data.batch(data.train[:1])[0]),
+        "multiply_adds": multiply_adds(model, inputs[:1]),
         "trained_bytes": trained_bytes(model, trained.optimizer),
-        "kept_bytes": kept_bytes(model, *data.batch(data.train[:BATCH])),
+        "kept_bytes": kept_bytes(model, lambda: model.loss(model(inputs), targets)),
         **studies.accuracies(model, data),
         "train_seconds": trained.seconds,
     }
@@ -99,25 +98,6 @@ def trained_bytes(model: StackNetwork, optimizer: torch.optim.Optimizer) -> int:
         of_one = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
         total += sum(tensor.nbytes for tensor in of_one)
     return total
-
-
-def kept_bytes(model: StackNetwork, inputs: Tensor, targets: Tensor) -> int:
-    """Of all that autograd keeps of a forward pass for the backward pass, but for parameters.
-
-    What is kept twice counts once: h_t is what the ReLU made, and what the next layer was handed.
-    """
-    kept: dict[int, torch.UntypedStorage] = {}  # alive to the end: no address serves twice
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.loss(model(inputs), targets)
-    for parameter in model.parameters():
-        kept.pop(parameter.untyped_storage().data_ptr(), None)
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 # --- What the rows come to ----------------------------------------------------------------------

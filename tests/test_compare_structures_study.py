@@ -39,7 +39,7 @@ def test_every_structure_keeps_to_the_budget():
         if structure.cut:
             assert parameters(model) == LENET + 410
             if structure.cut == "pruned":
-                prune_smallest(model, study.KEPT)
+                prune_smallest(model, study.LEFT)
             else:
                 cut_to_rank(model, study.RANKS)
         image = torch.zeros(1, 1, 28, 28)
@@ -64,9 +64,6 @@ def test_the_study(tmp_path):
         assert zeros == (LENET + 410 - count if row["structure"] == "pruned" else 0)
         assert 0.2 < row["test"] <= 1 and 0.2 < row["train"] <= 1  # chance is 0.1
         assert 0 <= row["validation"] <= 1 and row["seconds"] > 0
-    octave, plain = (rows.where(structure=s, n=300).values("test") for s in ("octave", "plain"))
-    (claim,) = (c for words, c in claims.items() if words.startswith("n = 300: octave is more"))
-    assert claim["measured"] == pytest.approx(100 * (octave - plain).mean())
 
 
 def test_what_is_pruned_stays_pruned_and_what_is_cut_is_of_low_rank():
@@ -96,9 +93,6 @@ def test_the_claims_are_of_the_best_rates_and_have_the_right_sign():
         claims = study.claims(rows)
         assert all(high - low < 1e-6 for low, high in (claim.interval for claim in claims))
         assert len(claims) == 14 and {claim.verdict for claim in claims} == {verdict}
-        octave = [claim for claim in claims if ": octave is more accurate" in claim.claim]
-        assert [round(claim.measured, 9) for claim in octave] == [better * 3, better * 3]
-        assert [claim.claim[:12] for claim in octave] == ["n = 1,000: o", "n = 55,000: "]
     beyond = study.beyond(rows)  # where the best is the least or the largest that was tried
     assert len(beyond) == 15 and ("plain", 55_000) not in beyond
     assert beyond["octave", 1_000] == [0.0025] and beyond["octave", 55_000] == [0.08]

@@ -6,7 +6,7 @@ from itertools import product as every
 import pytest
 import torch
 import torch.nn.functional as F
-from properties import EITHER, passes_the_checker, refuses, same_gradients
+from properties import naming, refuses
 from torch.testing import assert_close
 
 from nn_backprop import layers, models
@@ -62,11 +62,14 @@ def cell_weight(k, cells, position, size, pooling):
     return math.exp(-away * away / 2)
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("sizes", SIZES)
-def test_features_of_patches_are_the_weighted_means_of_each_patch(sizes, pooling):
-    layer = patches_layer(sizes, pooling, dtype=torch.float64)
-    x = image_for(layer)
+def test_features_of_patches_are_the_weighted_means_of_each_patch():
+    for sizes, pooling in every(SIZES, POOLINGS):
+        with naming((sizes, pooling)):
+            layer = patches_layer(sizes, pooling, dtype=torch.float64)
+            are_weighted_means(layer, image_for(layer))
+
+
+def are_weighted_means(layer, x):
     (top, left), (P, Q), (s, t) = layer.padding, layer.kernel_size, layer.stride
     padded = F.pad(x, (left, left, top, top))
     H, W = layer.map_size
@@ -79,27 +82,43 @@ def test_features_of_patches_are_the_weighted_means_of_each_patch(sizes, pooling
     z = layer(x)
     assert z.shape == (2, 5, *layer.grid)
     for k, m in every(*map(range, layer.grid)):
-        rows = [cell_weight(k, layer.grid[0], h, H, pooling) for h in range(H)]
-        columns = [cell_weight(m, layer.grid[1], w, W, pooling) for w in range(W)]
+        rows = [cell_weight(k, layer.grid[0], h, H, layer.pooling) for h in range(H)]
+        columns = [cell_weight(m, layer.grid[1], w, W, layer.pooling) for w in range(W)]
         mean = sum(lifted[h, w] * rows[h] * columns[w] for h, w in lifted)
         assert_close(z[:, :, k, m], mean / sum(rows) / sum(columns), rtol=1e-10, atol=1e-12)
     # a constant stays as it is, and of an average every patch counts alike
     for matrix in (layer.rows, layer.columns):
         assert (matrix >= 0).all()
         assert_close(matrix.sum(1), torch.ones(len(matrix), dtype=torch.float64))
-    if pooling == "average":
+    if layer.pooling == "average":
         share = len(layer.rows) / layer.rows.shape[1]
         assert_close(layer.rows.sum(0), torch.full_like(layer.rows[0], share))
 
 
-def test_a_batch_may_be_empty_and_an_image_alone():
+def test_shapes_dimensions_and_multiply_adds():
     layer = patches_layer(SIZES[0], dtype=torch.float64)
     x = image_for(layer)
     assert layer(x[:0]).shape == (0, 5, 3, 2)
     assert_close(layer(x[1]), layer(x)[1])
-    assert models.KernelNetwork()(torch.zeros(0, 1, 28, 28)).shape == (0, 10)
+    assert (layer.map_size, layer.lifted, layer.pooled) == ((6, 5), 5 * 6 * 5, 5 * 3 * 2)
+    full = patches_layer(SIZES[2])
+    assert full.lifted == full.pooled and torch.equal(full.rows, torch.eye(5))
+    layer = layers.RandomFourierFeatures2d(3, 5, 11, 2, stride=2, grid=3)
+    H = W = layer.map_size[0]
+    by_hand = H * W * 5 * 3 * 2 * 2 + 5 * (H * W + H * 3) * 3
+    assert counting.multiply_adds(layer, image_for(layer, 7).float()) == 7 * by_hand
+    assert counting.parameters(layer) == 0
+    assert counting.multiply_adds(vectors_layer(), torch.randn(7, 3)) == 7 * 15
+
+
+def test_the_network():
+    model = models.KernelNetwork()
+    assert (model.features.lifted, model.features.pooled) == (36_864, 4_096)
+    assert model(torch.zeros(0, 1, 28, 28)).shape == (0, 10)
     model = models.KernelNetwork(image_size=20)  # which tells the side of its images
     assert model.image_size == 20 and model(torch.zeros(2, 1, 20, 20)).shape == (2, 10)
+    refuses("classes must be at least 1", models.KernelNetwork, classes=0)
+    refuses("larger than the map", models.KernelNetwork, image_size=8)
 
 
 def test_a_state_dict_brings_the_filters_and_leaves_the_pooling():
@@ -110,24 +129,6 @@ def test_a_state_dict_brings_the_filters_and_leaves_the_pooling():
     assert torch.equal(layer.weight, other.weight) and torch.equal(layer.bias, other.bias)
     assert (layer.sigma, layer.seed, layer.pooling) == (1.7, 3, "average")
     assert torch.equal(layer.rows, patches_layer(SIZES[0]).rows)
-
-
-def test_dimensions_multiply_adds_and_how_they_are_shown():
-    layer = patches_layer(SIZES[0])
-    assert (layer.map_size, layer.lifted, layer.pooled) == ((6, 5), 5 * 6 * 5, 5 * 3 * 2)
-    full = patches_layer(SIZES[2])
-    assert full.lifted == full.pooled and torch.equal(full.rows, torch.eye(5))
-    model = models.KernelNetwork()
-    assert (model.features.lifted, model.features.pooled) == (36_864, 4_096)
-    assert "out_features=5, sigma=1.7, seed=3" in repr(vectors_layer())
-    assert "grid=(3, 2), pooling='average', seed=3" in repr(layer)
-
-    layer = layers.RandomFourierFeatures2d(3, 5, 11, 2, stride=2, grid=3)
-    H = W = layer.map_size[0]
-    by_hand = H * W * 5 * 3 * 2 * 2 + 5 * (H * W + H * 3) * 3
-    assert counting.multiply_adds(layer, image_for(layer, 7).float()) == 7 * by_hand
-    assert counting.parameters(layer) == 0
-    assert counting.multiply_adds(vectors_layer(), torch.randn(7, 3)) == 7 * 15
 
 
 # --- the kernel ---
@@ -145,6 +146,7 @@ def test_the_product_is_the_gaussian_kernel_within_its_derived_deviation():
         assert abs(float(product.sum()) - k) < 4 * deviation
         # the deviation itself, from that of the D terms
         assert float(product.std()) * math.sqrt(D) == pytest.approx(deviation, rel=0.02)
+    assert 0 <= layer.bias.min() < 0.01 and 6.27 < layer.bias.max() <= 2 * math.pi
 
 
 def test_the_numbers_are_those_of_the_seed_in_every_type():
@@ -164,30 +166,6 @@ def test_the_numbers_are_those_of_the_seed_in_every_type():
     assert_close(layers.RandomFourierFeatures(3, 5, 3.4, 3).weight * 2, vectors_layer().weight)
 
 
-# --- the gradients ---
-
-
-def test_the_tape_gives_autograds_gradients_through_the_features():
-    cases = [(vectors_layer(), drawn(7, 3))]
-    for pooling, sizes in every(POOLINGS, SIZES):
-        features = patches_layer(sizes, pooling)
-        cases.append((features, image_for(features, 3)))
-    for features, x in cases:
-        torch.manual_seed(0)
-        first = torch.nn.Linear(x.shape[-1], x.shape[-1])  # it needs the features' own gradient
-        last = torch.nn.Linear(features(x.float()).flatten(1).shape[1], 3)
-        model = torch.nn.Sequential(first, features, torch.nn.Flatten(), last).double()
-        assert len(same_gradients(model, F.cross_entropy, x, torch.arange(len(x)) % 3)) == 4
-
-
-@pytest.mark.parametrize("dtype", EITHER)
-def test_the_checker_passes_them(dtype):
-    for layer in (vectors_layer(dtype=dtype), patches_layer(SIZES[0], dtype=dtype),
-                  patches_layer(SIZES[1], "gaussian", dtype=dtype)):  # fmt: skip
-        x = torch.randn(7, 3) if layer.weight.dim() == 2 else image_for(layer)
-        passes_the_checker(layer, x.to(dtype), case=layer)
-
-
 def test_the_gradient_of_the_input_is_the_one_that_the_docstring_derives():
     patches, vectors = patches_layer(SIZES[0], dtype=torch.float64), vectors_layer().double()
     for layer, x in ((patches, image_for(patches)), (vectors, drawn(7, 3))):
@@ -202,9 +180,6 @@ def test_the_gradient_of_the_input_is_the_one_that_the_docstring_derives():
         assert_close(torch.autograd.grad(u, x, grad_u), torch.autograd.grad(z, x, grad_z))
 
 
-# --- σ ---
-
-
 def test_the_median_distance_is_the_median_of_distances():
     x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
     assert layers.median_distance(x) == 5.0
@@ -215,6 +190,8 @@ def test_the_median_distance_is_the_median_of_distances():
     assert layers.median_distance(x, 100, 1) != layers.median_distance(x, 100, 2)
     # pairs are of two different rows: of two, every pair is 0 and 1
     assert layers.median_distance(torch.tensor([[0.0], [2.0]]), pairs=1) == 2.0
+    refuses("two rows", layers.median_distance, torch.zeros(1, 3))
+    refuses("one pair", layers.median_distance, torch.zeros(2, 3), 0)
 
 
 def test_random_patches_are_patches_and_none_is_constant():
@@ -226,43 +203,6 @@ def test_random_patches_are_patches_and_none_is_constant():
     every_patch = images.unfold(2, 2, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
     assert set(map(tuple, patches.flatten(1).tolist())) <= set(map(tuple, every_patch.tolist()))
     assert all(len(set(p)) > 1 for p in patches.flatten(1).tolist())
-
-
-# --- what is refused ---
-
-
-def test_what_is_refused_is_named():
-    vectors, network = layers.RandomFourierFeatures, models.KernelNetwork
-    one, pair = "must be an integer of at least 1", "must be an integer, or two, each at least"
-    right, image = (1, 3, 7, 1, 0, 2), torch.zeros(2, 1, 5, 5)
-    layer, median, patches = patches_layer(right), layers.median_distance, layers.random_patches
-    for sentence, call, *arguments in (
-        (f"in_features {one}, not 0", vectors, 0, 5),
-        (f"out_features {one}", vectors, 5, 0),
-        ("at least 1, not 5.0", vectors, 3, 5.0),
-        *(("sigma must be positive and finite", vectors, 5, 3, sigma)
-          for sigma in (0.0, -1.0, math.nan, math.inf)),
-        # channels, kernel, image, stride, padding, grid
-        (f"in_channels {one}", patches_layer, (0, 3, 7, 1, 0, 2)),
-        (f"kernel_size {pair}", patches_layer, (1, (3, 0), 7, 1, 0, 2)),
-        (f"stride {pair}", patches_layer, (1, 3, 7, 0, 0, 2)),
-        (f"padding {pair}", patches_layer, (1, 3, 7, 1, -1, 2)),
-        (f"padding {pair}", patches_layer, (1, 3, 7, 1, "same", 2)),
-        (f"grid {pair}", patches_layer, (1, 3, 7, 1, 0, 0)),
-        (r"larger than the map of \(5, 5\) patches", patches_layer, (1, 3, 7, 1, 0, 6)),
-        (r"larger than an image of \(7, 7\)", patches_layer, (1, 8, 7, 1, 0, 1)),
-        ("at least 1, not 2.0", patches_layer, (1, 3, 7, 1, 0, 2.0)),
-        (r"at least 1, not \(3, 3.0\)", patches_layer, (1, (3, 3.0), 7, 1, 0, 2)),
-        (r"at least 1, not \(3, 3, 3\)", patches_layer, (1, (3, 3, 3), 7, 1, 0, 2)),
-        (f"out_channels {one}", patches_layer, right, "average", 0),
-        ("at least 1, not 256.0", patches_layer, right, "average", 4096 / 16),
-        (r"\['average', 'gaussian'\], not 'max'", patches_layer, right, "max"),
-        (r"image \(1, 7, 7\)", layer, torch.zeros(1, 1, 7, 8)),
-        ("or a batch of them, not", layer, torch.zeros(7, 7)),
-        (r"\(1, 1, 1, 7, 7\)", layer, torch.zeros(1, 1, 1, 7, 7)),
-        ("two rows", median, torch.zeros(1, 3)), ("one pair", median, torch.zeros(2, 3), 0),
-        ("larger than images", patches, image, 6, 9), ("constant", patches, image, 3, 9),
-    ):  # fmt: skip
-        refuses(sentence, call, *arguments)
-    refuses("classes must be at least 1", network, classes=0)
-    refuses("larger than the map", network, image_size=8)
+    image = torch.zeros(2, 1, 5, 5)
+    refuses("larger than images", layers.random_patches, image, 6, 9)
+    refuses("constant", layers.random_patches, image, 3, 9)

@@ -72,31 +72,12 @@ def test_the_claims_have_the_right_sign():
     large = {"shared-weights": (69, 93, 91), "locally-connected": (62, 90, 85),
              "fully-connected": (60, 89, 85)}  # fmt: skip
     claims = study.claims(rows_of(nets, large))
-    expected = {}
-    for protocol in PROTOCOLS:
-        for before, after, points in (
-            ("net1", "net2", 5), ("net2", "net3", 1), ("net3", "net4", 4), ("net4", "net5", 10)
-        ):  # fmt: skip
-            expected[f"{protocol}: {after} is more accurate than {before}, in points"] = points
-        for net, points in (("net4", 3), ("net5", 9)):
-            jump = f"{protocol}: the step to {net} is larger than the step to net3, by points"
-            expected[jump] = points
-        sharing = "sharing, not size: net5 is more accurate than net5-unshared, in points"
-        expected[f"{protocol}: {sharing}"] = 7
-    for other, gained, lost in (("locally-connected", 4, 3), ("fully-connected", 5, 2)):
-        gain = f"shared-weights gains more on {other} at n = 100 than at 1,000, in points"
-        expected[gain] = gained
-        expected[f"moved by 2 px, shared-weights loses less than {other}, in points"] = lost
-    assert {claim.claim: round(claim.measured, 9) for claim in claims} == expected
-    assert {claim.verdict for claim in claims} == {"reproduced"}
+    assert len(claims) == 2 * 7 + 2 * 2 and {claim.verdict for claim in claims} == {"reproduced"}
+    steps = [5, 1, 4, 10, 3, 9, 7]  # four steps; two of them less that to net3; what sharing does
+    measured = [round(claim.measured, 9) for claim in claims]
+    assert measured == [*steps, *steps, 4, 3, 5, 2]
     worse = rows_of(
         {net: 99 - percent for net, percent in nets.items()},
         {family: tuple(99 - percent for percent in of) for family, of in large.items()},
     )
     assert {claim.verdict for claim in study.claims(worse)} == {"not reproduced"}
-
-
-def test_too_few_draws_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert study.STUDY.main(["--draws", "1", "--smoke"]) == 2 and list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().err == "receptive_fields.py: --draws must be 2 or more, not 1\n"

@@ -1,26 +1,14 @@
 """One layer applied many times: its gradients, against untied layers, by hand; its networks."""
 
-import copy
 from itertools import pairwise
 from itertools import product as every
 
-import pytest
 import torch
-from properties import (
-    DTYPES,
-    engines_agree,
-    names_checked,
-    naming,
-    passes_the_checker,
-    product,
-    refuses,
-    same,
-    same_gradients,
-)
+from properties import naming, same, same_gradients
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nn_backprop import check_gradients, models
+from nn_backprop import models
 from nn_backprop.layers import TiedStack, UntiedStack
 from nn_backprop.models import counting
 
@@ -33,15 +21,12 @@ LAYERS = {
 SLOPES = {torch.tanh: lambda z: 1 - torch.tanh(z) ** 2, torch.relu: lambda z: (z > 0).to(z.dtype)}
 
 
-def made(layer: str, activation, depth: int = DEPTH, dtype=torch.float64):
+def made(layer: str, activation, depth: int = DEPTH):
     """A stack and an input for it, with weights large enough for every step to matter."""
     make, shape = LAYERS[layer]
     torch.manual_seed(0)
-    stack = TiedStack(make(dtype=dtype), depth, activation)
-    return stack, torch.randn(shape, dtype=dtype)
-
-
-# --- what it computes ---
+    stack = TiedStack(make(dtype=torch.float64), depth, activation)
+    return stack, torch.randn(shape, dtype=torch.float64)
 
 
 def test_the_stack_is_its_equations():
@@ -54,70 +39,28 @@ def test_the_stack_is_its_equations():
             assert_close([stack(u), stack.untied()(u)], [h, h])
 
 
-@pytest.mark.parametrize("name", ["tanh", "relu"])
-def test_it_is_torchs_recurrent_network_with_an_input_that_stands_still(name):
-    """From h = 0, its first step is our φ(u), so it takes one step more."""
-    torch.manual_seed(0)
-    rnn = nn.RNN(5, 7, nonlinearity=name, batch_first=True, dtype=torch.float64)
-    layer = nn.Linear(7, 7, bias=False, dtype=torch.float64)
-    layer.weight.data.copy_(rnn.weight_hh_l0)
-    stack, x = TiedStack(layer, DEPTH, getattr(torch, name)), torch.randn(11, 5).double()
-    h, _ = rnn(x[:, None].expand(-1, DEPTH + 1, -1))
-    u = x @ rnn.weight_ih_l0.T + rnn.bias_ih_l0 + rnn.bias_hh_l0
-    assert_close(stack(u), h[:, -1])
-    upstream = torch.randn(11, 7).double()
-    product(h[:, -1], upstream).backward()
-    product(stack(u.detach()), upstream).backward()
-    assert_close(layer.weight.grad, rnn.weight_hh_l0.grad)
-
-
 # --- gradients ---
-
-
-FEW = [
-    ("linear", torch.tanh, torch.float64), ("linear", torch.relu, torch.float32),
-    ("affine, more axes", torch.relu, torch.float64), ("conv2d", torch.relu, torch.float32),
-]  # fmt: skip
-EVERY = [*every(LAYERS, SLOPES, DTYPES)]
-
-
-@pytest.mark.parametrize("cases", [FEW, pytest.param(EVERY, marks=pytest.mark.slow)])
-def test_the_gradients_pass_the_checker(cases):
-    for layer, activation, dtype in cases:
-        stack, u = made(layer, activation, dtype=dtype)
-        for target in (stack, stack.untied()):
-            case = (layer, activation, dtype, type(target))
-            report = passes_the_checker(target, u, second_order=True, case=case)
-            assert names_checked(report) == {name for name, _ in target.named_parameters()} | {"u"}
-
-
-def test_the_checker_refuses_a_gradient_of_one_step_only():
-    class Forgetful(TiedStack):
-        def forward(self, u):
-            others = range(self.depth - 1)
-            frozen = [copy.deepcopy(self.layer).requires_grad_(False) for _ in others]
-            return UntiedStack([*frozen, self.layer], self.activation)(u)
-
-    stack, u = made("linear", torch.tanh)
-    report = check_gradients(Forgetful(stack.layer, DEPTH, torch.tanh), u, reference=stack)
-    assert report.verdict == "fail"
 
 
 def test_the_tied_gradient_is_the_sum_of_the_untied_ones():
     for layer, activation in every(LAYERS, SLOPES):
         stack, u = made(layer, activation)
-        untied, upstream = stack.untied(), torch.randn_like(u)
-        grad_u, grads = [], []
-        for each in (stack, untied):
-            v = u.clone().requires_grad_()
-            case = (layer, activation, type(each))
-            grads.append(same_gradients(each, product, v, upstream, case, rtol=1e-12))
-            grad_u.append(v.grad)
-        assert_close(*grad_u, rtol=1e-12, atol=1e-12)
-        for name, _ in stack.layer.named_parameters():
-            steps = [grads[1][f"layers.{t}.{name}"] for t in range(DEPTH)]
-            assert all(not torch.allclose(a, b) for a, b in pairwise(steps))
-            assert_close(grads[0][f"layer.{name}"], sum(steps), rtol=1e-12, atol=1e-12)
+        untied, upstream, v = stack.untied(), torch.randn_like(u), u.requires_grad_()
+        grad_u, grads = zip(
+            *(gradients(each, v, upstream) for each in (stack, untied)), strict=True
+        )
+        with naming((layer, activation)):
+            assert_close(*grad_u, rtol=1e-12, atol=1e-12)
+            for name, _ in stack.layer.named_parameters():
+                steps = [grads[1][f"layers.{t}.{name}"] for t in range(DEPTH)]
+                assert all(not torch.allclose(a, b) for a, b in pairwise(steps))
+                assert_close(grads[0][f"layer.{name}"], sum(steps), rtol=1e-12, atol=1e-12)
+
+
+def gradients(stack: nn.Module, u: Tensor, upstream: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    names, parameters = zip(*stack.named_parameters(), strict=True)
+    grad_u, *grads = torch.autograd.grad(stack(u), (u, *parameters), upstream)
+    return grad_u, dict(zip(names, grads, strict=True))
 
 
 def by_the_docstring(W: Tensor, u: Tensor, depth: int, phi, slope, grad_h: Tensor):
@@ -141,11 +84,11 @@ def test_the_gradients_are_those_of_the_derivation():
         stack, u = made("linear", activation, depth)
         grad_h, W = torch.randn_like(u), stack.layer.weight.detach()
         grad_W, grad_u, steps = by_the_docstring(W, u, depth, activation, slope, grad_h)
-        v, untied = u.clone().requires_grad_(), stack.untied()
-        product(stack(v), grad_h).backward()
-        product(untied(u), grad_h).backward()
-        found = [v.grad, stack.layer.weight.grad, *(layer.weight.grad for layer in untied.layers)]
-        wanted = [grad_u, grad_W, *(steps[t] for t in range(1, depth + 1))]
+        u.requires_grad_()
+        found_u, found = gradients(stack, u, grad_h)
+        untied_u, untied = gradients(stack.untied(), u, grad_h)
+        found = [found_u, untied_u, *found.values(), *untied.values()]
+        wanted = [grad_u, grad_u, grad_W, *(steps[t] for t in range(1, depth + 1))]
         assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -167,19 +110,6 @@ def test_the_untied_layers_are_copies():
     assert same(dict(stack.state_dict()), before)
 
 
-def kept_for_the_backward(stack: nn.Module, u: Tensor) -> int:
-    """Numbers, each once, the parameters left out."""
-    seen = {}  # the tensors by place, held, so that no address comes twice
-    own = {p.untyped_storage().data_ptr() for p in stack.parameters()}
-
-    def pack(tensor):
-        return seen.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        stack(u)
-    return sum(tensor.numel() for place, tensor in seen.items() if place not in own)
-
-
 def test_parameters_cost_and_memory():
     """The parameters are those of one layer, the cost that of all; memory grows with the depth."""
     for layer, activation in every(LAYERS, SLOPES):
@@ -192,27 +122,8 @@ def test_parameters_cost_and_memory():
         deeper, _ = made(layer, activation, DEPTH + 2)
         u.requires_grad_()
         for each, depth in ((stack, DEPTH), (untied, DEPTH), (deeper, DEPTH + 2)):  # h_0 … h_L
-            assert kept_for_the_backward(each, u) == (depth + 1) * u.numel(), (layer, activation)
-
-
-def test_what_a_stack_refuses_and_how_it_is_shown():
-    for depth in (0, -2, 2.0, "3", None):
-        sentence = f"depth must be an integer of at least 1, not {depth!r}"
-        refuses(sentence, TiedStack, nn.Linear(7, 7), depth)
-    refuses("a stack needs one layer or more", UntiedStack, [])
-    for layer, shape, made_of_it in (
-        (nn.Linear(7, 1), (5, 7), (5, 1)),  # the sum would broadcast
-        (nn.Linear(7, 11), (5, 7), (5, 11)),
-        (nn.Conv2d(3, 3, 3), (2, 3, 5, 7), (2, 3, 3, 5)),
-    ):
-        said = f"the layer makes {made_of_it} of {shape}: a layer of a stack must keep the shape"
-        for stack in (TiedStack(layer, 2), UntiedStack([nn.Identity(), layer])):
-            assert refuses("", stack, torch.randn(shape)) == said
-    assert "depth=5" in repr(TiedStack(nn.Linear(7, 7), 5))
-    for make, name in every(BOTH, ["width", "depth", "in_features", "classes"]):  # the networks
-        for wrong in (0, -1, 2.0, "7"):
-            sentence = f"{name} must be an integer of at least 1, not {wrong!r}"
-            refuses(sentence, make, **{name: wrong})
+            kept = counting.kept_bytes(each, lambda each=each, u=u: each(u))
+            assert kept == 8 * (depth + 1) * u.numel(), (layer, activation)
 
 
 def test_an_activation_in_place_changes_neither_the_input_nor_the_output():
@@ -245,16 +156,6 @@ def test_parameters_and_cost_of_the_networks():
     assert models.MODELS["tied"] is models.tied_network
 
 
-def test_the_tape_has_autograds_gradients():
-    torch.manual_seed(0)
-    x, y = torch.randn(5, 1, 28, 28), torch.randint(10, (5,))
-    for make in BOTH:
-        model = make(depth=3)
-        engines_agree(model, x, y)
-        grads = same_gradients(model.double(), model.loss, x.double(), y, make)
-        assert all(grad.any() for grad in grads.values())
-
-
 def test_the_network_is_its_equations():
     model = models.tied_network(7, 2, 11, 3)
     x, y = torch.randn(5, 11), torch.tensor([0, 2, 1, 1, 0])
@@ -266,6 +167,10 @@ def test_the_network_is_its_equations():
     assert_close(model(x), logits)
     assert_close(model.probabilities(logits), logits.softmax(1))
     assert_close(model.loss(logits, y), -logits.log_softmax(1)[torch.arange(5), y].mean())
+    images, labels = torch.randn(5, 1, 28, 28).double(), torch.randint(10, (5,))
+    untied = models.untied_network(depth=3).double()
+    grads = same_gradients(untied, untied.loss, images, labels)
+    assert all(grad.any() for grad in grads.values())
     pair = []  # of depth 1 they are the same
     for make in BOTH:
         torch.manual_seed(1)

@@ -4,23 +4,13 @@ import copy
 import math
 from itertools import product as every
 
-import pytest
 import torch
 import torch.nn.functional as F
-from properties import (
-    DTYPES,
-    EITHER,
-    all_close,
-    by_autograd,
-    engines_agree,
-    passes_the_checker,
-    refuses,
-    same,
-)
+from properties import all_close, by_autograd, engines_agree, refuses, same
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nn_backprop import Tape, as_function, backprop, check_gradients, models, rules
+from nn_backprop import Tape, backprop, models, rules
 from nn_backprop.engines import for_training, in_precision
 from nn_backprop.layers import KWinners, decay_boosts
 from nn_backprop.models import ActivityPenalty, LayerNetwork, counting
@@ -42,32 +32,22 @@ def one_by_one(x: Tensor, k: int, boost: Tensor) -> Tensor:
     return z
 
 
-def apart(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """No two entries, and no entry and 0, closer than 0.02: no small step changes who wins."""
-    n = math.prod(shape)
-    return ((torch.randperm(n) - n / 2 + 0.25) * 0.04).reshape(shape).to(dtype)
-
-
 # --- the operation ---
 
 
 def test_the_k_largest_stay_and_of_equal_ones_the_first():
     boosted = (VECTORS, (11,)), (MAPS, (5, 1, 1)), (MAPS, (2, 7))
-    for (shape, of_boost), k, seed in every(boosted, (1, 2, 7, 10), range(5)):
+    for (shape, of_boost), k, seed in every(boosted, (1, 7, 10), range(2)):
         torch.manual_seed(seed)
-        x = torch.randint(-2, 3, shape).double()  # few values, many ties
-        boost, case = 2.0 ** torch.randint(-1, 2, of_boost), (shape, of_boost, k, seed)
-        z = k_winners(x, k, boost)
-        assert torch.equal(z, one_by_one(x, k, boost)), case
-        assert torch.equal(k_winners(x, k), one_by_one(x, k, torch.ones(()))), case
-        assert (z != 0).flatten(1).sum(1).max() <= k
-        x = torch.randn(shape)
-        assert torch.equal(k_winners(x, k, boost), one_by_one(x, k, boost)), case
+        boost, one = 2.0 ** torch.randint(-1, 2, of_boost), torch.ones(())
+        few = torch.randint(-2, 3, shape).double()  # few values, many ties
+        for x, factor in ((few, boost), (few, one), (torch.randn(shape), boost)):
+            z = k_winners(x, k, None if factor is one else factor)
+            assert torch.equal(z, one_by_one(x, k, factor)), (shape, of_boost, k, seed)
     # whatever the order in memory; and the type is kept, whatever that of the boost
     x = torch.randint(-2, 3, MAPS).double()
     for other in (x.to(memory_format=torch.channels_last), x.mT.contiguous().mT):
         assert torch.equal(k_winners(other, 13), k_winners(x, 13))
-    assert torch.equal(k_winners(torch.ones(MAPS), 20)[0].flatten(), (torch.arange(70) < 20) * 1.0)
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.half):
         x, boost = torch.randn(VECTORS).to(dtype), torch.rand(11)
         assert k_winners(x, 3, boost).dtype == dtype
@@ -76,15 +56,15 @@ def test_the_k_largest_stay_and_of_equal_ones_the_first():
 
 def test_the_boost_chooses_and_is_not_passed_on_and_gets_no_gradient():
     x = torch.tensor([[3.0, 1.0, 2.0], [8.0, 1.0, 2.0]], requires_grad=True)
-    z = k_winners(x, 1, torch.tensor([1.0, 4.0, 1.0]))
+    boost = torch.tensor([1.0, 4.0, 1.0], requires_grad=True)
+    z = k_winners(x, 1, boost)
     assert z.tolist() == [[0, 1, 0], [8, 0, 0]]
-    (grad,) = torch.autograd.grad(z, x, torch.tensor([[5.0, 7.0, 11.0], [13.0, 17.0, 19.0]]))
-    assert grad.tolist() == [[0, 7, 0], [13, 0, 0]]
-    x, boost = apart(5, 11).requires_grad_(), torch.ones(11).double().requires_grad_()
-    assert torch.autograd.grad(k_winners(x, 3, boost).sum(), boost, allow_unused=True) == (None,)
+    upstream = torch.tensor([[5.0, 7.0, 11.0], [13.0, 17.0, 19.0]])
+    grad, none = torch.autograd.grad(z, (x, boost), upstream, allow_unused=True)
+    assert grad.tolist() == [[0, 7, 0], [13, 0, 0]] and none is None
     with Tape() as tape:
-        loss = k_winners(x, 3, boost.detach()).mean()
-    assert tape.gradients(loss, [x])[0].count_nonzero() == 15
+        loss = (k_winners(x, 1, boost.detach()) * upstream).sum()
+    assert tape.gradients(loss, [x])[0].tolist() == grad.tolist()
 
 
 def test_if_there_are_no_more_than_k_units_all_pass_whatever_the_boost():
@@ -103,20 +83,19 @@ def test_if_there_are_no_more_than_k_units_all_pass_whatever_the_boost():
     assert (layer(x) == 0).any() and torch.equal(layer.eval()(x), x)  # 9 of 8
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_values_that_are_not_finite_are_not_hidden(value):
-    x = torch.randn(3, 7)
-    x[1, 4] = value
-    z = k_winners(x, 2)
-    assert torch.equal(z[::2], one_by_one(x, 2, torch.ones(()))[::2])
-    expected = x[1] if math.isnan(value) else one_by_one(x, 2, torch.ones(()))[1]
-    assert_close(z[1], expected, rtol=0, atol=0, equal_nan=True)
-    assert z[1, 4].item() != 0 or value == -math.inf
-    # ... and what a loser is sent back does not reach it, even if that is not finite
-    upstream = torch.full((3, 7), value)
-    _, saved = RULE.forward(apart(3, 7), 2)
-    grad, _ = RULE.backward(upstream, saved, (True, False))
-    assert (grad == 0).sum(1).tolist() == [5, 5, 5]
+def test_values_that_are_not_finite_are_not_hidden():
+    for value in (math.nan, math.inf, -math.inf):
+        x, one = torch.randn(3, 7), torch.ones(())
+        x[1, 4] = value
+        z = k_winners(x, 2)
+        assert torch.equal(z[::2], one_by_one(x, 2, one)[::2])
+        expected = x[1] if math.isnan(value) else one_by_one(x, 2, one)[1]
+        assert_close(z[1], expected, rtol=0, atol=0, equal_nan=True)
+        assert z[1, 4].item() != 0 or value == -math.inf
+        # ... and what a loser is sent back does not reach it, even if that is not finite
+        _, saved = RULE.forward(torch.randn(3, 7), 2)
+        grad, _ = RULE.backward(torch.full((3, 7), value), saved, (True, False))
+        assert (grad == 0).sum(1).tolist() == [5, 5, 5], value
 
 
 def test_what_the_function_refuses():
@@ -131,48 +110,7 @@ def test_what_the_function_refuses():
         refuses(sentence, k_winners, torch.ones(shape), k, *boost)
 
 
-# --- gradients ---
-
-
-FUNCTIONS = k_winners, as_function(RULE).apply
-EVERY = [*every(((VECTORS, 3), (MAPS, 17), (VECTORS, 11)), DTYPES, FUNCTIONS)]
-FEW = [((VECTORS, 3), DTYPES[0], f) for f in FUNCTIONS]
-FEW += [((MAPS, 17), DTYPES[1], f) for f in FUNCTIONS]
-
-
-@pytest.mark.parametrize("cases", [FEW, pytest.param(EVERY, marks=pytest.mark.slow)])
-def test_the_gradients_pass_the_checker(cases):
-    torch.manual_seed(0)
-    for (shape, k), dtype, f in cases:
-        x, boost = apart(*shape, dtype=dtype), (1.0 + torch.randint(2, shape[1:])).to(dtype)
-
-        def target(x, f=f, k=k, boost=boost):
-            return f(x, k, boost)
-
-        passes_the_checker(target, x, second_order=True, case=(shape, k, dtype, f))
-
-
-class Straight(as_function(RULE)):
-    """Hands the losers the gradient as well."""
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        return grad_z, None, None
-
-
-class Boosted(as_function(RULE)):
-    """Differentiates as if the boost, of 2, were passed on."""
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        return super(Boosted, Boosted).backward(ctx, 2 * grad_z)
-
-
-def test_the_checker_refuses_what_people_get_wrong():
-    boost = torch.full((11,), 2.0, dtype=torch.float64)
-    for wrong in (Straight, Boosted):
-        report = check_gradients(lambda x, f=wrong: f.apply(x, 3, boost), apart(5, 11))
-        assert report.verdict == "fail", wrong
+# --- the layer, its duty cycle and its boost ---
 
 
 def used(shape: tuple[int, ...], k: int, **options) -> KWinners:
@@ -184,22 +122,8 @@ def used(shape: tuple[int, ...], k: int, **options) -> KWinners:
     return layer
 
 
-@pytest.mark.parametrize("dtype", EITHER)
-def test_the_gradients_of_the_layer_pass_the_checker(dtype):
-    """With handicaps of 1 and ½, after which the scores are still apart."""
-    for (shape, k), training in every([(VECTORS, 3), (MAPS, 0.3)], (True, False)):
-        torch.manual_seed(0)
-        layer = KWinners(shape[1], k, evaluation_factor=1.5, dtype=dtype).train(training)
-        layer.duty_cycle.copy_(math.log(2) / 1.5 * torch.randint(2, (shape[1],)))
-        before = copy.deepcopy(dict(layer.state_dict()))
-        x, case = apart(*shape, dtype=dtype), (shape, k, dtype, training)
-        passes_the_checker(layer, x, second_order=True, case=case)
-        assert same(dict(layer.state_dict()), before), case
-
-
-@pytest.mark.parametrize("make", [models.sparse_mlp, models.sparse_cnn, models.dense_cnn])
-def test_the_tape_has_autograds_gradients_and_counts_as_autograd_does(make):
-    for training in (True, False):
+def test_the_tape_counts_as_autograd_does():
+    for make, training in every((models.sparse_mlp, models.sparse_cnn), (True, False)):
         torch.manual_seed(0)
         model = make().double().train(training)
         twin, recorded = copy.deepcopy(model), copy.deepcopy(model)
@@ -208,19 +132,15 @@ def test_the_tape_has_autograds_gradients_and_counts_as_autograd_does(make):
             x, y = torch.randn(7, 1, 28, 28).double(), torch.randint(10, (7,))
             loss, grads = backprop(model, model.loss, x, y)
             expected, wanted = by_autograd(twin, twin.loss, x, y)
-            assert_close(loss, expected)
-            assert_close(replayed(recorded, x, y), loss)
+            assert_close([loss, replayed(recorded, x, y)], [expected, expected])
             assert all(grad.any() for grad in wanted.values())
-            all_close(grads, wanted, training)
-            all_close({name: p.grad for name, p in recorded.named_parameters()}, wanted, training)
+            all_close(grads, wanted, (make, training))
+            found = {name: p.grad for name, p in recorded.named_parameters()}
+            all_close(found, wanted, (make, training))
             for each in (model, twin, recorded):
                 decay_boosts(each)
             for each in (model, recorded):
                 assert_close(dict(each.named_buffers()), dict(twin.named_buffers()))
-        engines_agree(model, x, y)
-
-
-# --- the duty cycle and the boost ---
 
 
 def test_the_duty_cycle_by_hand():
@@ -322,25 +242,6 @@ def test_what_is_counted_in_bfloat16_arrives_in_the_model():
     assert torch.equal(model.active.duty_cycle, before)
 
 
-def test_what_the_layer_refuses_and_how_it_is_shown():
-    share = "k must be an integer of at least 1 or a share within 0 and 1, not"
-    for name, wrong, sentence in (
-        ("channels", 0, "channels must be an integer of at least 1, not 0"),
-        ("period", 0.5, "period must be an integer of at least 1, not 0.5"),
-        ("k", 0, "k must be an integer of at least 1, not 0"),
-        *(("k", k, f"{share} {k}") for k in (0.0, 1.0, 2.5, -0.1, math.nan)),
-        ("boost", -1.0, "boost must be finite and not negative, not -1.0"),
-        ("boost", math.inf, "boost must be finite and not negative, not inf"),
-        ("decay", 1.1, "decay must be from 0 to 1, not 1.1"),
-        ("evaluation_factor", 0.9, "evaluation_factor must be at least 1, not 0.9"),
-    ):
-        refuses(sentence, KWinners, **({"channels": 7, "k": 3} | {name: wrong}))
-    for shape in ((7,), (3, 5), (3, 5, 7, 7)):
-        refuses(r"the layer takes \(N, 7, ...\), not \(", KWinners(7, 3), torch.ones(shape))
-    shown = "(7, k=0.25, boost=1.5, decay=0.85, period=1000, evaluation_factor=1)"
-    assert repr(KWinners(7, 0.25)).endswith(shown)
-
-
 # --- the networks ---
 
 
@@ -362,15 +263,11 @@ def test_parameters_of_the_networks_and_how_many_units_are_active():
         assert [(z != 0).sum(1).tolist() for z in seen] == active
 
 
-def priced(weight: float = 0.3, n: int = 13) -> tuple[ActivityPenalty, Tensor, Tensor]:
+def test_the_price_is_the_mean_activity_of_each_layer_in_training_and_its_gradients():
     torch.manual_seed(0)
     layers = nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 11), nn.ReLU(), nn.Linear(11, 3)
-    model = ActivityPenalty(LayerNetwork(*layers).double(), weight)
-    return model, torch.randn(n, 5).double(), torch.randint(3, (n,))
-
-
-def test_the_price_is_the_mean_activity_of_each_layer_in_training():
-    model, x, y = priced()
+    model = ActivityPenalty(LayerNetwork(*layers).double(), 0.3)
+    x, y = torch.randn(13, 5).double(), torch.randint(3, (13,))
     first, _, second, _, last = model.network
     a = F.relu(first(x))
     b = F.relu(second(a))
@@ -379,11 +276,7 @@ def test_the_price_is_the_mean_activity_of_each_layer_in_training():
     model.eval()
     assert_close(model.loss(model(x), y), F.cross_entropy(last(b), y))
     assert_close(model.probabilities(model(x)), last(b).softmax(1))
-
-
-def test_the_gradients_of_the_price():
-    model, x, y = priced()
-    passes_the_checker(model, x, loss=lambda z: model.loss(z, y), second_order=True)
+    model.train()
     engines_agree(model, x, y)
     # by the docstring: each active unit of the second priced layer has 0.3 / (N U) from the price
     weight = model.network[2].bias

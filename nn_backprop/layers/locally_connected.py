@@ -1,6 +1,7 @@
 """Units with small fields of the image: with weights of their own, or with shared ones."""
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from nn_backprop.rules.locally_connected import field, locally_connected2d
 
 class _Fields(nn.Module):
     """What the two layers share: arguments, biases, start, and the check of an image's size."""
+
+    shared: ClassVar[bool]  # one weight for all places
 
     def __init__(
         self,
@@ -41,13 +44,10 @@ class _Fields(nn.Module):
         def parameter(*size: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(size, device=device, dtype=dtype))
 
-        self.weight = parameter(*self._weight_places(h, w), out_channels, in_channels, P, Q)
+        places = () if self.shared else (h, w)
+        self.weight = parameter(*places, out_channels, in_channels, P, Q)
         self.bias = parameter(out_channels, h, w) if bias else None
         self.reset_parameters()
-
-    def _weight_places(self, h: int, w: int) -> tuple[int, ...]:
-        """The axes of the weight that say where it is used."""
-        raise NotImplementedError
 
     def reset_parameters(self) -> None:
         """Draws weights and biases anew."""
@@ -88,8 +88,7 @@ class LocallyConnected2d(_Fields):
     Source: LeCun 1989, Generalization and network design strategies.
     """
 
-    def _weight_places(self, h: int, w: int) -> tuple[int, ...]:
-        return h, w
+    shared = False
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_size(x)
@@ -107,8 +106,7 @@ class UnitBiasConv2d(_Fields):
     Source: LeCun 1989, Generalization and network design strategies, the networks Net-4 and Net-5.
     """
 
-    def _weight_places(self, h: int, w: int) -> tuple[int, ...]:
-        return ()
+    shared = True
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_size(x)

@@ -3,8 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nn_backprop.models.classifier import Classifier
 
-class CNN(nn.Module):
+
+class CNN(Classifier):
     """Two stages of convolution, ReLU and 2×2 max-pooling, then one affine layer to the logits.
 
     Each map slides one `kernel_size` × `kernel_size` set of weights over its input, so that what is
@@ -17,8 +19,6 @@ class CNN(nn.Module):
     Source: LeCun et al. 1989, Backpropagation applied to handwritten zip code recognition; here
     with ReLU, max-pooling and cross-entropy, as has become usual.
     """
-
-    loss_name = "cross_entropy"
 
     def __init__(
         self,
@@ -47,11 +47,3 @@ class CNN(nn.Module):
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         return self.output(x.flatten(1))
-
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy of a batch: output (N, K) logits, targets (N,) in 0..K−1."""
-        return F.cross_entropy(output, targets)
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        """The confidence in each class, (N, K): softmax of the logits."""
-        return output.softmax(1)

@@ -1,4 +1,4 @@
-"""What a network costs on paper: parameters, links, multiply-adds.
+"""What a network costs on paper: parameters, links, multiply-adds, memory.
 
 A multiply-add is one product that is added to a sum; biases, activations and pools are not counted.
 torch.utils.flop_counter counts two operations for each, as the literature's FLOPs often do. A link
@@ -6,11 +6,13 @@ leads from one unit, or from the constant 1 that a bias multiplies, to another: 
 multiply-add of an example, and one for each unit with a bias.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -53,12 +55,8 @@ def multiply_adds_left(model: nn.Module, example: Any) -> int:
         saved.append(zeros * output[0, 0].numel())
 
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    try:
+    with watched(layers, count):
         return multiply_adds(model, example) - sum(saved)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()
@@ -67,23 +65,49 @@ def links(model: nn.Module, example: Any) -> int:
 
     A layer with a parameter or a buffer `bias…` is taken to add one to each of its outputs.
     """
-    units = 0
+    units: list[int] = []
 
-    def count(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        nonlocal units
+    def count(layer: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         outputs = (output,) if isinstance(output, Tensor) else output
-        units += sum(tensor.numel() for tensor in outputs)
+        units.extend(tensor.numel() for tensor in outputs)
 
-    hooks = [
-        module.register_forward_hook(count)
+    biased = [
+        module
         for module in model.modules()
         if any(name.startswith("bias") for name, _ in _own_tensors(module))
     ]
+    with watched(biased, count):
+        return multiply_adds(model, example) + sum(units)
+
+
+@contextmanager
+def watched(layers: Iterable[nn.Module], look: Callable[..., None]) -> Iterator[None]:
+    """Within, `look(layer, inputs, output)` is called after each forward pass of a layer."""
+    hooks = [layer.register_forward_hook(look) for layer in layers]
     try:
-        return multiply_adds(model, example) + units
+        yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def kept_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
+    """Of all that autograd keeps of a forward pass for the backward pass, but for parameters.
+
+    What is kept twice counts once: h_t is what the ReLU made, and what the next layer was handed.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}  # alive to the end: no address serves twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    for parameter in model.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

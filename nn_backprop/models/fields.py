@@ -4,10 +4,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nn_backprop.layers import LocallyConnected2d
+from nn_backprop.models.classifier import Classifier
 from nn_backprop.models.mlp import MLP
 
 
-class FieldNetwork(nn.Module):
+class FieldNetwork(Classifier):
     """Maps of 14 × 14 units, then of 7 × 7, ten outputs; the units have 5 × 5 fields.
 
     `fields1` makes the first maps, `fields2` so many as `maps` says. Fields lie two pixels apart,
@@ -15,8 +16,6 @@ class FieldNetwork(nn.Module):
 
     Shapes: inputs (N, 1, 28, 28); output (N, 10), logits.
     """
-
-    loss_name = "cross_entropy"
 
     def __init__(self, fields1: nn.Module, fields2: nn.Module, maps: int) -> None:
         super().__init__()
@@ -27,14 +26,6 @@ class FieldNetwork(nn.Module):
         x = F.relu(self.fields1(x))
         x = F.relu(self.fields2(x))
         return self.output(x.flatten(1))
-
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy of a batch: output (N, 10) logits, targets (N,) in 0..9."""
-        return F.cross_entropy(output, targets)
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        """The confidence in each class, (N, 10): softmax of the logits."""
-        return output.softmax(1)
 
 
 def fully_connected() -> MLP:

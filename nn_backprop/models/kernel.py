@@ -1,9 +1,9 @@
 """A kernel machine for images: random features of patches, pooled; one trained layer."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nn_backprop.layers import RandomFourierFeatures2d
+from nn_backprop.models.classifier import Classifier
 
 # Half the median distance between patches of 5 × 5 pixels that are not constant, of MNIST's
 # normalised training split: `median_distance(random_patches(...))` is 9.3 to 9.5 there. On the
@@ -11,7 +11,7 @@ from nn_backprop.layers import RandomFourierFeatures2d
 SIGMA = 4.7
 
 
-class KernelNetwork(nn.Module):
+class KernelNetwork(Classifier):
     """Lift, pool, decide: random Fourier features of patches, a grid of their means, one layer.
 
     Nothing below the last layer is trained, so the loss is convex in what is. With the defaults an
@@ -25,8 +25,6 @@ class KernelNetwork(nn.Module):
     Source: Rahimi & Recht 2007, Random features for large-scale kernel machines; Mairal et al.
     2014, Convolutional kernel networks, of which this is one layer, with random filters.
     """
-
-    loss_name = "cross_entropy"
 
     def __init__(
         self,
@@ -52,11 +50,3 @@ class KernelNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(self.features(x).flatten(1))
-
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy of a batch: output (N, K) logits, targets (N,) in 0..K−1."""
-        return F.cross_entropy(output, targets)
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        """The confidence in each class, (N, K): softmax of the logits."""
-        return output.softmax(1)

@@ -80,33 +80,17 @@ def net2() -> LeCun1989:
 
 def net3() -> LeCun1989:
     """Local fields, nothing shared: 8 × 8 units, then 4 × 4; 1,226 weights."""
-    return _counted(
-        1_226,
-        LeCun1989(
-            LocallyConnected2d(1, 1, 18, 3, stride=2),
-            LocallyConnected2d(1, 1, 12, 5, stride=2),
-            nn.Linear(16, 10),
-            borders=(1, 2),
-        ),
-    )
+    return _counted(1_226, _two_stages(LocallyConnected2d, LocallyConnected2d, (1, 1)))
 
 
 def net4() -> LeCun1989:
     """Two 8 × 8 maps with shared weights, 4 × 4 units without: 1,132 weights on 2,266 links."""
-    return _counted(
-        1_132,
-        LeCun1989(
-            UnitBiasConv2d(1, 2, 18, 3, stride=2),
-            LocallyConnected2d(2, 1, 12, 5, stride=2),
-            nn.Linear(16, 10),
-            borders=(1, 2),
-        ),
-    )
+    return _counted(1_132, _two_stages(UnitBiasConv2d, LocallyConnected2d, (2, 1)))
 
 
 def net5() -> LeCun1989:
     """Two 8 × 8 maps, four 4 × 4 maps, all with shared weights: 1,060 weights on 5,194 links."""
-    return _counted(1_060, _two_stages(UnitBiasConv2d))
+    return _counted(1_060, _two_stages(UnitBiasConv2d, UnitBiasConv2d, (2, 4)))
 
 
 def net5_unshared() -> LeCun1989:
@@ -114,14 +98,18 @@ def net5_unshared() -> LeCun1989:
 
     It separates what sharing does from what more units do.
     """
-    return _counted(5_194, _two_stages(LocallyConnected2d))
+    return _counted(5_194, _two_stages(LocallyConnected2d, LocallyConnected2d, (2, 4)))
 
 
-def _two_stages(kind: type[LocallyConnected2d] | type[UnitBiasConv2d]) -> LeCun1989:
+Fields = type[LocallyConnected2d] | type[UnitBiasConv2d]
+
+
+def _two_stages(first: Fields, second: Fields, maps: tuple[int, int]) -> LeCun1989:
+    """So many maps of 8 × 8 units, then of 4 × 4, then the outputs."""
     return LeCun1989(
-        kind(1, 2, 18, 3, stride=2),
-        kind(2, 4, 12, 5, stride=2),
-        nn.Linear(64, 10),
+        first(1, maps[0], 18, 3, stride=2),
+        second(maps[0], maps[1], 12, 5, stride=2),
+        nn.Linear(16 * maps[1], 10),
         borders=(1, 2),
     )
 

@@ -3,7 +3,19 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nn_backprop.models.classifier import Classifier
 from nn_backprop.models.mlp import MLP
+
+# The share of its weights that each layer keeps in Han et al. 2015, tables 3 and 4.
+KEPT = {
+    "LeNet-300-100": {"layers.0": 0.08, "layers.1": 0.09, "layers.2": 0.26},
+    "LeNet-5": {"conv1": 0.66, "conv2": 0.12, "hidden": 0.08, "output": 0.19},
+}
+# What leaves LeNet-300-100 one in 2, 4, 12 or 30 of its parameters, within 1 %: of pruning, the
+# power of these shares; of products, the ranks of the first layers; of a smaller one, the widths.
+POWERS = {2: 0.277, 4: 0.555, 12: 1.0, 30: 1.378}
+RANKS = {2: (94,), 4: (44, 44), 12: (14, 14), 30: (5, 5)}
+WIDTHS = {2: (158, 53), 4: (82, 27), 12: (27, 26), 30: (11, 11)}
 
 
 def lenet_300_100() -> MLP:
@@ -17,7 +29,7 @@ def lenet_300_100() -> MLP:
     return model
 
 
-class LeNet5(nn.Module):
+class LeNet5(Classifier):
     """20 and 50 maps of 5 × 5 fields, each stage with a 2 × 2 max-pool, then 500 ReLUs: 431,080.
 
     Not LeCun's own of 1998, which has 60,000 parameters, but Caffe's, whose sizes are those of the
@@ -28,8 +40,6 @@ class LeNet5(nn.Module):
     Sources: Caffe's examples/mnist/lenet_train_test.prototxt; Han et al. 2015, Learning both
     weights and connections for efficient neural networks, tables 1 and 4.
     """
-
-    loss_name = "cross_entropy"
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,11 +52,3 @@ class LeNet5(nn.Module):
         x = F.max_pool2d(self.conv2(x), 2)
         x = F.relu(self.hidden(x.flatten(1)))
         return self.output(x)
-
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy of a batch: output (N, 10) logits, targets (N,) in 0..9."""
-        return F.cross_entropy(output, targets)
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        """The confidence in each class, (N, 10): softmax of the logits."""
-        return output.softmax(1)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nn_backprop.models.classifier import Classifier
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -18,7 +20,7 @@ class Stage:
     pool: int = 1
 
 
-class NormCNN(nn.Module):
+class NormCNN(Classifier):
     """Stages of convolution and batch norm, then affine layers to the logits.
 
     With `block` > 1 the image is first cut into blocks of block × block pixels, and the pixels of a
@@ -34,8 +36,6 @@ class NormCNN(nn.Module):
     Sources: Ioffe & Szegedy 2015, Batch normalization, for the norm; Szegedy et al. 2016,
     Rethinking the Inception architecture, section 7, for the labels.
     """
-
-    loss_name = "cross_entropy"
 
     def __init__(
         self,
@@ -90,10 +90,6 @@ class NormCNN(nn.Module):
         """The mean cross-entropy of a batch: output (N, K) logits, targets (N,) in 0..K−1."""
         smoothing = self.label_smoothing if self.training else 0.0
         return F.cross_entropy(output, targets, label_smoothing=smoothing)
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        """The confidence in each class, (N, K): softmax of the logits."""
-        return output.softmax(1)
 
 
 def fast_cnn() -> NormCNN:

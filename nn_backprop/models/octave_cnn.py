@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nn_backprop.layers import OctaveConv2d
+from nn_backprop.models.classifier import Classifier
 
 
-class OctaveCNN(nn.Module):
+class OctaveCNN(Classifier):
     """Three stages of octave convolution, 2×2 max-pooling and ReLU, then one affine layer.
 
     A fraction `alpha` of the maps between the layers is low, of half the size. The first layer has
@@ -24,8 +25,6 @@ class OctaveCNN(nn.Module):
     Source: Chen et al. 2019, Drop an octave, sections 3 and 3.3, for the first and last layer; the
     network is ours.
     """
-
-    loss_name = "cross_entropy"
 
     def __init__(
         self,
@@ -54,14 +53,6 @@ class OctaveCNN(nn.Module):
             maps = _each(lambda z: F.relu(F.max_pool2d(z, 2, ceil_mode=True)), conv(maps))
         assert isinstance(maps, Tensor)
         return self.output(maps.flatten(1))
-
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy of a batch: output (N, K) logits, targets (N,) in 0..K−1."""
-        return F.cross_entropy(output, targets)
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        """The confidence in each class, (N, K): softmax of the logits."""
-        return output.softmax(1)
 
 
 def _each(

@@ -3,27 +3,17 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nn_backprop.layers import KWinners
+from nn_backprop.models.classifier import Classifier
 
 
-class LayerNetwork(nn.Sequential):
+class LayerNetwork(Classifier, nn.Sequential):
     """Layers, one after another, of which the last gives the logits.
 
     Shapes: inputs as the first layer takes them; output (N, classes), logits.
     """
-
-    loss_name = "cross_entropy"
-
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy of a batch: output (N, K) logits, targets (N,) in 0..K−1."""
-        return F.cross_entropy(output, targets)
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        """The confidence in each class, (N, K): softmax of the logits."""
-        return output.softmax(1)
 
 
 class ActivityPenalty(nn.Module):

@@ -1,13 +1,13 @@
 """A network whose hidden layers all have one weight, and the same with a weight each."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nn_backprop.layers import TiedStack, UntiedStack
 from nn_backprop.layers.arguments import require_integers
+from nn_backprop.models.classifier import Classifier
 
 
-class StackNetwork(nn.Module):
+class StackNetwork(Classifier):
     """u = U x + b, a stack of layers with u at every step, then one affine layer.
 
         h_0 = ReLU(u),   h_t = ReLU(W_t h_{t−1} + u)  t = 1 … L,   output = V h_L + c
@@ -15,8 +15,6 @@ class StackNetwork(nn.Module):
     Shapes: inputs (N, ...) with ∏ ... = in_features; output (N, classes), logits.
     Raises ValueError, as do the functions below, for a size that is no integer of at least 1.
     """
-
-    loss_name = "cross_entropy"
 
     def __init__(
         self, width: int, stack: TiedStack | UntiedStack, in_features: int, classes: int
@@ -29,14 +27,6 @@ class StackNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(self.stack(self.input(x.flatten(1))))
-
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy of a batch: output (N, K) logits, targets (N,) in 0..K−1."""
-        return F.cross_entropy(output, targets)
-
-    def probabilities(self, output: Tensor) -> Tensor:
-        """The confidence in each class, (N, K): softmax of the logits."""
-        return output.softmax(1)
 
 
 def tied_network(

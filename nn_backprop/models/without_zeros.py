@@ -3,10 +3,12 @@
 import io
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, addmm, nn
+import torch
+from torch import Tensor, nn
 
 
 def packed(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -31,6 +33,19 @@ def packed_bytes(arrays: Mapping[str, np.ndarray]) -> int:
     return file.tell()
 
 
+def write_arrays(model: nn.Module, file: Path) -> dict[str, int]:
+    """Leaves a model's numbers in an npz file: its "bytes", and "bytes_packed" if they were."""
+    arrays: dict[str, Any] = {name: x.numpy() for name, x in model.state_dict().items()}
+    np.savez_compressed(file, **arrays)
+    return {"bytes": file.stat().st_size, "bytes_packed": packed_bytes(arrays)}
+
+
+def read_arrays(model: nn.Module, file: Path) -> None:
+    """Gives a model the numbers that `write_arrays` left in a file."""
+    with np.load(file) as arrays:
+        model.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays})
+
+
 def in_sparse_rows(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """An MLP's forward pass with its matrices in `torch.sparse_csr`: zᵀ = W aᵀ + b, then ReLU.
 
@@ -48,8 +63,8 @@ def in_sparse_rows(model: nn.Module) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         a = x.flatten(1).T
         for weight, bias in layers[:-1]:
-            a = addmm(bias, weight, a).relu()
+            a = torch.addmm(bias, weight, a).relu()
         weight, bias = layers[-1]
-        return addmm(bias, weight, a).T
+        return torch.addmm(bias, weight, a).T
 
     return forward
