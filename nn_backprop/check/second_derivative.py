@@ -8,7 +8,6 @@ from nn_backprop.check.oracle.oracle import Oracle
 from nn_backprop.check.oracle.rounding import SAFETY
 from nn_backprop.check.report import Cause, Probe, in_one_line
 from nn_backprop.check.target.custom_functions import differentiated_forwards
-from nn_backprop.check.target.state import seeded
 from nn_backprop.check.target.target import Gradients, Target, backward, largest
 
 NAME = "second derivative"
@@ -59,14 +58,12 @@ def _derivative(target: Target, upstream: list[Tensor]) -> tuple[Gradients, dict
     leaves, handed = target.leaves_of()
     weights = {n: normal(leaf, draws).to(leaf) for n, leaf in leaves.items()}
     upstream = [u.clone().requires_grad_() for u in upstream]
-    with seeded(target.seed):
-        outputs = target.forward(handed, fresh=True)
-        first = backward(outputs, leaves, upstream, create_graph=True)
-        everything = leaves | {f"upstream gradient {i}": u for i, u in enumerate(upstream)}
-        parts = [(g * weights[n]).sum() for n, g in first.items() if g is not None]
-        product = torch.stack(parts).sum() if parts else torch.zeros(())
-        sizes = {n: largest(g) for n, g in first.items()}
-        if not product.requires_grad:
-            return dict.fromkeys(everything), sizes
-        grads = torch.autograd.grad(product, list(everything.values()), allow_unused=True)
+    first = backward(target.forward(handed), leaves, upstream, create_graph=True)
+    everything = leaves | {f"upstream gradient {i}": u for i, u in enumerate(upstream)}
+    parts = [(g * weights[n]).sum() for n, g in first.items() if g is not None]
+    product = torch.stack(parts).sum() if parts else torch.zeros(())
+    sizes = {n: largest(g) for n, g in first.items()}
+    if not product.requires_grad:
+        return dict.fromkeys(everything), sizes
+    grads = torch.autograd.grad(product, list(everything.values()), allow_unused=True)
     return dict(zip(everything, grads, strict=True)), sizes

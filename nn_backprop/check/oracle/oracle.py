@@ -15,7 +15,7 @@ not taken for one that has none.
 """
 
 import math
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,7 @@ from nn_backprop.check.oracle.differences import Differences
 from nn_backprop.check.oracle.directions import normal, random_direction, signs, typical, unit
 from nn_backprop.check.oracle.rounding import noise_of, zero_for_none
 from nn_backprop.check.target.arguments import Unsuitable
+from nn_backprop.check.target.custom_functions import differentiated_forwards
 from nn_backprop.check.target.target import ForwardRaised, Target, Tensors, Upstream, largest
 
 # More elements than these are checked along random directions instead, at first.
@@ -154,7 +155,8 @@ class Oracle:
         return [signs(value, seed) for seed in range(self.directions)]
 
     def _measure_noise(self, plain: Tensors, upstream: list[Tensor], others: bool) -> None:
-        found = noise_of(self.source, self.dtype, plain, upstream, others)
+        with differentiated_forwards() if plain else nullcontext():
+            found = noise_of(self.source, self.dtype, plain, upstream, others)
         self.noise, self.terms = found.by_name, found.terms
         self.across |= found.across
 

@@ -29,7 +29,6 @@ from nn_backprop.check.target.target import (
     Gradients,
     Target,
     Tensors,
-    Upstream,
     filled,
     largest,
 )
@@ -118,25 +117,22 @@ def noise_of(
 ) -> Noise:
     """What rounding in `dtype` may do to each gradient of `source`.
 
-    plain: the gradients by its plain forward; if there are none, those of the target's own backward
-        are moved, since only the size matters here.
+    plain: the gradients by its plain forward, if there are some; then this has to be called with
+        the forwards differentiated. Else those of the target's own backward are moved, since only
+        the size matters here.
     others: whether the target's own backward may have other formulas than autograd's.
     """
-
-    def gradients(target: Target, u: Upstream) -> Gradients:
-        return target.plain_gradients(u) if plain else target.gradients(u)
-
     base = plain
     if source.dtype != torch.float64:  # too coarse to be moved by its own spacing
         with suppress(Exception):  # a target for one precision only
             wide, wide_upstream = source.cast(torch.float64), [u.double() for u in upstream]
-            base = zero_for_none(gradients(wide, wide_upstream), wide)
+            base = zero_for_none(wide.gradients(wide_upstream), wide)
             source, upstream = wide, wide_upstream
     noise = Noise(dict.fromkeys(source.values, 0.0))
     if not plain:
         noise.terms = float(max(v.numel() for v in (*source.values.values(), *upstream)))
         try:
-            base = zero_for_none(gradients(source, upstream), source)
+            base = zero_for_none(source.gradients(upstream), source)
         except Exception:  # it is the backward that raises, as will be found
             return noise
         base = {n: g for n, g in base.items() if g.isfinite().all()}
@@ -157,7 +153,7 @@ def noise_of(
             # raises is outside the function's domain, as just above 1.
             with suppress(ForwardRaised):
                 with sdpa_kernel(SDPBackend.MATH), mode:
-                    grads = gradients(moved, moved_upstream)
+                    grads = moved.gradients(moved_upstream)
                 noise.terms = max(noise.terms, mode.terms)
                 for name, grad in zero_for_none(grads, source).items():
                     if name in base:
