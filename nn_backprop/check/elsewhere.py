@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from nn_backprop.check.findings import Findings, agree
-from nn_backprop.check.oracle.rounding import zero_for_none
 from nn_backprop.check.report import Cause, Entry, Probe
 from nn_backprop.check.target.arguments import Unsuitable
 from nn_backprop.check.target.target import Target
@@ -85,7 +84,7 @@ def _answers(target: Target, upstream: list[Tensor]) -> list[Tensor]:
     """Outputs and gradients at the target's values, and outputs nearby."""
     nearby = target.with_values({name: 0.875 * v for name, v in target.values.items()})
     grads = target.gradients([u.clone() for u in upstream])
-    return [*target.run(), *zero_for_none(grads, target).values(), *nearby.run()]
+    return [*target.run(), *target.filled(grads).values(), *nearby.run()]
 
 
 def in_ranges(found: Findings) -> Variants:

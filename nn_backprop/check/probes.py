@@ -69,10 +69,6 @@ class Probing:
                 return f"grad_{name}{where} is {ours:.5g} instead of {right:.5g}"
         return ""
 
-    def filled(self, grads: Gradients) -> dict[str, Tensor]:
-        """In float64, with zeros for what is None."""
-        return {name: filled(grads[name], value) for name, value in self.target.values.items()}
-
     def expect(
         self, kind: str, words: str, actual: Gradients, expected: Gradients, slack: float = 1.0
     ) -> None:
@@ -249,7 +245,7 @@ def _linear(p: Probing) -> None:
     large = 2.0 ** (4 if any(torch.finfo(u.dtype).bits < 32 for u in p.upstream) else 12)
     mixed = p.gradients([2 * v - u for u, v in zip(p.upstream, other, strict=True)])
     scaled = p.gradients([large * u for u in p.upstream])
-    first, second = p.filled(p.base), p.filled(theirs)
+    first, second = p.target.filled(p.base), p.target.filled(theirs)
     expected = {n: 2 * second[n] - first[n] for n in first}
     expected_scaled = {n: large * first[n] for n in first}
 
@@ -275,7 +271,7 @@ def _twice(p: Probing) -> None:
         p.gradients(p.other_upstream())
         words = "after a call with another upstream gradient, "
         return p.expect("stale-state", words, p.gradients(), p.base)
-    numbers = [p.filled(grads) for grads in calls[1:]]
+    numbers = [p.target.filled(grads) for grads in calls[1:]]
     steps = [
         {name: after[name] - before[name] for name in after}
         for before, after in itertools.pairwise(numbers)

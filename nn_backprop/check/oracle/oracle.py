@@ -24,7 +24,7 @@ from torch import Tensor
 from nn_backprop.check.oracle import directions
 from nn_backprop.check.oracle.differences import Differences
 from nn_backprop.check.oracle.directions import normal, random_direction, signs, typical, unit
-from nn_backprop.check.oracle.rounding import noise_of, zero_for_none
+from nn_backprop.check.oracle.rounding import noise_of
 from nn_backprop.check.target.arguments import Unsuitable
 from nn_backprop.check.target.custom_functions import differentiated_forwards
 from nn_backprop.check.target.target import ForwardRaised, Target, Tensors, Upstream, largest
@@ -78,7 +78,7 @@ class Oracle:
         plain: Tensors = {}
         try:
             if self.given or not self.target.is_numpy:
-                plain = zero_for_none(self.source.plain_gradients(upstream, called), self.source)
+                plain = self.source.filled(self.source.plain_gradients(upstream, called))
         except Unsuitable:
             raise
         except Exception:  # what torch cannot differentiate has to be differenced
@@ -112,7 +112,7 @@ class Oracle:
 
     def at(self, upstream: Upstream) -> dict[str, Tensor]:
         """The gradients that the plain forward is trusted with, at another upstream gradient."""
-        grads = zero_for_none(self.source.plain_gradients(upstream), self.source)
+        grads = self.source.filled(self.source.plain_gradients(upstream))
         return {n: g for n, g in grads.items() if n in self.plain}
 
     def branch_of(self, name: str, upstream: list[Tensor]) -> Tensor | None:
@@ -176,7 +176,7 @@ class Oracle:
         plain: Tensors = {}
         try:
             if not by_forward_mode:
-                plain = zero_for_none(source.plain_gradients(upstream), source)
+                plain = source.filled(source.plain_gradients(upstream))
         except Exception:
             return set()
         for name, value in nearby.items():

@@ -26,10 +26,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nn_backprop.check.target.target import (
     ForwardRaised,
-    Gradients,
     Target,
     Tensors,
-    filled,
     largest,
 )
 
@@ -107,11 +105,6 @@ class Noise:
     terms: float = 1.0  # the longest sum met
 
 
-def zero_for_none(grads: Gradients, target: Target) -> Tensors:
-    """In float64, with zeros where there is no gradient."""
-    return {n: filled(g, target.values[n]) for n, g in grads.items()}
-
-
 def noise_of(
     source: Target, dtype: torch.dtype, plain: Tensors, upstream: list[Tensor], others: bool
 ) -> Noise:
@@ -126,13 +119,13 @@ def noise_of(
     if source.dtype != torch.float64:  # too coarse to be moved by its own spacing
         with suppress(Exception):  # a target for one precision only
             wide, wide_upstream = source.cast(torch.float64), [u.double() for u in upstream]
-            base = zero_for_none(wide.gradients(wide_upstream), wide)
+            base = wide.filled(wide.gradients(wide_upstream))
             source, upstream = wide, wide_upstream
     noise = Noise(dict.fromkeys(source.values, 0.0))
     if not plain:
         noise.terms = float(max(v.numel() for v in (*source.values.values(), *upstream)))
         try:
-            base = zero_for_none(source.gradients(upstream), source)
+            base = source.filled(source.gradients(upstream))
         except Exception:  # it is the backward that raises, as will be found
             return noise
         base = {n: g for n, g in base.items() if g.isfinite().all()}
@@ -155,7 +148,7 @@ def noise_of(
                 with sdpa_kernel(SDPBackend.MATH), mode:
                     grads = moved.gradients(moved_upstream)
                 noise.terms = max(noise.terms, mode.terms)
-                for name, grad in zero_for_none(grads, source).items():
+                for name, grad in source.filled(grads).items():
                     if name in base:
                         most[name] = max(most[name], largest(grad - base[name]))
         return most

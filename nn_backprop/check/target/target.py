@@ -261,6 +261,10 @@ class Target:
         leaves, handed = self.leaves_of(wanted, layout)
         return backward(self.forward(handed), leaves, upstream, wanted)
 
+    def filled(self, grads: Gradients) -> Tensors:
+        """These gradients in float64, with zeros where there is none."""
+        return {name: filled(grad, self.values[name]) for name, grad in grads.items()}
+
     def plain_forward(self, values: Tensors) -> list[Tensor]:
         """The outputs, with every custom Function's forward played as plain torch code."""
         inlined = self.with_values({n: v.clone() for n, v in values.items()})
