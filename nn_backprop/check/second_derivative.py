@@ -27,8 +27,8 @@ def second_derivative(oracle: Oracle, upstream: list[Tensor]) -> tuple[Probe, Ca
         return Probe(NAME, "skipped", "there is no plain forward to compare with"), None
     try:
         actual, _ = _derivative(oracle.target, upstream)
-    except Exception as apart:
-        reason = f"the backward cannot be differentiated: {in_one_line(apart)}"
+    except Exception as error:
+        reason = f"the backward cannot be differentiated: {in_one_line(error)}"
         return Probe(NAME, "fail", reason), Cause("detached", "no second derivative", reason)
     # What rounding does to a gradient, it does to the derivative of that gradient as well.
     noise = max([oracle.noise[n] / size for n, size in sizes.items() if size > 0], default=0.0)
@@ -36,7 +36,7 @@ def second_derivative(oracle: Oracle, upstream: list[Tensor]) -> tuple[Probe, Ca
     share = min(0.1, LARGER * SAFETY * max(eps * oracle.terms, noise))
     for name, right in expected.items():
         apart = (actual[name] - right).abs()
-        if apart.numel() and not error.max() <= share * max(largest(right), *sizes.values()):
+        if apart.numel() and not apart.max() <= share * max(largest(right), *sizes.values()):
             i = int(apart.argmax())
             ours, theirs = (t.flatten()[i].item() for t in (actual[name], right))
             reason = (
