@@ -160,7 +160,7 @@ def export(rule: Positional[str], out: Positional[Path], seed: int = 0) -> int:
     """
     from nn_backprop.rules.export import example, write
 
-    (chosen,) = _rules_by_name(rule).values()
+    chosen = _rules_by_name(rule)[rule]
     _check_seed(seed)
     arrays = example(chosen, seed)
     try:

@@ -121,10 +121,10 @@ class Oracle:
         if name not in self.across:
             return None
         low = self.source.cast(self.dtype)
-        grad = None
         with suppress(Exception):  # no plain forward in that precision
             grad = low.plain_gradients([u.to(self.dtype) for u in upstream])[name]
-        return None if grad is None else grad.detach().double().cpu()
+            return None if grad is None else grad.detach().double().cpu()
+        return None
 
     def by_forward_mode(self, name: str, upstream: list[Tensor], elementwise: bool) -> Expected:
         """One gradient by dual numbers: its elements, or its products with random directions."""

@@ -24,12 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nn_backprop.check.target.target import (
-    ForwardRaised,
-    Target,
-    Tensors,
-    largest,
-)
+from nn_backprop.check.target.target import ForwardRaised, Target, Tensors, largest
 
 SAFETY = 16.0
 RUNS = 2
