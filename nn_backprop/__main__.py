@@ -8,138 +8,32 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
 from torch import nn
-from tyro.conf import Positional, subcommand
+from tyro.conf import Positional, arg
 
 from nn_backprop.errors import UsageError
 
-
-@dataclass(frozen=True)
-class Rules:
-    """The table of derivatives; with a name, the whole derivation of that rule."""
-
-    name: Positional[str | None] = None
-    """Name of a rule, such as conv2d."""
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """Whether a gradient is right and, if not, why."""
-
-    target: Positional[str | None] = None
-    """package.module:name or file.py:name, name being a function without arguments that returns
-    (target, inputs) or (target, inputs, reference), as check_gradients takes them."""
-    gallery: bool = False
-    """Instead, print one small mistake of every kind and what is said of it, as Markdown."""
-    seed: int = 0
-    """Of everything that is drawn: the upstream gradient, and what the function draws."""
-    second_order: bool = False
-    """Check the derivative of the backward too."""
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(frozen=True)
-class Compare:
-    """Whether gradients computed elsewhere are the expected ones and, if not, why."""
-
-    actual: Positional[Path]
-    """The gradients by name: an .npz or .safetensors file."""
-    expected: Positional[Path]
-    """What they should be: such a file, or one that `export` wrote."""
-    context: Path | None = None
-    """A file with inputs, upstream gradient and outputs, such as `export` writes: they help to say
-    why a gradient is wrong. What EXPECTED holds of them is used anyway."""
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write an example of a rule, gradients included, to compare a port of it with."""
-
-    rule: Positional[str]
-    """Name of a rule, such as conv2d."""
-    out: Positional[Path]
-    """The file to write: an .npz."""
-    seed: int = 0
-    """Of the operands and the upstream gradient."""
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """How well a trained network does on the test split, digit by digit."""
-
-    run: Positional[Path]
-    """Folder of the run."""
-    data_root: Path | None = None
-    """Folder that holds MNIST/raw, if it is not where the run found it."""
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(frozen=True)
-class Predict:
-    """Which digit a trained network sees in each picture, and how sure it is."""
-
-    run: Positional[Path]
-    """Folder of the run."""
-    images: Positional[tuple[Path, ...]]
-    """Pictures of one digit each: any size and format, dark on light or light on dark."""
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Fetch MNIST and verify it, ahead of time."""
-
-    data_root: Path | None = None
-    """Folder to hold MNIST/raw; by default $NN_BACKPROP_DATA, else the user's cache."""
-    check: bool = False
-    """Only verify: write nothing, use no network."""
-    json: bool = False
-    """Print JSON."""
-
-
-Command = (
-    Annotated[Rules, subcommand("rules")]
-    | Annotated[Check, subcommand("check")]
-    | Annotated[Compare, subcommand("compare")]
-    | Annotated[Export, subcommand("export")]
-    | Annotated[Evaluate, subcommand("evaluate")]
-    | Annotated[Predict, subcommand("predict")]
-    | Annotated[Data, subcommand("data")]
-)
+Json = Annotated[bool, arg(name="json", help="Print JSON.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    command: Any = tyro.cli(Command, args=arguments, prog="nn_backprop", description=__doc__)
     from nn_backprop.data import DataError
 
     if hasattr(sys.stdout, "reconfigure"):  # where σ cannot be written, a ? is better than nothing
         sys.stdout.reconfigure(errors="replace")
-    run: dict[type, Callable[[Any], int]] = {
-        Rules: rules,
-        Check: check,
-        Compare: compare,
-        Export: export,
-        Evaluate: evaluate,
-        Predict: predict,
-        Data: data,
-    }
+    commands = (rules, check, compare, export, evaluate, predict, data)
     try:
-        code = run[type(command)](command)
+        code = tyro.extras.subcommand_cli_from_dict(
+            {command.__name__: command for command in commands},
+            prog="nn_backprop", description=__doc__, args=arguments,
+        )  # fmt: skip
         sys.stdout.flush()
         return code
     except (UsageError, DataError) as error:
@@ -152,28 +46,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def rules(command: Rules) -> int:
+def rules(name: Positional[str | None] = None, as_json: Json = False) -> int:
+    """The table of derivatives; with a name, the whole derivation of that rule.
+
+    Args:
+        name: Name of a rule, such as conv2d.
+    """
     from nn_backprop.rules import TABLE
     from nn_backprop.rules.rule import name_of
 
     callables: dict[str, list[str]] = {}
     for function, rule in TABLE.items():
         callables.setdefault(rule.name, []).append(name_of(function))
-    chosen = _rules_by_name(command.name)
+    chosen = _rules_by_name(name)
     rows: list[dict[str, Any]] = [
         {
-            "name": name,
-            "derived_in": f"{rule.backward.__module__}.{name}_forward",
-            "callables": callables[name],
+            "name": rule.name,
+            "derived_in": f"{rule.backward.__module__}.{rule.name}_forward",
+            "callables": callables[rule.name],
             "equations": rule.equations.splitlines(),
         }
-        for name, rule in chosen.items()
+        for rule in chosen.values()
     ]
-    if command.json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-    elif command.name is not None:
-        print(f"{command.name}: {', '.join(callables[command.name])}\n")
-        rule = chosen[command.name]
+    if as_json:
+        _print_json(rows)
+    elif name is not None:
+        print(f"{name}: {', '.join(callables[name])}\n")
+        rule = chosen[name]
         print(inspect.getdoc(sys.modules[rule.backward.__module__]), end="\n\n")  # the letters
         print(rule.derivation)
     else:
@@ -185,74 +84,108 @@ def rules(command: Rules) -> int:
     return 0
 
 
-def check(command: Check) -> int:
+def check(
+    target: Positional[str | None] = None, gallery: bool = False, seed: int = 0,
+    second_order: bool = False, as_json: Json = False,
+) -> int:  # fmt: skip
+    """Whether a gradient is right and, if not, why.
+
+    Args:
+        target: package.module:name or file.py:name, name being a function without arguments that
+            returns (target, inputs) or (target, inputs, reference), as check_gradients takes them.
+        gallery: Instead, print one small mistake of every kind and what is said of it, as Markdown.
+        seed: Of everything that is drawn: the upstream gradient, and what the function draws.
+        second_order: Check the derivative of the backward too.
+    """
     from nn_backprop.check import check_gradients
     from nn_backprop.check.factory import described, made_by
     from nn_backprop.check.target.state import seeded
 
-    if (command.target is None) != command.gallery:
+    if (target is None) != gallery:
         raise UsageError("check takes either package.module:name or --gallery")
-    if command.gallery:
-        return _print_gallery(command.json)
-    assert command.target is not None
-    _check_seed(command.seed)
-    with redirect_stdout(sys.stderr), seeded(command.seed):  # stdout is for the report
+    if target is None:
+        return _print_gallery(as_json)
+    _check_seed(seed)
+    with redirect_stdout(sys.stderr), seeded(seed):  # stdout is for the report
         try:
-            target, inputs, reference = made_by(command.target)
+            made, inputs, reference = made_by(target)
             report = check_gradients(
-                target, *inputs, reference=reference, seed=command.seed,
-                second_order=command.second_order,
-            )  # fmt: skip
+                made, *inputs, reference=reference, seed=seed, second_order=second_order
+            )
         except ValueError as error:
             raise UsageError(str(error)) from None
         except SystemExit as stop:
-            raise UsageError(f"{command.target} left Python, with code {stop.code}") from None
+            raise UsageError(f"{target} left Python, with code {stop.code}") from None
         except Exception as error:  # never 1, which says that the gradient is wrong
-            raise UsageError(f"{command.target} cannot be checked: {described(error)}") from None
+            raise UsageError(f"{target} cannot be checked: {described(error)}") from None
     if report.error is not None and report.verdict == "inconclusive":
-        if not command.json:
+        if not as_json:
             raise UsageError(f"{report.target}: {report.reason}")
         _print_json(report.to_dict())
         return 2
-    return _print_report(report, command.json)
+    return _print_report(report, as_json)
 
 
-def compare(command: Compare) -> int:
+def compare(
+    actual: Positional[Path], expected: Positional[Path], context: Path | None = None,
+    as_json: Json = False,
+) -> int:  # fmt: skip
+    """Whether gradients computed elsewhere are the expected ones and, if not, why.
+
+    Args:
+        actual: The gradients by name: an .npz or .safetensors file.
+        expected: What they should be: such a file, or one that `export` wrote.
+        context: A file with inputs, upstream gradient and outputs, such as `export` writes: they
+            help to say why a gradient is wrong. What EXPECTED holds of them is used anyway.
+    """
     from nn_backprop.check import compare_gradients
     from nn_backprop.check.arrays import load
 
     try:
-        context = None if command.context is None else load(command.context)
-        report = compare_gradients(load(command.actual), load(command.expected), context)
+        known = None if context is None else load(context)
+        report = compare_gradients(load(actual), load(expected), known)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    report.target = f"{command.actual} against {command.expected}"
-    return _print_report(report, command.json)
+    report.target = f"{actual} against {expected}"
+    return _print_report(report, as_json)
 
 
-def export(command: Export) -> int:
+def export(rule: Positional[str], out: Positional[Path], seed: int = 0) -> int:
+    """Write an example of a rule, gradients included, to compare a port of it with.
+
+    Args:
+        rule: Name of a rule, such as conv2d.
+        out: The file to write: an .npz.
+        seed: Of the operands and the upstream gradient.
+    """
     from nn_backprop.rules.export import example, write
 
-    (rule,) = _rules_by_name(command.rule).values()
-    _check_seed(command.seed)
-    arrays = example(rule, command.seed)
+    chosen = _rules_by_name(rule)[rule]
+    _check_seed(seed)
+    arrays = example(chosen, seed)
     try:
-        write(command.out, arrays)
+        write(out, arrays)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    print(command.out)
+    print(out)
     for key, array in arrays.items():
         what = array if key.startswith("option/") else f"{array.dtype} {array.shape}"
         print(f"    {key:<22} {what}")
     return 0
 
 
-def evaluate(command: Evaluate) -> int:
+def evaluate(run: Positional[Path], data_root: Path | None = None, as_json: Json = False) -> int:
+    """How well a trained network does on the test split, digit by digit.
+
+    Args:
+        run: Folder of the run.
+        data_root: Folder that holds MNIST/raw, if it is not where the run found it.
+    """
     from nn_backprop import training
     from nn_backprop.data import load, suited
 
-    model, config = _trained_network(command.run)
-    root = command.data_root or config["options"]["data_root"]
+    model, config = _trained_network(run)
+    root = data_root or config["options"]["data_root"]
     images = suited(load(config["dataset"], root, say=_to_stderr), model)
     result = training.evaluate(model, images, images.test)
     confusion = result.confusion
@@ -265,7 +198,7 @@ def evaluate(command: Evaluate) -> int:
         accuracy = right / n if n else None
         digits.append({"digit": k, "n": n, "accuracy": accuracy, "most_taken_for": taken_for})
     summary = {"dataset": images.name, "accuracy": result.accuracy, "loss": result.loss}
-    if command.json:
+    if as_json:
         print(json.dumps(summary | {"digits": digits}, indent=2))
         return 0
     print(f"{'digit':>6} {'images':>7} {'right':>8}   most often taken for")
@@ -281,14 +214,22 @@ def evaluate(command: Evaluate) -> int:
     return 0
 
 
-def predict(command: Predict) -> int:
+def predict(
+    run: Positional[Path], images: Positional[tuple[Path, ...]], as_json: Json = False
+) -> int:
+    """Which digit a trained network sees in each picture, and how sure it is.
+
+    Args:
+        run: Folder of the run.
+        images: Pictures of one digit each: any size and format, dark on light or light on dark.
+    """
     from nn_backprop.data import read_digit, resize
 
-    model, config = _trained_network(command.run)
-    if not command.images:
+    model, config = _trained_network(run)
+    if not images:
         raise UsageError("predict needs at least one picture after the run's folder")
     layout = config["dataset"]
-    pictures = [(path, read_digit(path, layout)) for path in command.images]
+    pictures = [(path, read_digit(path, layout)) for path in images]
     rows: list[dict[str, Any]] = []
     for path, picture in pictures:
         picture = resize(picture[None], getattr(model, "image_size", picture.shape[-1]))
@@ -297,7 +238,7 @@ def predict(command: Predict) -> int:
             probabilities = model.probabilities(model(pixels))[0]  # type: ignore[operator]
         digit = int(probabilities.argmax())
         rows.append({"image": str(path), "digit": digit, "confidence": float(probabilities[digit])})
-    if command.json:
+    if as_json:
         print(json.dumps(rows, indent=2))
     else:
         for row in rows:
@@ -305,14 +246,20 @@ def predict(command: Predict) -> int:
     return 0
 
 
-def data(command: Data) -> int:
-    from nn_backprop.data import data_root, prepare, verify
+def data(data_root: Path | None = None, check: bool = False, as_json: Json = False) -> int:
+    """Fetch MNIST and verify it, ahead of time.
 
-    root = data_root(command.data_root)
-    if not command.check:
-        root = prepare(root, say=_to_stderr)
-    found = verify(root)
-    if command.json:
+    Args:
+        data_root: Folder to hold MNIST/raw; by default $NN_BACKPROP_DATA, else the user's cache.
+        check: Only verify: write nothing, use no network.
+    """
+    from nn_backprop import data
+
+    root = data.data_root(data_root)
+    if not check:
+        root = data.prepare(root, say=_to_stderr)
+    found = data.verify(root)
+    if as_json:
         print(json.dumps({"root": str(root), "files": found}, indent=2))
     else:
         print(f"{root / 'MNIST' / 'raw'}")

@@ -1,7 +1,6 @@
 """The checker itself is spoilt, one part after the other, and a small battery has to notice."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from types import MappingProxyType
@@ -235,8 +234,7 @@ SPOILT = {
         rounding.Rounding, "moved", lambda method: lambda self, value: value),
     "every value a kink": on(judge.kinks, "accepted", answering("a kink")),
     "no value a kink": on(judge.kinks, "accepted", answering("")),
-    "no seed": either(*(on(module, "seeded", answering(nullcontext()))
-                        for module in (targets, probes))),
+    "no seed": on(targets, "seed_generators", answering(None)),
 }  # fmt: skip
 SPOILT_PROTOCOL = {
     "probes with 10¹² times the tolerance": on(checker, "SAFETY", lambda safety: 1e12 * safety),

@@ -14,6 +14,7 @@ from nn_backprop.check.inside import check_functions, search_submodules
 from nn_backprop.check.oracle.rounding import SAFETY
 from nn_backprop.check.report import GradientMismatch, Report
 from nn_backprop.check.second_derivative import second_derivative
+from nn_backprop.check.target.state import seeded
 from nn_backprop.check.target.target import Target, largest
 from nn_backprop.check.verdict import BackwardRaised, Stopped, give_verdict
 
@@ -51,7 +52,8 @@ def check_gradients(
     try:
         with torch.inference_mode(False), torch.enable_grad():
             subject = Target(target, inputs, kwargs, loss, seed)
-            return _check(subject, target, reference, second_order)
+            with seeded(seed):
+                return _check(subject, target, reference, second_order)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

@@ -1,8 +1,10 @@
 """The same gradients elsewhere: in another precision, in the other mode, in other ranges."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
+from torch import Tensor
 
 from nn_backprop.check.findings import Findings, agree
 from nn_backprop.check.report import Cause, Entry, Probe
@@ -66,10 +68,23 @@ def in_float64(found: Findings) -> None:
 
 
 def in_other_mode(found: Findings) -> Variants:
-    assert found.subject.module is not None
-    other = not found.subject.module.training
-    mode = "training" if other else "evaluation"
-    return [(f"in {mode} mode", found.subject.fresh(other))]
+    """Nowhere, if the mode makes no difference here, nor to the outputs nearby."""
+    subject = found.subject
+    assert subject.module is not None
+    mode = "evaluation" if subject.module.training else "training"
+    other = subject.fresh(not subject.module.training)
+    with suppress(Exception):  # as the check will say
+        ours, theirs = (_answers(target, found.upstream) for target in (subject, other))
+        if len(ours) == len(theirs) and all(map(torch.equal, ours, theirs)):
+            return []
+    return [(f"in {mode} mode", other)]
+
+
+def _answers(target: Target, upstream: list[Tensor]) -> list[Tensor]:
+    """Outputs and gradients at the target's values, and outputs nearby."""
+    nearby = target.with_values({name: 0.875 * v for name, v in target.values.items()})
+    grads = target.gradients([u.clone() for u in upstream])
+    return [*target.run(), *target.filled(grads).values(), *nearby.run()]
 
 
 def in_ranges(found: Findings) -> Variants:

@@ -66,12 +66,11 @@ def _causes_here(found: Findings, wrong: list[Entry]) -> list[Cause]:
     if found.wide is not found.subject and found.subject.dtype != torch.float64:
         with suppress(Exception):  # a backward for its own precision only
             actual = found.wide.gradients([u.clone() for u in found.wide_upstream])
-
-        def passes(name: str) -> bool:
-            given = (found.oracle, name, actual[name], found.expected[name], found.wide_upstream)
-            return judge(*given).verdict == "pass"
-
-        if all([passes(entry.name) for entry in wrong]):
+        judged = [
+            judge(found.oracle, e.name, actual[e.name], found.expected[e.name], found.wide_upstream)
+            for e in wrong
+        ]
+        if all(entry.verdict == "pass" for entry in judged):
             detail = f"the backward is wrong in {dtype_name(found.oracle.dtype)} only"
             evidence = f"{found.report.reason}; in float64 every gradient is right"
             return [Cause("wrong-precision", detail, evidence)]

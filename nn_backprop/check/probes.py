@@ -18,7 +18,6 @@ from torch import Tensor
 
 from nn_backprop.check.report import Cause, Probe, in_one_line
 from nn_backprop.check.target.custom_functions import returned_gradients
-from nn_backprop.check.target.state import seeded
 from nn_backprop.check.target.target import (
     ForwardRaised,
     Gradients,
@@ -69,10 +68,6 @@ class Probing:
                 ours, right = a.flatten()[i].item(), e.flatten()[i].item()
                 return f"grad_{name}{where} is {ours:.5g} instead of {right:.5g}"
         return ""
-
-    def filled(self, grads: Gradients) -> dict[str, Tensor]:
-        """In float64, with zeros for what is None."""
-        return {name: filled(grads[name], value) for name, value in self.target.values.items()}
 
     def expect(
         self, kind: str, words: str, actual: Gradients, expected: Gradients, slack: float = 1.0
@@ -154,10 +149,9 @@ def _unchanged(p: Probing) -> None:
     leaves, handed = p.target.leaves_of()
     upstream = [u.clone() for u in p.upstream]
     before = {n: (t.detach().clone(), t._version) for n, t in handed.items()}
-    with seeded(p.target.seed):
-        outputs = p.target.forward(handed, fresh=True)
-        between = {n: (t.detach().clone(), t._version) for n, t in handed.items()}
-        backward(outputs, leaves, list(upstream))
+    outputs = p.target.forward(handed)
+    between = {n: (t.detach().clone(), t._version) for n, t in handed.items()}
+    backward(outputs, leaves, list(upstream))
     for name, tensor in handed.items():
         (original, version), (seen, later) = before[name], between[name]
         in_place_forward = later != version  # which torch knows of
@@ -171,14 +165,12 @@ def _unchanged(p: Probing) -> None:
 def _two_consumers(p: Probing) -> None:
     leaves, handed = p.target.leaves_of()
     other = [_flipped(u) for u in p.upstream]
-    with seeded(p.target.seed):
-        outputs = p.target.forward(handed, fresh=True)
-        triples = zip(outputs, p.upstream, other, strict=True)
-        parts = [(z * u).sum() + (z * v).sum() for z, u, v in triples if z.requires_grad]
-        if not parts:
-            raise Skipped("no output requires grad")
-        loss = torch.stack(parts).sum()
-        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    triples = zip(p.target.forward(handed), p.upstream, other, strict=True)
+    parts = [(z * u).sum() + (z * v).sum() for z, u, v in triples if z.requires_grad]
+    if not parts:
+        raise Skipped("no output requires grad")
+    loss = torch.stack(parts).sum()
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     together = p.gradients([u + v for u, v in zip(p.upstream, other, strict=True)])
     apart = dict(zip(leaves, grads, strict=True))
     p.expect("mutates-input", "used twice, ", apart, together, slack=4)
@@ -253,7 +245,7 @@ def _linear(p: Probing) -> None:
     large = 2.0 ** (4 if any(torch.finfo(u.dtype).bits < 32 for u in p.upstream) else 12)
     mixed = p.gradients([2 * v - u for u, v in zip(p.upstream, other, strict=True)])
     scaled = p.gradients([large * u for u in p.upstream])
-    first, second = p.filled(p.base), p.filled(theirs)
+    first, second = p.target.filled(p.base), p.target.filled(theirs)
     expected = {n: 2 * second[n] - first[n] for n in first}
     expected_scaled = {n: large * first[n] for n in first}
 
@@ -279,7 +271,7 @@ def _twice(p: Probing) -> None:
         p.gradients(p.other_upstream())
         words = "after a call with another upstream gradient, "
         return p.expect("stale-state", words, p.gradients(), p.base)
-    numbers = [p.filled(grads) for grads in calls[1:]]
+    numbers = [p.target.filled(grads) for grads in calls[1:]]
     steps = [
         {name: after[name] - before[name] for name in after}
         for before, after in itertools.pairwise(numbers)
@@ -292,24 +284,23 @@ def _twice(p: Probing) -> None:
 
 def _backward_twice(p: Probing) -> None:
     leaves, handed = p.target.leaves_of()
-    with seeded(p.target.seed):
-        outputs = p.target.forward(handed, fresh=True)
+    outputs = p.target.forward(handed)
 
-        def again() -> Gradients:
-            grads = backward(outputs, leaves, p.copies(), retain_graph=True)
-            return {n: None if g is None else g.clone() for n, g in grads.items()}
+    def again() -> Gradients:
+        grads = backward(outputs, leaves, p.copies(), retain_graph=True)
+        return {n: None if g is None else g.clone() for n, g in grads.items()}
 
-        first = again()
-        try:
-            difference = p.difference(again(), first)
-        except Exception as error:
-            raise Skipped(f"a second backward raises {in_one_line(error)}") from error
-        if not difference:
-            return
-        grads = []
-        for _ in range(2):
-            torch.default_generator.manual_seed(p.target.seed)
-            grads.append(again())
+    first = again()
+    try:
+        difference = p.difference(again(), first)
+    except Exception as error:
+        raise Skipped(f"a second backward raises {in_one_line(error)}") from error
+    if not difference:
+        return
+    grads = []
+    for _ in range(2):
+        torch.default_generator.manual_seed(p.target.seed)
+        grads.append(again())
     if p.difference(grads[0], grads[1]):
         raise Wrong("stale-state", f"the backward again, over the same graph: {difference}")
     raise Wrong("nondeterministic", f"the backward draws random numbers of its own: {difference}")

@@ -8,8 +8,7 @@ from nn_backprop.check.oracle.oracle import Oracle
 from nn_backprop.check.oracle.rounding import SAFETY
 from nn_backprop.check.report import Cause, Probe, in_one_line
 from nn_backprop.check.target.custom_functions import differentiated_forwards
-from nn_backprop.check.target.state import seeded
-from nn_backprop.check.target.target import Gradients, Target, backward, largest
+from nn_backprop.check.target.target import Target, Tensors, backward, filled, largest
 
 NAME = "second derivative"
 # Two derivatives cost more rounding than one.
@@ -36,37 +35,32 @@ def second_derivative(oracle: Oracle, upstream: list[Tensor]) -> tuple[Probe, Ca
     eps = torch.finfo(oracle.dtype).eps
     share = min(0.1, LARGER * SAFETY * max(eps * oracle.terms, noise))
     for name, right in expected.items():
-        grad = actual[name]
-        if right is None and grad is None:
-            continue
-        a = torch.zeros_like(right) if grad is None else grad  # type: ignore[arg-type]
-        e = torch.zeros_like(a) if right is None else right
-        if e.numel() and not (a - e).abs().max() <= share * max(largest(e), *sizes.values()):
-            i = int((a - e).abs().argmax())
-            ours, theirs = a.flatten()[i].item(), e.flatten()[i].item()
+        apart = (actual[name] - right).abs()
+        if apart.numel() and not apart.max() <= share * max(largest(right), *sizes.values()):
+            i = int(apart.argmax())
+            ours, theirs = (t.flatten()[i].item() for t in (actual[name], right))
             reason = (
                 f"the derivative of ⟨v, gradient⟩ by {name} is {ours:.5g} instead of {theirs:.5g}"
             )
-            part = "a part of the backward" if a.any() else "the backward"
+            part = "a part of the backward" if actual[name].any() else "the backward"
             detail = f"second derivative: {part} is not connected to what it was computed from"
             return Probe(NAME, "fail", reason), Cause("detached", detail, reason)
     return Probe(NAME, "pass"), None
 
 
-def _derivative(target: Target, upstream: list[Tensor]) -> tuple[Gradients, dict[str, float]]:
-    """The derivatives, and the largest entry of each gradient, whose rounding enters them."""
+def _derivative(target: Target, upstream: list[Tensor]) -> tuple[Tensors, dict[str, float]]:
+    """The derivatives, zeros for None; the largest entry of each gradient: its rounding enters."""
     draws = torch.Generator().manual_seed(3)
     leaves, handed = target.leaves_of()
     weights = {n: normal(leaf, draws).to(leaf) for n, leaf in leaves.items()}
     upstream = [u.clone().requires_grad_() for u in upstream]
-    with seeded(target.seed):
-        outputs = target.forward(handed, fresh=True)
-        first = backward(outputs, leaves, upstream, create_graph=True)
-        everything = leaves | {f"upstream gradient {i}": u for i, u in enumerate(upstream)}
-        parts = [(g * weights[n]).sum() for n, g in first.items() if g is not None]
-        product = torch.stack(parts).sum() if parts else torch.zeros(())
-        sizes = {n: largest(g) for n, g in first.items()}
-        if not product.requires_grad:
-            return dict.fromkeys(everything), sizes
+    first = backward(target.forward(handed), leaves, upstream, create_graph=True)
+    everything = leaves | {f"upstream gradient {i}": u for i, u in enumerate(upstream)}
+    parts = [(g * weights[n]).sum() for n, g in first.items() if g is not None]
+    product = torch.stack(parts).sum() if parts else torch.zeros(())
+    sizes = {n: largest(g) for n, g in first.items()}
+    grads: tuple[Tensor | None, ...] = (None,) * len(everything)
+    if product.requires_grad:
         grads = torch.autograd.grad(product, list(everything.values()), allow_unused=True)
-    return dict(zip(everything, grads, strict=True)), sizes
+    pairs = zip(everything.items(), grads, strict=True)
+    return {name: filled(grad, value) for (name, value), grad in pairs}, sizes

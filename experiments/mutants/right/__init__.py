@@ -15,7 +15,8 @@ from mutants.right.draw import Call, Draw
 from mutants.right.modules import module, network
 from mutants.right.pairs import numpy_pair
 from mutants.right.plain import torch_call
-from nn_backprop.check.target.target import ForwardRaised, Target, seeded
+from nn_backprop.check.target.state import seeded
+from nn_backprop.check.target.target import ForwardRaised, Target
 
 __all__ = ["Call", "configuration"]
 
@@ -47,7 +48,7 @@ def _has_gradient(call: Call) -> bool:
         with seeded(call.seed):
             outputs = [z.detach() for z in target.forward(target.leaves_of()[1])]
             upstream = [torch.randn_like(z) for z in outputs]
-        grads = {name: g for name, g in target.gradients(upstream).items() if g is not None}
+            grads = {name: g for name, g in target.gradients(upstream).items() if g is not None}
     except ForwardRaised:  # torch has no cdist, say, in half precision
         return False
     if not all(t.isfinite().all() for t in (*outputs, *grads.values())):

@@ -3,6 +3,7 @@ along one by dual numbers: exact to rounding, without a step."""
 
 import math
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -69,11 +70,26 @@ class PaddingStays(TorchFunctionMode):
 
 def product(target: Target, name: str, direction: Tensor, upstream: list[Tensor]) -> float:
     """⟨J v, u⟩, v being a direction of one value and u the upstream gradient."""
+    # Torch adds a zero tangent several times as fast as one that is missing; but at a pole of the
+    # function, 0 · ∞ is no number, and there may be no formula for the other values.
+    with suppress(Exception):
+        found = _product(target, name, direction, upstream, zeros=True)
+        if math.isfinite(found):
+            return found
+    return _product(target, name, direction, upstream, zeros=False)
+
+
+def _product(
+    target: Target, name: str, direction: Tensor, upstream: list[Tensor], zeros: bool
+) -> float:
     math_only = sdpa_kernel(SDPBackend.MATH)  # which has a forward-mode formula
     with warnings.catch_warnings(), forward_ad.dual_level(), math_only:
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, on first use
         handed = {n: v.clone() for n, v in target.values.items()}
-        handed[name] = forward_ad.make_dual(handed[name], direction.to(handed[name]))
+        for n, value in handed.items():
+            if zeros or n == name:
+                tangent = direction.to(value) if n == name else torch.zeros_like(value)
+                handed[n] = forward_ad.make_dual(value, tangent)
         with PaddingStays(handed, target.values):
             outputs = target.forward(handed)
         tangents = [forward_ad.unpack_dual(z).tangent for z in outputs]

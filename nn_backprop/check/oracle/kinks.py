@@ -13,7 +13,6 @@ from torch import Tensor
 
 from nn_backprop.check.oracle.directions import unit
 from nn_backprop.check.oracle.oracle import Oracle
-from nn_backprop.check.target.target import Tensors
 
 MOST = 64  # elements looked at; if these are kinks, so are the others
 STEPS = (2e-5, 1e-5)
@@ -119,19 +118,17 @@ def _one_sided(
     oracle: Oracle, name: str, direction: Tensor, upstream: list[Tensor], scale: float
 ) -> tuple[float, Tensor]:
     """The slope of ⟨u, f⟩ towards a direction, from two steps, and which outputs move."""
-    target, value = oracle.target, oracle.target.values[name]
-
-    def outputs(step: float) -> Tensor:
-        handed: Tensors = {n: v.clone() for n, v in target.values.items()}
-        handed[name] = value + step * direction.reshape(value.shape).to(value)
-        return torch.cat([z.detach().double().flatten() for z in target.outputs(handed)])
-
-    u = torch.cat([grad_z.double().flatten() for grad_z in upstream])
-    zero = outputs(0.0)
-    rises = [outputs(scale * step) - zero for step in STEPS]
+    direction = direction.reshape(oracle.target.values[name].shape)
+    outputs, _ = oracle.differences.along(name, direction)
+    zero, *moved = (_flat(outputs(scale * step)) for step in (0.0, *STEPS))
+    u, rises = _flat(upstream), [z - zero for z in moved]
     pairs = zip(rises, STEPS, strict=True)
     coarse, fine = ((rise * u).sum().item() / (scale * step) for rise, step in pairs)
     return 2 * fine - coarse, rises[1] != 0
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.double().flatten() for t in tensors])
 
 
 def _sharing(oracle: Oracle, name: str, moved: Tensor, upstream: list[Tensor]) -> Tensor:

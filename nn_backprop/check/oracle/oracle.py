@@ -15,7 +15,7 @@ not taken for one that has none.
 """
 
 import math
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -24,8 +24,9 @@ from torch import Tensor
 from nn_backprop.check.oracle import directions
 from nn_backprop.check.oracle.differences import Differences
 from nn_backprop.check.oracle.directions import normal, random_direction, signs, typical, unit
-from nn_backprop.check.oracle.rounding import noise_of, zero_for_none
+from nn_backprop.check.oracle.rounding import noise_of
 from nn_backprop.check.target.arguments import Unsuitable
+from nn_backprop.check.target.custom_functions import differentiated_forwards
 from nn_backprop.check.target.target import ForwardRaised, Target, Tensors, Upstream, largest
 
 # More elements than these are checked along random directions instead, at first.
@@ -77,7 +78,7 @@ class Oracle:
         plain: Tensors = {}
         try:
             if self.given or not self.target.is_numpy:
-                plain = zero_for_none(self.source.plain_gradients(upstream, called), self.source)
+                plain = self.source.filled(self.source.plain_gradients(upstream, called))
         except Unsuitable:
             raise
         except Exception:  # what torch cannot differentiate has to be differenced
@@ -111,7 +112,7 @@ class Oracle:
 
     def at(self, upstream: Upstream) -> dict[str, Tensor]:
         """The gradients that the plain forward is trusted with, at another upstream gradient."""
-        grads = zero_for_none(self.source.plain_gradients(upstream), self.source)
+        grads = self.source.filled(self.source.plain_gradients(upstream))
         return {n: g for n, g in grads.items() if n in self.plain}
 
     def branch_of(self, name: str, upstream: list[Tensor]) -> Tensor | None:
@@ -120,10 +121,10 @@ class Oracle:
         if name not in self.across:
             return None
         low = self.source.cast(self.dtype)
-        grad = None
         with suppress(Exception):  # no plain forward in that precision
             grad = low.plain_gradients([u.to(self.dtype) for u in upstream])[name]
-        return None if grad is None else grad.detach().double().cpu()
+            return None if grad is None else grad.detach().double().cpu()
+        return None
 
     def by_forward_mode(self, name: str, upstream: list[Tensor], elementwise: bool) -> Expected:
         """One gradient by dual numbers: its elements, or its products with random directions."""
@@ -154,7 +155,8 @@ class Oracle:
         return [signs(value, seed) for seed in range(self.directions)]
 
     def _measure_noise(self, plain: Tensors, upstream: list[Tensor], others: bool) -> None:
-        found = noise_of(self.source, self.dtype, plain, upstream, others)
+        with differentiated_forwards() if plain else nullcontext():
+            found = noise_of(self.source, self.dtype, plain, upstream, others)
         self.noise, self.terms = found.by_name, found.terms
         self.across |= found.across
 
@@ -174,7 +176,7 @@ class Oracle:
         plain: Tensors = {}
         try:
             if not by_forward_mode:
-                plain = zero_for_none(source.plain_gradients(upstream), source)
+                plain = source.filled(source.plain_gradients(upstream))
         except Exception:
             return set()
         for name, value in nearby.items():

@@ -24,15 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nn_backprop.check.target.target import (
-    ForwardRaised,
-    Gradients,
-    Target,
-    Tensors,
-    Upstream,
-    filled,
-    largest,
-)
+from nn_backprop.check.target.target import ForwardRaised, Target, Tensors, largest
 
 SAFETY = 16.0
 RUNS = 2
@@ -108,35 +100,27 @@ class Noise:
     terms: float = 1.0  # the longest sum met
 
 
-def zero_for_none(grads: Gradients, target: Target) -> Tensors:
-    """In float64, with zeros where there is no gradient."""
-    return {n: filled(g, target.values[n]) for n, g in grads.items()}
-
-
 def noise_of(
     source: Target, dtype: torch.dtype, plain: Tensors, upstream: list[Tensor], others: bool
 ) -> Noise:
     """What rounding in `dtype` may do to each gradient of `source`.
 
-    plain: the gradients by its plain forward; if there are none, those of the target's own backward
-        are moved, since only the size matters here.
+    plain: the gradients by its plain forward, if there are some; then this has to be called with
+        the forwards differentiated. Else those of the target's own backward are moved, since only
+        the size matters here.
     others: whether the target's own backward may have other formulas than autograd's.
     """
-
-    def gradients(target: Target, u: Upstream) -> Gradients:
-        return target.plain_gradients(u) if plain else target.gradients(u)
-
     base = plain
     if source.dtype != torch.float64:  # too coarse to be moved by its own spacing
         with suppress(Exception):  # a target for one precision only
             wide, wide_upstream = source.cast(torch.float64), [u.double() for u in upstream]
-            base = zero_for_none(gradients(wide, wide_upstream), wide)
+            base = wide.filled(wide.gradients(wide_upstream))
             source, upstream = wide, wide_upstream
     noise = Noise(dict.fromkeys(source.values, 0.0))
     if not plain:
         noise.terms = float(max(v.numel() for v in (*source.values.values(), *upstream)))
         try:
-            base = zero_for_none(gradients(source, upstream), source)
+            base = source.filled(source.gradients(upstream))
         except Exception:  # it is the backward that raises, as will be found
             return noise
         base = {n: g for n, g in base.items() if g.isfinite().all()}
@@ -157,9 +141,9 @@ def noise_of(
             # raises is outside the function's domain, as just above 1.
             with suppress(ForwardRaised):
                 with sdpa_kernel(SDPBackend.MATH), mode:
-                    grads = gradients(moved, moved_upstream)
+                    grads = moved.gradients(moved_upstream)
                 noise.terms = max(noise.terms, mode.terms)
-                for name, grad in zero_for_none(grads, source).items():
+                for name, grad in source.filled(grads).items():
                     if name in base:
                         most[name] = max(most[name], largest(grad - base[name]))
         return most

@@ -10,6 +10,7 @@ their `apply`, since `apply` is often taken hold of beforehand: ``relu = ReLU.ap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,12 +133,8 @@ def _is_wrapped(operand: Any) -> bool:
 
 def _plain(function: type[Function], called: set[type[Function]]) -> dict[str, Any]:
     """The attributes that make autograd through the forward the backward of this Function."""
-
-    class Original:  # as the class was, for `forward_of`
-        forward = staticmethod(function.forward)
-        setup_context = staticmethod(function.setup_context)
-
-    original: Any = Original
+    # As the class was, for `forward_of`.
+    original: Any = SimpleNamespace(forward=function.forward, setup_context=function.setup_context)
 
     def play(args: tuple) -> tuple[Any, Any]:
         copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)  # may be in place

@@ -1,5 +1,5 @@
 """State under a check: of modules, which are copied and given other parameters and buffers; and of
-the random generators, which is the same for each call, and the caller's put back."""
+the random generators, which is the same for each call, and the caller's put back at the end."""
 
 import copy
 import random
@@ -65,18 +65,23 @@ class Beside(nn.Module):
         return self.function(*args, **kwargs)
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """The random states of torch, NumPy and Python start from `seed`, and are put back."""
-    on_gpu = torch.cuda.is_initialized()
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    gpu_states = torch.cuda.get_rng_state_all() if on_gpu else []
+def seed_generators(seed: int) -> None:
+    """The random states of torch, NumPy and Python start from `seed`."""
     torch.default_generator.manual_seed(seed)  # torch.manual_seed costs as much as a small layer
     np.random.seed(seed)
     random.seed(seed)
-    if on_gpu:
+    if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, the random states start from `seed`; they are put back, which takes longer."""
+    on_gpu = torch.cuda.is_initialized()
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    gpu_states = torch.cuda.get_rng_state_all() if on_gpu else []
     try:
+        seed_generators(seed)
         yield
     finally:
         torch.set_rng_state(states[0])

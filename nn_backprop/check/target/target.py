@@ -26,7 +26,7 @@ from nn_backprop.check.target.arguments import (
     refuse_unsupported,
 )
 from nn_backprop.check.target.custom_functions import differentiated_forwards
-from nn_backprop.check.target.state import Beside, Placing, copied, seeded
+from nn_backprop.check.target.state import Beside, Placing, copied, seed_generators
 
 Tensors = dict[str, Tensor]
 Gradients = Mapping[str, Tensor | None]
@@ -49,7 +49,7 @@ class Target:
     `values` holds the floating inputs and, of a module, the parameters that require grad, each by
     its name, detached; these are what the gradients are taken with respect to. Everything else,
     such as class indices, flags and buffers, is a constant of the target. Nothing of the caller's
-    is touched: a module is copied, its buffers are new at each call, the random state is put back.
+    is touched but the random state: a module is copied, its buffers are new at each call.
     """
 
     def __init__(
@@ -170,13 +170,11 @@ class Target:
             raise Unsuitable(f"the reference is {described(reference)}; it has to be a callable")
         return other
 
-    def forward(self, values: Tensors, fresh: bool = False) -> list[Tensor]:
-        """The floating outputs at these values, in order. The random state is the same each time.
-
-        `fresh` draws on from the current random state instead, for a call within another's.
-        """
-        defaults = nullcontext() if self.native is None else _DefaultsOf(self.native)
-        with nullcontext() if fresh else seeded(self.seed), defaults:
+    def forward(self, values: Tensors) -> list[Tensor]:
+        """The floating outputs at these values, in order. The random state starts the same each
+        time; a backward draws on from where the forward has left it."""
+        seed_generators(self.seed)
+        with nullcontext() if self.native is None else _DefaultsOf(self.native):
             args, kwargs = self.arguments.filled(values)
             function = self.call if self.module is None else self.module
             if self.module is not None:
@@ -241,10 +239,10 @@ class Target:
 
     def draws(self) -> bool:
         """Whether the forward draws from torch's generator."""
-        with seeded(self.seed):
-            before = torch.get_rng_state()
-            self.forward(self.leaves_of()[1], fresh=True)
-            return not torch.equal(before, torch.get_rng_state())
+        seed_generators(self.seed)
+        before = torch.get_rng_state()
+        self.run()
+        return not torch.equal(before, torch.get_rng_state())
 
     def leaves_of(self, wanted: Wanted = None, layout: Layout | None = None):
         """New leaves with the target's values, and what to hand to the forward in their place."""
@@ -257,16 +255,15 @@ class Target:
         return leaves, handed
 
     def gradients(
-        self,
-        upstream: Upstream,
-        wanted: Wanted = None,
-        layout: Layout | None = None,
+        self, upstream: Upstream, wanted: Wanted = None, layout: Layout | None = None
     ) -> dict[str, Tensor | None]:
         """The target's own gradients, by autograd's engine; None where it gave none."""
         leaves, handed = self.leaves_of(wanted, layout)
-        with seeded(self.seed):
-            outputs = self.forward(handed, fresh=True)
-            return backward(outputs, leaves, upstream, wanted)
+        return backward(self.forward(handed), leaves, upstream, wanted)
+
+    def filled(self, grads: Gradients) -> Tensors:
+        """These gradients in float64, with zeros where there is none."""
+        return {name: filled(grad, self.values[name]) for name, grad in grads.items()}
 
     def plain_forward(self, values: Tensors) -> list[Tensor]:
         """The outputs, with every custom Function's forward played as plain torch code."""
@@ -281,10 +278,8 @@ class Target:
         self, upstream: Upstream, called: set | None = None
     ) -> dict[str, Tensor | None]:
         """Autograd's gradients through the plain forward: each custom Function's own forward."""
-        leaves, handed = self.leaves_of()
-        with differentiated_forwards() as seen, seeded(self.seed):
-            outputs = self.forward(handed, fresh=True)
-            grads = backward(outputs, leaves, upstream)
+        with differentiated_forwards() as seen:
+            grads = self.gradients(upstream)
         if called is not None:
             called |= seen
         return grads
