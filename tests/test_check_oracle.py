@@ -67,15 +67,19 @@ def test_a_forward_that_hides_a_dependence_is_not_believed():
         lambda x: torch.from_numpy(x.detach().numpy().copy()),
         lambda x: torch.tensor([value.item() for value in x], dtype=x.dtype),
     ):
-        hiding = function(
-            lambda x, hide=hide: x.square() * hide(x),
-            lambda ctx, grad_z: 3 * ctx.saved_tensors[0].square() * grad_z,
+        hiding, misled = (
+            function(
+                lambda x, hide=hide: x.square() * hide(x),
+                lambda ctx, grad_z, slope=slope: slope * ctx.saved_tensors[0].square() * grad_z,
+            )
+            for slope in (3, 2)
         )
         gradient, upstream = oracle_of(hiding, X)
         assert gradient.oracle == "differences"
         error = (gradient.value - 3 * X**2 * upstream).abs().max().item()
         assert error <= gradient.uncertainty < 1e-7
         expect("pass", hiding, X)
+        expect("fail", misled, X)
     report = expect("fail", lambda x: x.square() * x.detach(), X)
     assert report.tensors[0].oracle == "differences"
 

@@ -1,6 +1,5 @@
 """Verdicts: what they rest on, how they are reported, and mistakes that other checkers let pass."""
 
-import itertools
 import json
 
 import numpy as np
@@ -44,32 +43,27 @@ def raising(grad_z, x):
 # --- the report ---
 
 
-def test_assert_gradients():
-    report = assert_gradients(Square, X)
-    assert report.ok and report.verdict == "pass" and report.reason == "" and not report.causes
-    with pytest.raises(GradientMismatch) as caught:
-        assert_gradients(Doubled, X, allow_inconclusive=True)
-    assert isinstance(caught.value, AssertionError)
-    assert str(caught.value) == str(caught.value.report)
-    assert caught.value.report.verdict == "fail" and not caught.value.report.ok
-    with pytest.raises(GradientMismatch, match="INCONCLUSIVE"):
-        assert_gradients(cancels, FAR)
-    report = assert_gradients(cancels, FAR, allow_inconclusive=True)
-    assert report.verdict == "inconclusive" and not report.ok
-
-
-def test_a_report_is_readable_by_eye_and_by_machine():
+def test_a_report_is_readable_by_eye_and_by_machine_and_raised_unless_right():
     for name, (target, x) in FOUR.items():
-        report = expect(name if name in ("pass", "fail") else "inconclusive", target, x)
+        verdict = name if name in ("pass", "fail") else "inconclusive"
+        if verdict == "pass":
+            report = assert_gradients(target, x)
+        else:
+            with pytest.raises(GradientMismatch, match=verdict.upper()) as caught:
+                assert_gradients(target, x, allow_inconclusive=verdict == "fail")
+            report = caught.value.report
+            assert isinstance(caught.value, AssertionError) and str(caught.value) == str(report)
         text = str(report)
-        assert text.startswith(report.verdict.upper())
+        assert text.startswith(report.verdict.upper()) and report.verdict == verdict
         assert all(len(line) <= 100 for line in text.split("\n\n")[0].splitlines())
         assert (report.reason == "") == (name == "pass") == report.ok
         assert (report.error is not None) == (name == "cannot be run")
         plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-        assert plain["verdict"] == report.verdict and plain["ok"] == report.ok
+        assert plain["verdict"] == verdict and plain["ok"] == report.ok
         assert len(plain["tensors"]) == len(report.tensors)
         assert len(plain["causes"]) == len(report.causes) == (name == "fail")
+    report = assert_gradients(cancels, FAR, allow_inconclusive=True)
+    assert report.verdict == "inconclusive" and not report.ok
 
 
 def test_a_gradient_that_is_not_a_number_can_be_reported():
@@ -114,52 +108,35 @@ def test_hypotheses_that_raise_are_counted(monkeypatch):
 # --- scale ---
 
 
-def scaled(inputs: float, outputs: float, factor: float) -> type[Function]:
-    """outputs · sin(x / inputs), with its gradient times a factor."""
+def scaled(inputs: float, outputs: float, factor: float) -> list:
+    """outputs · sin(x / inputs), with its gradient times a factor: a Function and a pair."""
     slope = factor * outputs / inputs
-    return elementwise(
-        lambda x: outputs * torch.sin(x / inputs), lambda x: slope * torch.cos(x / inputs)
-    )
-
-
-def scaled_pair(inputs: float, outputs: float, factor: float):
-    return (
-        lambda x: outputs * np.sin(x / inputs),
-        lambda grad, x: factor * grad * outputs / inputs * np.cos(x / inputs),
-    )
+    return [
+        elementwise(
+            lambda x: outputs * torch.sin(x / inputs), lambda x: slope * torch.cos(x / inputs)
+        ),
+        (
+            lambda x: outputs * np.sin(x / inputs),
+            lambda grad, x: grad * slope * np.cos(x / inputs),
+        ),
+    ]
 
 
 @pytest.mark.parametrize("inputs", [1e-12, slowly(1.0), slowly(1e12)])
 def test_no_scale_changes_a_verdict(inputs):
-    for outputs in (1e-12, 1e-6, 1.0, 1e6, 1e12):
+    for outputs in (1e-12, 1.0, 1e12):
         x = double(7) * inputs
-        expect("pass", scaled(inputs, outputs, 1.0), x)
-        report = expect("fail", scaled(inputs, outputs, 1.001), x)
+        function, pair = scaled(inputs, outputs, 1.0)
+        expect("pass", function, x)
+        expect("pass", pair, x.numpy())
+        function, pair = scaled(inputs, outputs, 1.001)
+        report = expect("fail", function, x)
         assert report.tensors[0].relative_error == pytest.approx(1e-3, rel=1e-6)
-
-
-def test_no_scale_changes_a_verdict_by_differences():
-    for inputs, outputs in itertools.product([1e-12, 1.0, 1e12], repeat=2):
-        x = double(7).numpy() * inputs
-        expect("pass", scaled_pair(inputs, outputs, 1.0), x)
-        expect("fail", scaled_pair(inputs, outputs, 1.001), x)
+        expect("fail", pair, x.numpy())
 
 
 def test_an_all_zero_gradient_of_a_small_function_is_found():
     expect("fail", elementwise(lambda x: 1e-6 * x, torch.zeros_like), X)
-
-
-def test_one_wrong_element_in_float32():
-    def slope(x):
-        slope = 2 * x
-        slope.view(-1)[4321] *= 1.001
-        return slope
-
-    for shape in [(10_000,), (100, 100)]:
-        x = double(*shape).float()
-        expect("pass", elementwise(torch.square, lambda x: 2 * x), x)
-        visible = abs(x.view(-1)[4321]) > 0.1
-        expect("fail" if visible else "pass", elementwise(torch.square, slope), x)
 
 
 @pytest.mark.parametrize("shape", [(5,), slowly((3, 700))])
@@ -239,6 +216,12 @@ def test_ties_share_one_gradient():
         expect(verdict, ties(rule), x)
 
 
+def test_between_the_slopes_at_a_kink_any_answer_passes():
+    for verdict, at_zero in [("pass", 0.5), ("fail", 1.5)]:
+        relu = elementwise(torch.relu, lambda x, a=at_zero: torch.where(x == 0, a, (x > 0).to(x)))
+        expect(verdict, relu, torch.tensor([[0.0, 0, 1, -1, 2]]).double())
+
+
 def test_a_kink_does_not_excuse_another_entry():
     slope = elementwise(torch.relu, lambda x: (x > 0).double() + (x < -1) * 1e-3)
     report = expect("fail", slope, torch.tensor([0.0, 1, -2, 0]).double())
@@ -281,10 +264,7 @@ def test_empty_tensors():
 
 
 def test_a_forward_that_raises_is_kept_with_the_report():
-    def target(x):
-        raise ZeroDivisionError("no such luck")
-
-    report = expect("inconclusive", target, X, says="no such luck")
+    report = expect("inconclusive", lambda x: x * (1 / 0), X, says="division by zero")
     assert isinstance(report.error, ZeroDivisionError)
 
 
