@@ -35,6 +35,15 @@ def failed(report: Report) -> list[str]:
     return [probe.name for probe in report.probes if probe.outcome == "fail"]
 
 
+def names(report: Report) -> list[str]:
+    """What gradients were checked."""
+    return [entry.name for entry in report.tensors]
+
+
+def oracles(report: Report) -> set[str]:
+    return {entry.oracle for entry in report.tensors}
+
+
 def function(forward: Callable, backward: Callable) -> type[Function]:
     """A Function from ``forward(*inputs)`` and ``backward(ctx, *upstream)``, which finds the inputs
     in ``ctx.saved_tensors``."""

@@ -141,6 +141,7 @@ def test_what_cannot_be_checked_is_said_in_a_sentence():
         (Locked(), (X.float(),), {}, "cannot be copied"),
         (nn.LazyLinear(3), (X.float(),), {}, "call the lazy module once"),
         (nn.Embedding(5, 3, sparse=True), (torch.tensor([1, 2]),), {}, "sparse=False"),
+        (nn.Linear(3, 2, device="meta"), (torch.ones(2, 3, device="meta"),), {}, "meta tensor"),
         (numpy, (np.array([1, "a"], dtype=object),), {}, "array of object"),
         (numpy, (np.ones(3, np.longdouble),), {}, "64 bits or fewer"),
         ((sum, sum), ([np.ones(3), np.ones(3)],), {}, "one by one"),
@@ -148,9 +149,19 @@ def test_what_cannot_be_checked_is_said_in_a_sentence():
         (torch.sin, (X,), {"loss": 3}, "loss is an int"),
         (torch.sin, (X,), {"seed": -1}, "seed is -1"),
         (torch.sin, (X,), {"seed": None}, "seed is None"),
+        (lambda x: x + 1j, (X,), {}, "complex"),
+        (lambda x: x.to_sparse(), (X,), {}, "sparse"),
+        (nn.Flatten(), (torch.arange(3),), {}, "no parameter requires grad"),
+        (lambda x: None, (X,), {}, "no output is a floating tensor"),
+        (nn.Linear, (X,), {}, "the target is the class Linear"),
+        (None, (X,), {}, "the target is a NoneType"),
+        ((np.sin,), (X.numpy(),), {}, "the target is a tuple"),
+        (X, (X,), {}, "the target is a Tensor"),
+        (torch.sin, (), {}, "nothing to differentiate"),
     ]:
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=words) as caught:
             check_gradients(target, *inputs, **options)
+        assert "\n" not in str(caught.value)
 
 
 def test_two_calls_differ_in_where_their_maxima_are():
