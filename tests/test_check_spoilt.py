@@ -19,31 +19,17 @@ from nn_backprop.check.target.target import Target
 pytestmark = pytest.mark.slow
 
 
-def spoilt_dict(by: Callable) -> Callable:
-    """A method that returns named tensors or numbers, which are spoilt."""
-    return lambda method: (
-        lambda *args, **kwargs: {
-            name: None if value is None else by(value)
-            for name, value in method(*args, **kwargs).items()
-        }
-    )
+def spoilt(by: Callable) -> Callable:
+    """A method whose numbers, named ones too, are spoilt."""
 
+    def each(found):
+        if isinstance(found, dict):
+            return {name: None if value is None else by(value) for name, value in found.items()}
+        if isinstance(found, rounding.Noise):
+            return replace(found, by_name=each(found.by_name))
+        return tuple(map(by, found)) if isinstance(found, tuple) else by(found)
 
-def spoilt_noise(by: Callable) -> Callable:
-    return lambda method: (
-        lambda *args: replace(
-            found := method(*args),
-            by_name={name: by(value) for name, value in found.by_name.items()},
-        )
-    )
-
-
-def spoilt_pair(by: Callable) -> Callable:
-    return lambda method: lambda *args: tuple(map(by, method(*args)))
-
-
-def spoilt_number(by: Callable) -> Callable:
-    return lambda method: lambda *args: by(method(*args))
+    return lambda method: lambda *args, **kwargs: each(method(*args, **kwargs))
 
 
 def answering(value) -> Callable:
@@ -51,12 +37,7 @@ def answering(value) -> Callable:
 
 
 def accepting(method):
-    def accepted(*args):
-        entry = method(*args)
-        entry.verdict = "pass"
-        return entry
-
-    return accepted
+    return lambda *args: replace(method(*args), verdict="pass")
 
 
 def larger(value):
@@ -80,12 +61,12 @@ believing = on(differences.Differences, "contradict", answering(False))
 named_and_right = oracles.test_each_oracle_is_named_and_right
 all_zero = verdicts.test_an_all_zero_gradient_of_a_small_function_is_found
 SPOILT = {  # and the test that has to fail
-    "plain gradients × 1.01": (on(Target, "plain_gradients", spoilt_dict(larger)), named_and_right),
-    "plain gradients zero": (on(Target, "plain_gradients", spoilt_dict(nothing)), named_and_right),
-    "forward mode × 1.01": (on(directions, "product", spoilt_number(larger)), named_and_right),
-    "forward mode zero": (on(directions, "product", spoilt_number(nothing)), named_and_right),
-    "differences × 1.01": (on(differences, "extrapolated", spoilt_pair(larger)), named_and_right),
-    "differences zero": (on(differences, "extrapolated", spoilt_pair(nothing)), named_and_right),
+    "plain gradients × 1.01": (on(Target, "plain_gradients", spoilt(larger)), named_and_right),
+    "plain gradients zero": (on(Target, "plain_gradients", spoilt(nothing)), named_and_right),
+    "forward mode × 1.01": (on(directions, "product", spoilt(larger)), named_and_right),
+    "forward mode zero": (on(directions, "product", spoilt(nothing)), named_and_right),
+    "differences × 1.01": (on(differences, "extrapolated", spoilt(larger)), named_and_right),
+    "differences zero": (on(differences, "extrapolated", spoilt(nothing)), named_and_right),
     "differences sure of themselves": (on(
         differences, "extrapolated", lambda method: lambda *args: (larger(method(*args)[0]), 0.0)),
         named_and_right),
@@ -97,17 +78,17 @@ SPOILT = {  # and the test that has to fail
     "no oracle believed": (
         on(differences.Differences, "contradict", answering(True)), named_and_right),
     "plain gradients × 1.01, believed": (either(
-        believing, on(Target, "plain_gradients", spoilt_dict(larger))), named_and_right),
+        believing, on(Target, "plain_gradients", spoilt(larger))), named_and_right),
     "forward mode zero, believed": (either(
-        believing, on(directions, "product", spoilt_number(nothing))), named_and_right),
+        believing, on(directions, "product", spoilt(nothing))), named_and_right),
     "everything accepted": (on(verdict, "judge", accepting), all_zero),
     "a tolerance of 10¹² times as much": (
         on(judge, "SAFETY", lambda safety: 1e12 * safety),
         oracles.test_a_well_conditioned_layer_has_a_tight_bound),
     "a tolerance of 0": (on(judge, "SAFETY", nothing), named_and_right),
     "endless noise": (
-        on(oracle, "noise_of", spoilt_noise(lambda value: float("inf"))), named_and_right),
-    "no noise": (on(oracle, "noise_of", spoilt_noise(nothing)), named_and_right),
+        on(oracle, "noise_of", spoilt(lambda value: float("inf"))), named_and_right),
+    "no noise": (on(oracle, "noise_of", spoilt(nothing)), named_and_right),
     "rounding that does nothing": (
         on(rounding.Rounding, "moved", lambda method: lambda self, value: value),
         oracles.test_the_bound_grows_with_cancellation),
