@@ -45,8 +45,7 @@ def oracles(report: Report) -> set[str]:
 
 
 def function(forward: Callable, backward: Callable) -> type[Function]:
-    """A Function from ``forward(*inputs)`` and ``backward(ctx, *upstream)``, which finds the inputs
-    in ``ctx.saved_tensors``."""
+    """A Function from ``forward(*inputs)`` and ``backward(*upstream, *inputs)``."""
 
     class Suspect(Function):
         @staticmethod
@@ -56,14 +55,19 @@ def function(forward: Callable, backward: Callable) -> type[Function]:
 
         @staticmethod
         def backward(ctx, *upstream):
-            return backward(ctx, *upstream)
+            return backward(*upstream, *ctx.saved_tensors)
 
     return Suspect
 
 
+def square(backward: Callable) -> type[Function]:
+    """x² with this backward, of the upstream gradient and x."""
+    return function(torch.square, backward)
+
+
 def elementwise(forward: Callable, derivative: Callable) -> type[Function]:
     """A Function of one input, by its derivative there."""
-    return function(forward, lambda ctx, grad_z: grad_z * derivative(*ctx.saved_tensors))
+    return function(forward, lambda grad_z, x: grad_z * derivative(x))
 
 
 def cancels(x: Tensor) -> Tensor:

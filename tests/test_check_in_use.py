@@ -14,15 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from nn_backprop import check_gradients
 
 
-def product(transform, right=True):
-    """x w, by a forward that `transform` takes out of autograd's sight."""
-    return function(
-        transform,
-        lambda ctx, grad_z: (
-            grad_z @ ctx.saved_tensors[1].t() * (1 if right else 0),
-            ctx.saved_tensors[0].t() @ grad_z,
-        ),
-    )
+def product(transform, by=1.0):
+    """x w, by a forward that `transform` takes out of autograd's sight; grad_x times a factor."""
+    return function(transform, lambda grad_z, x, w: (by * grad_z @ w.t(), x.t() @ grad_z))
 
 
 def written_into(x, w):
@@ -52,12 +46,7 @@ class Checkpointed(nn.Module):
 
 
 def test_an_operation_with_an_output_argument_leaves_no_mode_behind():
-    wrong = function(
-        written_into,
-        lambda ctx, grad_z: (
-            grad_z @ ctx.saved_tensors[1].t(), ctx.saved_tensors[0].t() @ grad_z / 2),
-    )  # fmt: skip
-    expect("fail", wrong, double(4, 3), double(3, 2), kind="scale")
+    expect("fail", product(written_into, by=0.5), double(4, 3), double(3, 2), kind="scale")
     assert not _get_current_dispatch_mode_stack()
 
 
@@ -83,14 +72,10 @@ def test_right_gradients_in_use_pass():
 def test_half_precision():
     """A forward may hide its dependence; an error of a few percent is told in float64."""
     for dtype in (torch.bfloat16, torch.float16):
-        for right, verdict in [(True, "pass"), (False, "fail")]:
-            hidden = product(lambda x, w: x.detach() @ w.detach(), right)
+        for by, verdict in [(1, "pass"), (0, "fail")]:
+            hidden = product(lambda x, w: x.detach() @ w.detach(), by)
             expect(verdict, hidden, double(6, 5).to(dtype), double(5, 4).to(dtype))
-    wrong = function(
-        lambda x, w: x @ w,
-        lambda ctx, grad_z: (
-            1.05 * grad_z @ ctx.saved_tensors[1].t(), ctx.saved_tensors[0].t() @ grad_z),
-    )  # fmt: skip
+    wrong = product(torch.mm, by=1.05)
     expect("fail", wrong, double(5, 6).bfloat16(), double(6, 7).bfloat16(), kind="scale")
 
 
@@ -154,7 +139,7 @@ def test_two_calls_differ_in_where_their_maxima_are():
             values, self.places = x.max(1)
             take = function(
                 lambda x: values.clone(),
-                lambda ctx, grad_z: F.one_hot(self.places, x.shape[1]) * grad_z[:, None],
+                lambda grad_z, x: F.one_hot(self.places, x.shape[1]) * grad_z[:, None],
             )
             return take.apply(x)
 

@@ -3,7 +3,7 @@
 import random
 
 import torch
-from suspects import Square, double, elementwise, expect, failed, function
+from suspects import Square, double, elementwise, expect, failed, function, square
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -11,11 +11,6 @@ from torch.autograd.function import once_differentiable
 from nn_backprop.check.probes import PROBES
 
 X = double(3, 5)
-
-
-def square(backward) -> type[Function]:
-    """x² with this backward, of the upstream gradient and x."""
-    return function(torch.square, lambda ctx, grad_z: backward(grad_z, *ctx.saved_tensors))
 
 
 def in_memory(grad_z: Tensor, strides: tuple[int, ...], offset: int | None = None) -> Tensor:
@@ -76,12 +71,19 @@ class SpendsItsCache(Square):
 def product(wrong_if_wanted: int = 0) -> type[Function]:
     """a·b·c, its gradients doubled where so many of the three are wanted."""
 
-    def backward(ctx, grad_z):
-        a, b, c = ctx.saved_tensors
-        grad_z = grad_z * (2 if sum(ctx.needs_input_grad) == wrong_if_wanted else 1)
-        return grad_z * b * c, grad_z * a * c, grad_z * a * b
+    class Product(Function):
+        @staticmethod
+        def forward(ctx, a, b, c):
+            ctx.save_for_backward(a, b, c)
+            return a * b * c
 
-    return function(lambda a, b, c: a * b * c, backward)
+        @staticmethod
+        def backward(ctx, grad_z):
+            a, b, c = ctx.saved_tensors
+            grad_z = grad_z * (2 if sum(ctx.needs_input_grad) == wrong_if_wanted else 1)
+            return grad_z * b * c, grad_z * a * c, grad_z * a * b
+
+    return Product
 
 
 def two_outputs(without: str = "") -> type[Function]:
@@ -107,7 +109,7 @@ def two_outputs(without: str = "") -> type[Function]:
 
 
 def shifted(grad_bias) -> type[Function]:
-    return function(lambda x, bias: x + bias, lambda ctx, grad_z: (grad_z, grad_bias(grad_z)))
+    return function(lambda x, bias: x + bias, lambda grad_z, *_: (grad_z, grad_bias(grad_z)))
 
 
 THREE = (double(3, 5), double(3, 5, seed=1), double(3, 5, seed=2))

@@ -12,11 +12,7 @@ from nn_backprop import check_gradients
 
 def mistaken(forward, taken_for):
     """The forward of one function, and the backward of another."""
-
-    def backward(ctx, grad_z):
-        return vjp(taken_for, *ctx.saved_tensors)[1](grad_z)
-
-    return function(forward, backward)
+    return function(forward, lambda grad_z, x: vjp(taken_for, x)[1](grad_z))
 
 
 def masked_sum(x: Tensor) -> Tensor:
@@ -136,8 +132,7 @@ def test_each_with_its_own_backward_passes():
 
 
 def test_the_place_within_a_window_is_no_place_in_the_plane():
-    def backward(ctx, grad_z):
-        (x,) = ctx.saved_tensors
+    def backward(grad_z, x):
         windows = x.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
         within = windows.argmax(4).flatten(2)
         return torch.zeros_like(x).flatten(2).scatter_add(2, within, grad_z.flatten(2)).view_as(x)

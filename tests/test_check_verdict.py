@@ -17,6 +17,7 @@ from suspects import (
     function,
     oracles,
     slowly,
+    square,
 )  # fmt: skip
 from torch import nn
 from torch.autograd import Function
@@ -40,10 +41,6 @@ FOUR = {  # one target for each verdict, and one that cannot be run
     "inconclusive": (cancels, FAR),
     "cannot be run": (lambda x: x @ x, X),
 }
-
-
-def with_backward(backward) -> type[Function]:
-    return function(torch.square, lambda ctx, g: backward(g, *ctx.saved_tensors))
 
 
 def raising(grad_z, x):
@@ -76,12 +73,6 @@ def test_a_report_is_readable_by_eye_and_by_machine_and_raised_unless_right():
     assert report.verdict == "inconclusive" and not report.ok
 
 
-def test_a_gradient_that_is_not_a_number_can_be_reported():
-    report = expect("fail", elementwise(torch.square, lambda x: x / 0), X)
-    plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert plain["tensors"][0]["actual"] in ("inf", "-inf")
-
-
 def test_the_report_gives_the_figures():
     (entry,) = check_gradients(Doubled, X).tensors
     assert (entry.name, entry.shape, entry.verdict) == ("x", (3, 5), "fail")
@@ -107,7 +98,7 @@ def test_hypotheses_that_raise_are_counted(monkeypatch):
     for report in (
         check_gradients(Doubled, X),
         check_gradients(nn.Sequential(nn.Tanh(), Layer(Doubled)), X),  # the causes of a part
-        check_gradients(with_backward(lambda g, x: (g, g)), X),
+        check_gradients(square(lambda g, x: (g, g)), X),
         compare_gradients({"x": 2 * X}, {"x": X}),
     ):
         assert report.failed_hypotheses == report.to_dict()["failed_hypotheses"] == 2
@@ -185,7 +176,7 @@ def test_a_gradient_that_is_zero_passes():
 
 
 def test_a_gradient_that_ought_to_be_zero_and_is_not_fails():
-    add = function(lambda x, y: x * 1, lambda ctx, g: (g, 1e-9 * g))
+    add = function(lambda x, y: x * 1, lambda g, x, y: (g, 1e-9 * g))
     report = check_gradients(add, double(3), double(3))
     assert [entry.verdict for entry in report.tensors] == ["pass", "fail"]
 
@@ -210,9 +201,8 @@ def test_ties_share_one_gradient():
         """The largest of each row; `rule` shares one gradient among the ties."""
         return function(
             lambda x: x.max(1)[0],
-            lambda ctx, g: g[:, None] * rule(
-                (ctx.saved_tensors[0] == ctx.saved_tensors[0].amax(1, keepdim=True)).double()),
-        )  # fmt: skip
+            lambda g, x: g[:, None] * rule((x == x.amax(1, keepdim=True)).double()),
+        )
 
     x = torch.tensor([[1.0, 1, 1, 0], [2, 2, 2, 2], [0, 3, 1, 2]], dtype=torch.float64)
     for verdict, rule in [
@@ -242,15 +232,12 @@ def test_a_kink_does_not_excuse_another_entry():
 
 
 def test_a_backward_that_raises_fails_with_what_it_says():
-    no_autograd = function(
-        lambda x: torch.mul(x, x, out=torch.empty_like(x).detach()),
-        lambda ctx, g: raising(g, None),
-    )
+    no_autograd = function(lambda x: torch.mul(x, x, out=torch.empty_like(x).detach()), raising)
     for target, x, sentence in [
-        (with_backward(raising), X, "the backward raised RuntimeError: out of registers"),
-        (with_backward(lambda g, x: (g, g)), X, "returned an incorrect number of gradients"),
-        (with_backward(lambda g, x: g[:2]), X, "returned an invalid gradient"),
-        (with_backward(lambda g, x: "text"), X, "expected Variable or None (got str)"),
+        (square(raising), X, "the backward raised RuntimeError: out of registers"),
+        (square(lambda g, x: (g, g)), X, "returned an incorrect number of gradients"),
+        (square(lambda g, x: g[:2]), X, "returned an invalid gradient"),
+        (square(lambda g, x: "text"), X, "expected Variable or None (got str)"),
         ((np.square, lambda g, x: 1 / 0), X.numpy(), "the backward raised ZeroDivisionError"),
         ((np.square, lambda g, x: (g, g, g)), X.numpy(), "returned 3 gradients for 1 inputs"),
         (no_autograd, X, "out of registers"),
@@ -261,7 +248,9 @@ def test_a_backward_that_raises_fails_with_what_it_says():
 
 def test_a_gradient_that_is_not_finite_fails():
     for what in (float("nan"), float("inf")):
-        assert expect("fail", with_backward(lambda g, x, w=what: g * (2 * x + w)), X).causes
+        report = expect("fail", square(lambda g, x, w=what: g * (2 * x + w)), X)
+        plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+        assert plain["tensors"][0]["actual"] in ("nan", "inf", "-inf") and report.causes
         assert expect("fail", (np.square, lambda g, x, w=what: 2 * x * g + w), X.numpy()).causes
 
 
@@ -371,7 +360,7 @@ def test_a_mistake_without_functions_is_found_in_its_submodule():
 
 def test_a_mistake_of_protocol_deep_in_a_network_is_named():
     """The formula is right, and so are the network's gradients."""
-    strided = with_backward(lambda g, x: 2 * x * torch.as_strided(g, x.shape, x.stride(), 0))
+    strided = square(lambda g, x: 2 * x * torch.as_strided(g, x.shape, x.stride(), 0))
     block = nn.Sequential(Layer(as_function(RELU)), Layer(strided))
     report = expect("fail", nn.Sequential(block, nn.Hardtanh(-100, 100)), X)
     assert report.where == "0.1 (Suspect)"
