@@ -272,7 +272,7 @@ def test_a_forward_that_raises_is_kept_with_the_report():
 CONV, RELU, POOL, LINEAR, LOSS = (
     rules.TABLE[f] for f in (F.conv2d, F.relu, F.max_pool2d, F.linear, F.cross_entropy)
 )
-IMAGES = double(2, 1, 12, 12)
+IMAGES = double(2, 1, 8, 10)
 
 
 def wrong(rule, operand: str):
@@ -308,7 +308,7 @@ class Net(nn.Module):
             Layer(conv or conv_, nn.Conv2d(3, 5, 2)), Layer(relu or relu_), Layer(pool_, None, 2),
         )  # fmt: skip
         self.head = nn.Sequential(
-            Layer(linear or linear_, nn.Linear(20, 7)), Layer(relu_),
+            Layer(linear or linear_, nn.Linear(5, 7)), Layer(relu_),
             Layer(last or linear_, nn.Linear(7, 3)),
         )  # fmt: skip
         self.double()
