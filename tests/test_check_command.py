@@ -23,27 +23,11 @@ FACTORIES = """
 import numpy as np
 import torch
 from torch import nn
-from torch.autograd import Function
+
+from nn_backprop.check.gallery import EXAMPLES
 
 print("imported")
 X = torch.arange(15.0).reshape(3, 5)
-
-
-class Square(Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        return grad_z * -2 * ctx.saved_tensors[0]
-
-
-class Refusing(Square):
-    @staticmethod
-    def backward(ctx, grad_z):
-        raise RuntimeError("no kernel")
 
 
 def right():
@@ -60,9 +44,9 @@ class Namespace:
 
 
 number = 7
-wrong = lambda: (Square, [torch.randn(3, 5)])
+wrong = lambda: (EXAMPLES["sign"][0], [torch.randn(3, 5), torch.randn(3, 5)])
 other_than_the_reference = lambda: (torch.sin, (X,), torch.cos)
-refusing = lambda: (Refusing, X)
+refusing = lambda: ((np.square, lambda grad, x: 1 / 0), X)
 pair = lambda: ((np.sin, lambda grad, x: grad * np.cos(x)), (np.ones((3, 5)),))
 shapes = lambda: (nn.Linear(3, 5), (torch.randn(3, 7),))
 nan = lambda: (torch.log, (-torch.ones(3),))
@@ -130,7 +114,7 @@ def test_a_right_gradient(mine, capsys, tmp_path):
 
 def test_a_wrong_gradient_and_an_inconclusive_one(mine, capsys):
     for name, says in [
-        ("refusing", "the backward raised RuntimeError: no kernel"),
+        ("refusing", "the backward raised ZeroDivisionError: division by zero"),
         ("other_than_the_reference", "the forward itself is not the reference's"),
     ]:
         out = printed(capsys, "check", f"{mine}:{name}", code=1)
@@ -163,7 +147,7 @@ def test_what_cannot_be_checked(mine, capsys):
         ("no_inputs", "returns str as the inputs; it has to"),
         ("no_reference", "the reference is an int; it has to be a callable"),
         ("no_target", "the target is an int; it has to be an nn.Module"),
-        ("Square", "is a class; it has to be a function without arguments"),
+        ("Namespace", "is a class; it has to be a function without arguments"),
         ("number", "is of type int; it has to be a function without arguments"),
         ("missing", "there is no 'missing' in mine"),
         ("Namespace.missing", "there is no 'Namespace.missing' in mine"),

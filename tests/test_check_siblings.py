@@ -25,14 +25,11 @@ def masked_sum(x: Tensor) -> Tensor:
 
 def unmasked_sum(x: Tensor) -> Tensor:
     """Masked values, and derivatives that know no mask."""
-    values = [x[:, 0].tanh()]
+    h = value = x[:, 0].tanh()
     for i in range(1, x.shape[1]):
-        running = i in (1, 3)
-        values.append((values[-1] * x[:, i]).sin() if running else values[-1])
-    h = values[0]
-    for i in range(1, x.shape[1]):
+        value = (value * x[:, i]).sin() if i in (1, 3) else value
         h = (h * x[:, i]).sin()
-        h = h + (values[i] - h).detach()
+        h = h + (value - h).detach()
     return h
 
 
