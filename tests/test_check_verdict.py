@@ -18,7 +18,7 @@ from suspects import (
     oracles,
     slowly,
     square,
-)  # fmt: skip
+)
 from torch import nn
 from torch.autograd import Function
 
