@@ -325,17 +325,19 @@ def test_a_network_of_layers_by_hand_passes():
     assert len(inside) == 10 and "features.3 (conv2d) by itself" in inside
 
 
-def test_in_a_network_the_wrong_layer_nearest_the_loss_is_named():
-    for layers, where in [
-        ({"conv": wrong(CONV, "weight")}, "features.3 (conv2d)"),
-        ({"conv": wrong(CONV, "x")}, "features.3 (conv2d)"),
-        ({"relu": wrong(RELU, "z")}, "features.4 (relu)"),
-        ({"last": wrong(LINEAR, "bias")}, "head.2 (linear)"),
-        ({"conv": wrong(CONV, "x"), "linear": wrong(LINEAR, "weight")}, "head.0 (linear)"),
-    ]:
-        report = expect("fail", Net(**layers), IMAGES, loss=loss, kind="scale")
-        assert report.where == where and where in report.reason
-        assert all(cause.detail.startswith(where) for cause in report.causes)
+@pytest.mark.parametrize("mistakes", [
+    ("features.3 (conv2d)", {"conv": (CONV, "weight")}),
+    slowly(("features.3 (conv2d)", {"conv": (CONV, "x")})),
+    slowly(("features.4 (relu)", {"relu": (RELU, "z")})),
+    ("head.2 (linear)", {"last": (LINEAR, "bias")}),
+    ("head.0 (linear)", {"conv": (CONV, "x"), "linear": (LINEAR, "weight")}),
+])  # fmt: skip
+def test_in_a_network_the_wrong_layer_nearest_the_loss_is_named(mistakes):
+    where, layers = mistakes
+    net = Net(**{place: wrong(*mistake) for place, mistake in layers.items()})
+    report = expect("fail", net, IMAGES, loss=loss, kind="scale")
+    assert report.where == where and where in report.reason
+    assert all(cause.detail.startswith(where) for cause in report.causes)
 
 
 class Hooked(nn.Module):
