@@ -35,9 +35,17 @@ def failed(report: Report) -> list[str]:
     return [probe.name for probe in report.probes if probe.outcome == "fail"]
 
 
+def names(report: Report) -> list[str]:
+    """What gradients were checked."""
+    return [entry.name for entry in report.tensors]
+
+
+def oracles(report: Report) -> set[str]:
+    return {entry.oracle for entry in report.tensors}
+
+
 def function(forward: Callable, backward: Callable) -> type[Function]:
-    """A Function from ``forward(*inputs)`` and ``backward(ctx, *upstream)``, which finds the inputs
-    in ``ctx.saved_tensors``."""
+    """A Function from ``forward(*inputs)`` and ``backward(*upstream, *inputs)``."""
 
     class Suspect(Function):
         @staticmethod
@@ -47,14 +55,19 @@ def function(forward: Callable, backward: Callable) -> type[Function]:
 
         @staticmethod
         def backward(ctx, *upstream):
-            return backward(ctx, *upstream)
+            return backward(*upstream, *ctx.saved_tensors)
 
     return Suspect
 
 
+def square(backward: Callable) -> type[Function]:
+    """x² with this backward, of the upstream gradient and x."""
+    return function(torch.square, backward)
+
+
 def elementwise(forward: Callable, derivative: Callable) -> type[Function]:
     """A Function of one input, by its derivative there."""
-    return function(forward, lambda ctx, grad_z: grad_z * derivative(*ctx.saved_tensors))
+    return function(forward, lambda grad_z, x: grad_z * derivative(x))
 
 
 def cancels(x: Tensor) -> Tensor:

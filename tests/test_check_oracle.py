@@ -39,7 +39,7 @@ def cube(x):
 
 def test_each_oracle_is_named_and_right():
     for name, target, reference in [
-        ("plain forward", function(cube, lambda ctx, g: 3 * ctx.saved_tensors[0] ** 2 * g), None),
+        ("plain forward", function(cube, lambda g, x: 3 * x**2 * g), None),
         ("reference", lambda x: x * x * x, cube),
         ("forward mode", cube, None),
         ("differences", (lambda x: x**3, lambda g, x: 3 * x**2 * g), None),
@@ -67,15 +67,19 @@ def test_a_forward_that_hides_a_dependence_is_not_believed():
         lambda x: torch.from_numpy(x.detach().numpy().copy()),
         lambda x: torch.tensor([value.item() for value in x], dtype=x.dtype),
     ):
-        hiding = function(
-            lambda x, hide=hide: x.square() * hide(x),
-            lambda ctx, grad_z: 3 * ctx.saved_tensors[0].square() * grad_z,
+        hiding, misled = (
+            function(
+                lambda x, hide=hide: x.square() * hide(x),
+                lambda grad_z, x, slope=slope: slope * x.square() * grad_z,
+            )
+            for slope in (3, 2)
         )
         gradient, upstream = oracle_of(hiding, X)
         assert gradient.oracle == "differences"
         error = (gradient.value - 3 * X**2 * upstream).abs().max().item()
         assert error <= gradient.uncertainty < 1e-7
         expect("pass", hiding, X)
+        expect("fail", misled, X)
     report = expect("fail", lambda x: x.square() * x.detach(), X)
     assert report.tensors[0].oracle == "differences"
 
@@ -211,8 +215,8 @@ def test_gelu_in_its_two_forms_is_told_apart_by_the_reference():
 def test_what_rounding_hides_is_told_in_float64():
     """tanh′ at 8.2 is 3·10⁻⁷, two units of float32's rounding of 1."""
 
-    def backward(factor, ctx, grad_z):
-        y = ctx.saved_tensors[0].tanh()
+    def backward(factor, grad_z, x):
+        y = x.tanh()
         return factor * grad_z * (1 - y * y)
 
     def tanh(x):
@@ -227,8 +231,8 @@ def test_a_tie_in_the_lower_precision_only():
     """10⁸ + 10⁻³ and 10⁸ + 2·10⁻³ are two numbers in float64 and one in float32: the plain forward
     in float32, like the target, takes the first for the larger."""
 
-    def backward(factor, ctx, grad_z):
-        at = (1e8 + 1e-3 * ctx.saved_tensors[0]).argmax(1)
+    def backward(factor, grad_z, x):
+        at = (1e8 + 1e-3 * x).argmax(1)
         return 1e-3 * factor * grad_z[:, None] * F.one_hot(at, 2)
 
     larger = lambda x: (1e8 + 1e-3 * x).max(1).values  # noqa: E731
@@ -263,8 +267,7 @@ def test_where_nothing_moves_a_gradient_below_rounding_is_not_wrong():
     """x Φ(x) is 0 in float64 from x = −9 on, and its derivative 10⁻¹⁷⁷ at −28.5."""
     normal = torch.distributions.Normal(0.0, 1.0)
 
-    def backward(ctx, grad_z):
-        (x,) = ctx.saved_tensors
+    def backward(grad_z, x):
         return grad_z * (normal.cdf(x) + x * normal.log_prob(x).exp())
 
     expect("inconclusive", function(F.gelu, backward), double(1) * 0 - 28.5, says="no power")
@@ -284,7 +287,7 @@ def nearly_tied(slope: float) -> type[Function]:
     """max(x, 0) + 1 with `slope` for x < 0, by a forward that cannot be recorded as torch ops."""
     return function(
         lambda x: torch.from_numpy(np.maximum(x.numpy(), 0.0) + 1.0),
-        lambda ctx, grad_z: torch.where(ctx.saved_tensors[0] < 0, slope, 1.0) * grad_z,
+        lambda grad_z, x: torch.where(x < 0, slope, 1.0) * grad_z,
     )
 
 

@@ -3,7 +3,7 @@
 import random
 
 import torch
-from suspects import Square, double, elementwise, expect, failed, function
+from suspects import Square, double, elementwise, expect, failed, function, square
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -11,11 +11,6 @@ from torch.autograd.function import once_differentiable
 from nn_backprop.check.probes import PROBES
 
 X = double(3, 5)
-
-
-def square(backward) -> type[Function]:
-    """x² with this backward, of the upstream gradient and x."""
-    return function(torch.square, lambda ctx, grad_z: backward(grad_z, *ctx.saved_tensors))
 
 
 def in_memory(grad_z: Tensor, strides: tuple[int, ...], offset: int | None = None) -> Tensor:
@@ -33,22 +28,6 @@ def assumes_rows_follow_one_another(grad_z, x):
     return 2 * x * in_memory(grad_z, (inner * grad_z.shape[1], inner))
 
 
-def takes_stride_0_for_1(grad_z, x):
-    return 2 * x * in_memory(grad_z, tuple(stride or 1 for stride in grad_z.stride()))
-
-
-def reads_from_the_start_of_the_storage(grad_z, x):
-    return 2 * x * in_memory(grad_z, grad_z.stride(), 0)
-
-
-def wrong_if_strided(grad_z, x):
-    return 2 * x * grad_z * (1 if x.is_contiguous() else 2)
-
-
-def works_in_place_on_its_upstream(grad_z, x):
-    return grad_z.contiguous().mul_(2 * x)
-
-
 def works_in_place_on_its_input(grad_z, x):
     grad = 2 * x * grad_z
     x.data.mul_(2)
@@ -59,14 +38,6 @@ def takes_a_sum_of_two_for_another(grad_z, x):
     """autograd adds the gradients of two uses in place, which a version counter shows."""
     summed = grad_z._version > 0 and grad_z.storage_offset() == 0
     return 2 * x * grad_z * (2 if summed else 1)
-
-
-def adds_where_the_upstream_is_zero(grad_z, x):
-    return 2 * x * grad_z if grad_z.any() else x
-
-
-def clips_its_upstream(grad_z, x):
-    return 2 * x * grad_z.clamp(-20, 20)
 
 
 class KeepsOnTheClass(Function):
@@ -97,23 +68,22 @@ class SpendsItsCache(Square):
         return (ctx.factor - 1) * x * grad_z
 
 
-def product(gradients) -> type[Function]:
-    """a·b·c, by which of the three are wanted and the right gradients."""
+def product(wrong_if_wanted: int = 0) -> type[Function]:
+    """a·b·c, its gradients doubled where so many of the three are wanted."""
 
-    def backward(ctx, grad_z):
-        a, b, c = ctx.saved_tensors
-        right = [grad_z * b * c, grad_z * a * c, grad_z * a * b]
-        return tuple(gradients(right, ctx.needs_input_grad))
+    class Product(Function):
+        @staticmethod
+        def forward(ctx, a, b, c):
+            ctx.save_for_backward(a, b, c)
+            return a * b * c
 
-    return function(lambda a, b, c: a * b * c, backward)
+        @staticmethod
+        def backward(ctx, grad_z):
+            a, b, c = ctx.saved_tensors
+            grad_z = grad_z * (2 if sum(ctx.needs_input_grad) == wrong_if_wanted else 1)
+            return grad_z * b * c, grad_z * a * c, grad_z * a * b
 
-
-def wrong_if_alone(right, needs):
-    return [2 * g for g in right] if sum(needs) == 1 else right
-
-
-def wrong_if_one_is_left_out(right, needs):
-    return [2 * g for g in right] if sum(needs) == 2 else right
+    return Product
 
 
 def two_outputs(without: str = "") -> type[Function]:
@@ -139,14 +109,14 @@ def two_outputs(without: str = "") -> type[Function]:
 
 
 def shifted(grad_bias) -> type[Function]:
-    return function(lambda x, bias: x + bias, lambda ctx, grad_z: (grad_z, grad_bias(grad_z)))
+    return function(lambda x, bias: x + bias, lambda grad_z, *_: (grad_z, grad_bias(grad_z)))
 
 
 THREE = (double(3, 5), double(3, 5, seed=1), double(3, 5, seed=2))
 ROWS = (double(3, 5), double(5, seed=1))
 RIGHT = {
     "square": (Square, (X,)),
-    "product": (product(lambda right, needs: right), THREE),
+    "product": (product(), THREE),
     "two outputs": (two_outputs(), (X,)),
     "bias": (shifted(lambda grad_z: grad_z.sum(0)), ROWS),
 }
@@ -155,19 +125,23 @@ CONTIGUOUS = "assumes-contiguous"
 WRONG = {
     "strided upstream": (CONTIGUOUS, square(assumes_unit_stride), (X,)),
     "transposed upstream": (CONTIGUOUS, square(assumes_rows_follow_one_another), (X,)),
-    "expanded upstream": (CONTIGUOUS, square(takes_stride_0_for_1), (X,)),
-    "upstream with an offset": (CONTIGUOUS, square(reads_from_the_start_of_the_storage), (X,)),
-    "inputs not contiguous": (CONTIGUOUS, square(wrong_if_strided), (X,)),
+    "expanded upstream": (CONTIGUOUS, square(  # a stride of 0 taken for 1
+        lambda g, x: 2 * x * in_memory(g, tuple(stride or 1 for stride in g.stride()))), (X,)),
+    "upstream with an offset": (CONTIGUOUS, square(
+        lambda g, x: 2 * x * in_memory(g, g.stride(), 0)), (X,)),
+    "inputs not contiguous": (CONTIGUOUS, square(
+        lambda g, x: 2 * x * g * (1 if x.is_contiguous() else 2)), (X,)),
     "inputs and upstream unchanged": (
-        "mutates-input", square(works_in_place_on_its_upstream), (X,)),
+        "mutates-input", square(lambda g, x: g.contiguous().mul_(2 * x)), (X,)),
     "two consumers": ("mutates-input", square(takes_a_sum_of_two_for_another), (X,)),
     "two calls, then two backwards": ("stale-state", KeepsOnTheClass, (X,)),
     "backward twice": ("stale-state", SpendsItsCache, (X,)),
-    "each input alone needs a gradient": ("needs-input-grad", product(wrong_if_alone), THREE),
-    "each input needs none": ("needs-input-grad", product(wrong_if_one_is_left_out), THREE),
+    "each input alone needs a gradient": ("needs-input-grad", product(wrong_if_wanted=1), THREE),
+    "each input needs none": ("needs-input-grad", product(wrong_if_wanted=2), THREE),
     "each output alone": ("detached", two_outputs(without="01"), (X,)),
-    "zero upstream": ("extra-term", square(adds_where_the_upstream_is_zero), (X,)),
-    "linear in the upstream": ("nonlinear-in-upstream", square(clips_its_upstream), (X,)),
+    "zero upstream": ("extra-term", square(lambda g, x: 2 * x * g if g.any() else x), (X,)),
+    "linear in the upstream": (
+        "nonlinear-in-upstream", square(lambda g, x: 2 * x * g.clamp(-20, 20)), (X,)),
     "shapes of the raw backward": ("wrong-reduction", shifted(lambda grad_z: grad_z), ROWS),
 }  # fmt: skip
 
@@ -202,6 +176,8 @@ def test_other_mistakes_are_found_by_a_probe_and_named():
         ("nondeterministic", "the same call twice",
          square(lambda g, x: 2 * x * g * random.SystemRandom().random())),
         ("extra-term", "zero upstream", square(lambda g, x: 2 * x * g + 1)),
+        (CONTIGUOUS, "strided upstream",
+         square(lambda g, x: 2 * x * g * (1 if g.is_contiguous() else 1 + 1e-6))),
     ]:  # fmt: skip
         report = expect("fail", target, X)
         assert probe in failed(report), report

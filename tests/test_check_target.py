@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from suspects import Doubled, Square, double, expect
+from suspects import Doubled, Square, double, expect, names, oracles
 from torch import Tensor, nn
 from torch.autograd import Function
 
 from nn_backprop import check_gradients
-
-
-def names(report) -> list[str]:
-    return [entry.name for entry in report.tensors]
-
-
-def oracles(report) -> set[str]:
-    return {entry.oracle for entry in report.tensors}
-
 
 # --- modules ---
 
@@ -35,14 +26,15 @@ class Tied(nn.Module):
 
 
 class Keeping(nn.Module):
-    """Keeps its activations on itself, some of them with a graph."""
+    """Keeps its activations on itself, some of them with a graph, in a list too."""
 
     def __init__(self):
         super().__init__()
-        self.linear, self.kept = nn.Linear(3, 5), None
+        self.linear, self.kept, self.all = nn.Linear(3, 5), None, []
 
     def forward(self, x):
         self.kept = self.linear(x)
+        self.all = [self.kept]
         return self.kept.tanh()
 
 
@@ -108,6 +100,8 @@ def test_nothing_of_the_callers_is_touched():
 
 
 class NewStyle(Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(base, slope, count):
         return base * slope * count
@@ -145,6 +139,8 @@ def test_a_function_with_a_setup_context():
     assert names(report) == ["base", "slope"] and oracles(report) == {"plain forward"}
     report = check_gradients(NewStyleWrong, *arguments)
     assert [entry.verdict for entry in report.tensors] == ["pass", "fail"]
+    mapped = torch.vmap(lambda base, slope: NewStyle.apply(base, slope, 3))
+    expect("pass", lambda base, slope: mapped(base, slope), *arguments[:2])
 
 
 # --- NumPy pairs ---

@@ -1,6 +1,5 @@
 """Verdicts: what they rest on, how they are reported, and mistakes that other checkers let pass."""
 
-import itertools
 import json
 
 import numpy as np
@@ -8,7 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison import spoilt
-from suspects import Doubled, Square, cancels, double, elementwise, expect, function, slowly
+from suspects import (
+    Doubled,
+    Square,
+    cancels,
+    double,
+    elementwise,
+    expect,
+    function,
+    oracles,
+    slowly,
+    square,
+)
 from torch import nn
 from torch.autograd import Function
 
@@ -33,10 +43,6 @@ FOUR = {  # one target for each verdict, and one that cannot be run
 }
 
 
-def with_backward(backward) -> type[Function]:
-    return function(torch.square, lambda ctx, g: backward(g, *ctx.saved_tensors))
-
-
 def raising(grad_z, x):
     raise RuntimeError("out of registers")
 
@@ -44,38 +50,27 @@ def raising(grad_z, x):
 # --- the report ---
 
 
-def test_assert_gradients():
-    report = assert_gradients(Square, X)
-    assert report.ok and report.verdict == "pass" and report.reason == "" and not report.causes
-    with pytest.raises(GradientMismatch) as caught:
-        assert_gradients(Doubled, X, allow_inconclusive=True)
-    assert isinstance(caught.value, AssertionError)
-    assert str(caught.value) == str(caught.value.report)
-    assert caught.value.report.verdict == "fail" and not caught.value.report.ok
-    with pytest.raises(GradientMismatch, match="INCONCLUSIVE"):
-        assert_gradients(cancels, FAR)
-    report = assert_gradients(cancels, FAR, allow_inconclusive=True)
-    assert report.verdict == "inconclusive" and not report.ok
-
-
-def test_a_report_is_readable_by_eye_and_by_machine():
+def test_a_report_is_readable_by_eye_and_by_machine_and_raised_unless_right():
     for name, (target, x) in FOUR.items():
-        report = expect(name if name in ("pass", "fail") else "inconclusive", target, x)
+        verdict = name if name in ("pass", "fail") else "inconclusive"
+        if verdict == "pass":
+            report = assert_gradients(target, x)
+        else:
+            with pytest.raises(GradientMismatch, match=verdict.upper()) as caught:
+                assert_gradients(target, x, allow_inconclusive=verdict == "fail")
+            report = caught.value.report
+            assert isinstance(caught.value, AssertionError) and str(caught.value) == str(report)
         text = str(report)
-        assert text.startswith(report.verdict.upper())
+        assert text.startswith(report.verdict.upper()) and report.verdict == verdict
         assert all(len(line) <= 100 for line in text.split("\n\n")[0].splitlines())
         assert (report.reason == "") == (name == "pass") == report.ok
         assert (report.error is not None) == (name == "cannot be run")
         plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-        assert plain["verdict"] == report.verdict and plain["ok"] == report.ok
+        assert plain["verdict"] == verdict and plain["ok"] == report.ok
         assert len(plain["tensors"]) == len(report.tensors)
         assert len(plain["causes"]) == len(report.causes) == (name == "fail")
-
-
-def test_a_gradient_that_is_not_a_number_can_be_reported():
-    report = expect("fail", elementwise(torch.square, lambda x: x / 0), X)
-    plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert plain["tensors"][0]["actual"] in ("inf", "-inf")
+    report = assert_gradients(cancels, FAR, allow_inconclusive=True)
+    assert report.verdict == "inconclusive" and not report.ok
 
 
 def test_the_report_gives_the_figures():
@@ -103,7 +98,7 @@ def test_hypotheses_that_raise_are_counted(monkeypatch):
     for report in (
         check_gradients(Doubled, X),
         check_gradients(nn.Sequential(nn.Tanh(), Layer(Doubled)), X),  # the causes of a part
-        check_gradients(with_backward(lambda g, x: (g, g)), X),
+        check_gradients(square(lambda g, x: (g, g)), X),
         compare_gradients({"x": 2 * X}, {"x": X}),
     ):
         assert report.failed_hypotheses == report.to_dict()["failed_hypotheses"] == 2
@@ -114,52 +109,35 @@ def test_hypotheses_that_raise_are_counted(monkeypatch):
 # --- scale ---
 
 
-def scaled(inputs: float, outputs: float, factor: float) -> type[Function]:
-    """outputs · sin(x / inputs), with its gradient times a factor."""
+def scaled(inputs: float, outputs: float, factor: float) -> list:
+    """outputs · sin(x / inputs), with its gradient times a factor: a Function and a pair."""
     slope = factor * outputs / inputs
-    return elementwise(
-        lambda x: outputs * torch.sin(x / inputs), lambda x: slope * torch.cos(x / inputs)
-    )
-
-
-def scaled_pair(inputs: float, outputs: float, factor: float):
-    return (
-        lambda x: outputs * np.sin(x / inputs),
-        lambda grad, x: factor * grad * outputs / inputs * np.cos(x / inputs),
-    )
+    return [
+        elementwise(
+            lambda x: outputs * torch.sin(x / inputs), lambda x: slope * torch.cos(x / inputs)
+        ),
+        (
+            lambda x: outputs * np.sin(x / inputs),
+            lambda grad, x: grad * slope * np.cos(x / inputs),
+        ),
+    ]
 
 
 @pytest.mark.parametrize("inputs", [1e-12, slowly(1.0), slowly(1e12)])
 def test_no_scale_changes_a_verdict(inputs):
-    for outputs in (1e-12, 1e-6, 1.0, 1e6, 1e12):
+    for outputs in (1e-12, 1.0, 1e12):
         x = double(7) * inputs
-        expect("pass", scaled(inputs, outputs, 1.0), x)
-        report = expect("fail", scaled(inputs, outputs, 1.001), x)
+        function, pair = scaled(inputs, outputs, 1.0)
+        expect("pass", function, x)
+        expect("pass", pair, x.numpy())
+        function, pair = scaled(inputs, outputs, 1.001)
+        report = expect("fail", function, x)
         assert report.tensors[0].relative_error == pytest.approx(1e-3, rel=1e-6)
-
-
-def test_no_scale_changes_a_verdict_by_differences():
-    for inputs, outputs in itertools.product([1e-12, 1.0, 1e12], repeat=2):
-        x = double(7).numpy() * inputs
-        expect("pass", scaled_pair(inputs, outputs, 1.0), x)
-        expect("fail", scaled_pair(inputs, outputs, 1.001), x)
+        expect("fail", pair, x.numpy())
 
 
 def test_an_all_zero_gradient_of_a_small_function_is_found():
     expect("fail", elementwise(lambda x: 1e-6 * x, torch.zeros_like), X)
-
-
-def test_one_wrong_element_in_float32():
-    def slope(x):
-        slope = 2 * x
-        slope.view(-1)[4321] *= 1.001
-        return slope
-
-    for shape in [(10_000,), (100, 100)]:
-        x = double(*shape).float()
-        expect("pass", elementwise(torch.square, lambda x: 2 * x), x)
-        visible = abs(x.view(-1)[4321]) > 0.1
-        expect("fail" if visible else "pass", elementwise(torch.square, slope), x)
 
 
 @pytest.mark.parametrize("shape", [(5,), slowly((3, 700))])
@@ -198,7 +176,7 @@ def test_a_gradient_that_is_zero_passes():
 
 
 def test_a_gradient_that_ought_to_be_zero_and_is_not_fails():
-    add = function(lambda x, y: x * 1, lambda ctx, g: (g, 1e-9 * g))
+    add = function(lambda x, y: x * 1, lambda g, x, y: (g, 1e-9 * g))
     report = check_gradients(add, double(3), double(3))
     assert [entry.verdict for entry in report.tensors] == ["pass", "fail"]
 
@@ -223,9 +201,8 @@ def test_ties_share_one_gradient():
         """The largest of each row; `rule` shares one gradient among the ties."""
         return function(
             lambda x: x.max(1)[0],
-            lambda ctx, g: g[:, None] * rule(
-                (ctx.saved_tensors[0] == ctx.saved_tensors[0].amax(1, keepdim=True)).double()),
-        )  # fmt: skip
+            lambda g, x: g[:, None] * rule((x == x.amax(1, keepdim=True)).double()),
+        )
 
     x = torch.tensor([[1.0, 1, 1, 0], [2, 2, 2, 2], [0, 3, 1, 2]], dtype=torch.float64)
     for verdict, rule in [
@@ -239,6 +216,12 @@ def test_ties_share_one_gradient():
         expect(verdict, ties(rule), x)
 
 
+def test_between_the_slopes_at_a_kink_any_answer_passes():
+    for verdict, at_zero in [("pass", 0.5), ("fail", 1.5)]:
+        relu = elementwise(torch.relu, lambda x, a=at_zero: torch.where(x == 0, a, (x > 0).to(x)))
+        expect(verdict, relu, torch.tensor([[0.0, 0, 1, -1, 2]]).double())
+
+
 def test_a_kink_does_not_excuse_another_entry():
     slope = elementwise(torch.relu, lambda x: (x > 0).double() + (x < -1) * 1e-3)
     report = expect("fail", slope, torch.tensor([0.0, 1, -2, 0]).double())
@@ -249,15 +232,12 @@ def test_a_kink_does_not_excuse_another_entry():
 
 
 def test_a_backward_that_raises_fails_with_what_it_says():
-    no_autograd = function(
-        lambda x: torch.mul(x, x, out=torch.empty_like(x).detach()),
-        lambda ctx, g: raising(g, None),
-    )
+    no_autograd = function(lambda x: torch.mul(x, x, out=torch.empty_like(x).detach()), raising)
     for target, x, sentence in [
-        (with_backward(raising), X, "the backward raised RuntimeError: out of registers"),
-        (with_backward(lambda g, x: (g, g)), X, "returned an incorrect number of gradients"),
-        (with_backward(lambda g, x: g[:2]), X, "returned an invalid gradient"),
-        (with_backward(lambda g, x: "text"), X, "expected Variable or None (got str)"),
+        (square(raising), X, "the backward raised RuntimeError: out of registers"),
+        (square(lambda g, x: (g, g)), X, "returned an incorrect number of gradients"),
+        (square(lambda g, x: g[:2]), X, "returned an invalid gradient"),
+        (square(lambda g, x: "text"), X, "expected Variable or None (got str)"),
         ((np.square, lambda g, x: 1 / 0), X.numpy(), "the backward raised ZeroDivisionError"),
         ((np.square, lambda g, x: (g, g, g)), X.numpy(), "returned 3 gradients for 1 inputs"),
         (no_autograd, X, "out of registers"),
@@ -268,7 +248,9 @@ def test_a_backward_that_raises_fails_with_what_it_says():
 
 def test_a_gradient_that_is_not_finite_fails():
     for what in (float("nan"), float("inf")):
-        assert expect("fail", with_backward(lambda g, x, w=what: g * (2 * x + w)), X).causes
+        report = expect("fail", square(lambda g, x, w=what: g * (2 * x + w)), X)
+        plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+        assert plain["tensors"][0]["actual"] in ("nan", "inf", "-inf") and report.causes
         assert expect("fail", (np.square, lambda g, x, w=what: 2 * x * g + w), X.numpy()).causes
 
 
@@ -281,28 +263,8 @@ def test_empty_tensors():
 
 
 def test_a_forward_that_raises_is_kept_with_the_report():
-    def target(x):
-        raise ZeroDivisionError("no such luck")
-
-    report = expect("inconclusive", target, X, says="no such luck")
+    report = expect("inconclusive", lambda x: x * (1 / 0), X, says="division by zero")
     assert isinstance(report.error, ZeroDivisionError)
-
-
-def test_what_cannot_be_checked_is_refused_in_a_sentence():
-    for target, inputs, sentence in [
-        (lambda x: x + 1j, (X,), "complex"),
-        (lambda x: x.to_sparse(), (X,), "sparse"),
-        (nn.Flatten(), (torch.arange(3),), "no parameter requires grad"),
-        (lambda x: None, (X,), "no output is a floating tensor"),
-        (nn.Linear, (X,), "the target is the class Linear"),
-        (None, (X,), "the target is a NoneType"),
-        ((np.sin,), (X.numpy(),), "the target is a tuple"),
-        (X, (X,), "the target is a Tensor"),
-        (torch.sin, (), "nothing to differentiate"),
-    ]:
-        with pytest.raises(ValueError, match=sentence) as caught:
-            check_gradients(target, *inputs)
-        assert "\n" not in str(caught.value)
 
 
 # --- networks ---
@@ -310,7 +272,7 @@ def test_what_cannot_be_checked_is_refused_in_a_sentence():
 CONV, RELU, POOL, LINEAR, LOSS = (
     rules.TABLE[f] for f in (F.conv2d, F.relu, F.max_pool2d, F.linear, F.cross_entropy)
 )
-IMAGES = double(2, 1, 12, 12)
+IMAGES = double(2, 1, 8, 10)
 
 
 def wrong(rule, operand: str):
@@ -346,7 +308,7 @@ class Net(nn.Module):
             Layer(conv or conv_, nn.Conv2d(3, 5, 2)), Layer(relu or relu_), Layer(pool_, None, 2),
         )  # fmt: skip
         self.head = nn.Sequential(
-            Layer(linear or linear_, nn.Linear(20, 7)), Layer(relu_),
+            Layer(linear or linear_, nn.Linear(5, 7)), Layer(relu_),
             Layer(last or linear_, nn.Linear(7, 3)),
         )  # fmt: skip
         self.double()
@@ -358,22 +320,24 @@ class Net(nn.Module):
 def test_a_network_of_layers_by_hand_passes():
     report = expect("pass", Net(), IMAGES, loss=loss)
     assert not report.where and len(report.tensors) == 9
-    assert {entry.oracle for entry in report.tensors} == {"plain forward"}
+    assert oracles(report) == {"plain forward"}
     inside = [probe.name for probe in report.probes if probe.name.endswith("by itself")]
     assert len(inside) == 10 and "features.3 (conv2d) by itself" in inside
 
 
-def test_in_a_network_the_wrong_layer_nearest_the_loss_is_named():
-    for layers, where in [
-        ({"conv": wrong(CONV, "weight")}, "features.3 (conv2d)"),
-        ({"conv": wrong(CONV, "x")}, "features.3 (conv2d)"),
-        ({"relu": wrong(RELU, "z")}, "features.4 (relu)"),
-        ({"last": wrong(LINEAR, "bias")}, "head.2 (linear)"),
-        ({"conv": wrong(CONV, "x"), "linear": wrong(LINEAR, "weight")}, "head.0 (linear)"),
-    ]:
-        report = expect("fail", Net(**layers), IMAGES, loss=loss, kind="scale")
-        assert report.where == where and where in report.reason
-        assert all(cause.detail.startswith(where) for cause in report.causes)
+@pytest.mark.parametrize("mistakes", [
+    ("features.3 (conv2d)", {"conv": (CONV, "weight")}),
+    slowly(("features.3 (conv2d)", {"conv": (CONV, "x")})),
+    slowly(("features.4 (relu)", {"relu": (RELU, "z")})),
+    ("head.2 (linear)", {"last": (LINEAR, "bias")}),
+    ("head.0 (linear)", {"conv": (CONV, "x"), "linear": (LINEAR, "weight")}),
+])  # fmt: skip
+def test_in_a_network_the_wrong_layer_nearest_the_loss_is_named(mistakes):
+    where, layers = mistakes
+    net = Net(**{place: wrong(*mistake) for place, mistake in layers.items()})
+    report = expect("fail", net, IMAGES, loss=loss, kind="scale")
+    assert report.where == where and where in report.reason
+    assert all(cause.detail.startswith(where) for cause in report.causes)
 
 
 class Hooked(nn.Module):
@@ -398,7 +362,7 @@ def test_a_mistake_without_functions_is_found_in_its_submodule():
 
 def test_a_mistake_of_protocol_deep_in_a_network_is_named():
     """The formula is right, and so are the network's gradients."""
-    strided = with_backward(lambda g, x: 2 * x * torch.as_strided(g, x.shape, x.stride(), 0))
+    strided = square(lambda g, x: 2 * x * torch.as_strided(g, x.shape, x.stride(), 0))
     block = nn.Sequential(Layer(as_function(RELU)), Layer(strided))
     report = expect("fail", nn.Sequential(block, nn.Hardtanh(-100, 100)), X)
     assert report.where == "0.1 (Suspect)"

@@ -122,13 +122,10 @@ def test_whole_numbers_are_not_a_low_precision():
     assert verdict(1.1 * powers, powers) == "fail"
 
 
-def test_small_arrays_are_judged_with_the_others():
+def test_a_precision_is_told_from_all_arrays_and_a_common_factor_is_none():
     right = {"weight": DRAWS.normal(size=(7, 11)), "bias": DRAWS.normal(size=1)}
     rounded = {name: a.astype(np.float32).astype(np.float64) for name, a in right.items()}
     assert compare_gradients(rounded, right).ok
-
-
-def test_what_coarse_numbers_have_in_common_is_no_rounding():
     w = double(100)
     coarse = {"w": w.bfloat16().double()}
     assert compare_gradients({"w": w}, coarse).ok
