@@ -66,13 +66,18 @@ class Study:
 
     @property
     def script(self) -> Path:
-        """Where `collect` stands; its name is the study's."""
+        """Where `collect` stands."""
         return Path(self.collect.__code__.co_filename)
+
+    @property
+    def name(self) -> str:
+        """That of the script."""
+        return self.script.stem
 
     @property
     def results(self) -> Path:
         """The committed results of a full run: results/<study> beside the script."""
-        return self.script.parent / "results" / self.script.stem
+        return self.script.parent / "results" / self.name
 
     def main(self, arguments: list[str] | None = None) -> int:
         """Reads the options, trains, writes and shows the results; returns the exit code.
@@ -84,7 +89,7 @@ class Study:
         asked = tyro.cli(self.options, args=arguments, description=doc)
         smallest: dict[str, Any] = asked.least if asked.smoke else {}
         options = dataclasses.replace(asked, **smallest)
-        run = StudyRun(self.script.stem, options)
+        run = StudyRun(self.name, options)
         try:
             for count, least in asked.least.items():
                 if getattr(asked, count) < least:
