@@ -8,13 +8,13 @@ import copy
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from cases import LINEAR_IN, Case
+from properties import about
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -45,16 +45,6 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "offset": lambda t: torch.cat([t.new_ones(3), t.flatten()])[3:].view(t.shape),
     "expanded": lambda t: t.flatten()[:1].sum().expand(t.shape),
 }
-
-
-@contextmanager
-def about(*subject: object) -> Iterator[None]:
-    """An error inside says which case of a loop it is about."""
-    try:
-        yield
-    except BaseException as error:
-        error.add_note(f"of {', '.join(map(str, subject))}")
-        raise
 
 
 class Played(NamedTuple):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -15,8 +14,6 @@ from nn_backprop.check import Report
 from nn_backprop.engines import disagreements
 
 DTYPES = (torch.float64, torch.float32)
-# The checker takes seconds in each, and in float64 it looks at float32 too.
-EITHER = [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -33,12 +30,12 @@ def passes_the_checker(target: Any, *inputs: Any, case: object = "", **options: 
 
 
 @contextmanager
-def naming(case: object) -> Iterator[None]:
-    """What fails inside says of which case of a loop."""
+def about(*subject: object) -> Iterator[None]:
+    """An error inside says which case of a loop it is about."""
     try:
         yield
     except BaseException as error:
-        error.add_note(f"in the case {case}")
+        error.add_note(f"of {', '.join(map(str, subject))}")
         raise
 
 

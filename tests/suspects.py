@@ -2,18 +2,12 @@
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from nn_backprop import check_gradients
 from nn_backprop.check import Report
-
-
-def slowly(value: object) -> object:
-    """A parameter of a test that is left to the slow ones."""
-    return pytest.param(value, marks=pytest.mark.slow)
 
 
 def double(*shape: int, seed: int = 0) -> Tensor:

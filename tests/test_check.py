@@ -129,7 +129,6 @@ def test_every_mutant_is_detected(mutant):
     assert expect("fail", target, *inputs, second_order=mutant.second_order).causes
 
 
-@pytest.mark.slow
 def test_no_equivalent_is_flagged():
     for equivalent in mutants.EQUIVALENTS:
         target, inputs = equivalent.make()

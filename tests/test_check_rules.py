@@ -53,7 +53,6 @@ DISTINCT = list({(c.rule, repr(c.args), repr(c.kwargs), c.note): c for c in CASE
 OF_RULE: dict[str, list[Case]] = {}
 for _case in DISTINCT:
     OF_RULE.setdefault(_case.rule.name, []).append(_case)
-MANY = [name for name, cases in OF_RULE.items() if len(cases) > 1]
 
 
 def passes(case: Case) -> None:
@@ -69,14 +68,8 @@ def passes(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", OF_RULE)
-def test_a_case_of_each_rule_passes(name):
-    passes(OF_RULE[name][0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MANY)
-def test_its_other_cases_pass(name):
-    for case in OF_RULE[name][1:]:
+def test_its_cases_pass(name):
+    for case in OF_RULE[name]:
         passes(case)
 
 

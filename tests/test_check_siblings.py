@@ -122,7 +122,6 @@ def test_the_sibling_is_named(name):
     assert word in report.causes[0].detail, report
 
 
-@pytest.mark.slow
 def test_each_with_its_own_backward_passes():
     for name, (forward, _, x, *_) in EXCHANGED.items():
         assert check_gradients(mistaken(forward, forward), x).ok, name

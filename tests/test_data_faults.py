@@ -33,7 +33,7 @@ from file_server import (
     stalled_half_way,
 )
 from offline import go_offline, quiet
-from properties import naming, refuses
+from properties import about, refuses
 
 from nn_backprop.data import DataError, download, files, load, loading, prepare, repair, verify
 
@@ -201,7 +201,7 @@ def test_a_bad_answer_is_named_and_harms_nothing(server, contents, tmp_path, mon
         (stalled_half_way, "nothing arrived for|timed out"),
     ):
         server.answer = partial(answer, server)
-        with naming(answer), unchanged(raw):
+        with about(answer), unchanged(raw):
             said = refuses(sentence, prepare, tmp_path, quiet, error=DataError)
         assert f"{raw / IMAGES} is truncated: 47 of" in said
         assert f"{server.url}/{IMAGES}.gz" in said

@@ -6,7 +6,7 @@ from itertools import product as every
 import pytest
 import torch
 import torch.nn.functional as F
-from properties import naming, refuses
+from properties import about, refuses
 from torch.testing import assert_close
 
 from nn_backprop import layers, models
@@ -64,7 +64,7 @@ def cell_weight(k, cells, position, size, pooling):
 
 def test_features_of_patches_are_the_weighted_means_of_each_patch():
     for sizes, pooling in every(SIZES, POOLINGS):
-        with naming((sizes, pooling)):
+        with about(sizes, pooling):
             layer = patches_layer(sizes, pooling, dtype=torch.float64)
             are_weighted_means(layer, image_for(layer))
 

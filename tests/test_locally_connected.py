@@ -5,7 +5,7 @@ import re
 
 import torch
 import torch.nn.functional as F
-from properties import naming, refuses
+from properties import about, refuses
 from torch.testing import assert_close
 
 from nn_backprop import models, rules
@@ -36,7 +36,7 @@ def test_with_equal_weights_everywhere_it_is_a_convolution():
         grad_z, needs = torch.randn_like(z), (True, True, False)
         grad_x, grad_shared, _ = conv.backward(grad_z, saved, needs)
         grad_x_own, grad_own, _ = local.backward(grad_z, saved_own, needs)
-        with naming((size, kernel, stride, padding)):
+        with about(size, kernel, stride, padding):
             assert_close(layer(image), F.conv2d(image, shared, bias, stride, padding))
             assert_close(layer(image[0]), layer(image)[0])
             assert_close(own, z)
@@ -57,7 +57,7 @@ def test_weights_and_links_are_as_many_as_the_formulas_say_and_start_within_boun
         P, Q = local.kernel_size
         _, _, h, w = local(image).shape
         units = 5 * h * w
-        with naming((size, *fields)):
+        with about(size, *fields):
             links = units * (3 * P * Q + 1)
             assert shared(image).shape == (1, 5, h, w)
             assert counting.multiply_adds(local, image) == units * 3 * P * Q

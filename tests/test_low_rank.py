@@ -6,7 +6,7 @@ from itertools import product as every
 
 import pytest
 import torch
-from properties import DEVICES, naming, refuses, same
+from properties import DEVICES, about, refuses, same
 from torch import nn
 from torch.testing import assert_close
 
@@ -31,7 +31,7 @@ def test_it_is_the_affine_layer_of_the_product_and_its_gradients_those_of_the_de
         assert torch.linalg.matrix_rank(B @ A) == RANK
         z = layer(x)
         assert z.shape == (*shape[:-1], N_OUT)
-        with naming((bias, shape)):
+        with about(bias, shape):
             assert_close(z, nn.functional.linear(x, B @ A, layer.bias))
             grad_z = torch.randn_like(z)
             z.backward(grad_z)

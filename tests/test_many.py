@@ -6,7 +6,7 @@ from itertools import product as every
 
 import pytest
 import torch
-from properties import naming, refuses, same
+from properties import about, refuses, same
 
 from nn_backprop.data import ImageData
 from nn_backprop.engines import autograd
@@ -118,7 +118,7 @@ def test_each_is_what_it_becomes_alone(data, own_labels, grouped):
     ):
         grouped(group)
         options = {"optimizer": optimizer, "schedule": schedule, "rates": rates, "decays": decays}
-        with naming((group, options)):
+        with about(group, options):
             both(networks(), data, **options)
     for group in (1, 2, M):
         grouped(group)
@@ -131,7 +131,7 @@ def test_every_shape_size_of_batch_number_of_epochs_and_type(data):
     sizes = (25, K), (25, 11, K), (25, 11, 7, K)
     activations, losses = ("relu", "sigmoid", "tanh"), ("cross_entropy", "squared_error")
     for shape in every(sizes, activations, losses):
-        with naming(shape):
+        with about(shape):
             both(networks(*shape), data)
     for batch_size in (1, 17, 100):
         both(networks(), data, batch_size=batch_size)

@@ -6,7 +6,7 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 import torch
-from properties import EITHER, names_checked, passes_the_checker, refuses
+from properties import DTYPES, names_checked, passes_the_checker, refuses
 from scipy.stats import binom
 from torch import nn
 
@@ -159,7 +159,7 @@ def test_the_gate_and_its_gradients_are_those_of_the_derivation():
         assert found.item() == pytest.approx(-sum(slopes), rel=1e-12)
 
 
-@pytest.mark.parametrize("dtype", EITHER)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_gates_gradients_pass_the_checker(dtype):
     _, cost, scores = gate_and_cost(dtype)
     report = passes_the_checker(cost, scores, second_order=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from properties import naming
+from properties import about
 from pytest import approx
 from scipy.special import expit, logit
 from test_studies import smoke_rows
@@ -275,7 +275,7 @@ BARS = [
 def test_each_claim_can_fail():
     for beginning, what, *cases in BARS:
         for values, verdict in zip(cases, VERDICTS, strict=False):
-            with naming((beginning, values)):
+            with about(beginning, values):
                 claims = study.claims(made(beginning.partition(":")[0], **{what: values}))
                 (claim,) = (c for c in claims if c.claim.startswith(beginning))
                 assert claim.verdict == verdict

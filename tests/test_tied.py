@@ -4,7 +4,7 @@ from itertools import pairwise
 from itertools import product as every
 
 import torch
-from properties import naming, same, same_gradients
+from properties import about, same, same_gradients
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -35,7 +35,7 @@ def test_the_stack_is_its_equations():
         h = activation(u)  # h_0
         for _ in range(depth):
             h = activation(stack.layer(h) + u)
-        with naming((layer, activation, depth)):
+        with about(layer, activation, depth):
             assert_close([stack(u), stack.untied()(u)], [h, h])
 
 
@@ -49,7 +49,7 @@ def test_the_tied_gradient_is_the_sum_of_the_untied_ones():
         grad_u, grads = zip(
             *(gradients(each, v, upstream) for each in (stack, untied)), strict=True
         )
-        with naming((layer, activation)):
+        with about(layer, activation):
             assert_close(*grad_u, rtol=1e-12, atol=1e-12)
             for name, _ in stack.layer.named_parameters():
                 steps = [grads[1][f"layers.{t}.{name}"] for t in range(DEPTH)]

@@ -6,7 +6,14 @@ from itertools import product as every
 
 import torch
 import torch.nn.functional as F
-from properties import all_close, by_autograd, engines_agree, refuses, same
+from properties import (
+    all_close,
+    by_autograd,
+    engines_agree,
+    passes_the_checker,
+    refuses,
+    same,
+)
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -277,6 +284,7 @@ def test_the_price_is_the_mean_activity_of_each_layer_in_training_and_its_gradie
     assert_close(model.loss(model(x), y), F.cross_entropy(last(b), y))
     assert_close(model.probabilities(model(x)), last(b).softmax(1))
     model.train()
+    passes_the_checker(model, x, loss=lambda z: model.loss(z, y), second_order=True)
     engines_agree(model, x, y)
     # by the docstring: each active unit of the second priced layer has 0.3 / (N U) from the price
     weight = model.network[2].bias
