@@ -89,7 +89,8 @@ def functions(packages: list[str]) -> Iterator[tuple[str, FunctionType]]:
             continue
         modules.append(module)
         for found in pkgutil.walk_packages(getattr(module, "__path__", []), f"{package}."):
-            modules.append(importlib.import_module(found.name))
+            if found.name != "nn_backprop.rules.export":  # it writes files, and derives nothing
+                modules.append(importlib.import_module(found.name))
     seen = set()
     for module in dict.fromkeys(modules):
         for name, value in vars(module).items():
