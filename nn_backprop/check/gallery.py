@@ -298,7 +298,12 @@ def gallery() -> Iterator[tuple[str, str, Report]]:
 
 def page(examples: list[tuple[str, str, Report]]) -> str:
     """The gallery as Markdown: of each example, the verdict and the first cause."""
-    lines = ["# The gallery of mistakes", ""]
+    lines = [
+        "# The gallery of mistakes",
+        "",
+        "Each example is a `torch.autograd.Function` of this kind:",
+    ]
+    lines += ["", "```python", inspect.getsource(Example).rstrip(), "```", ""]
     for kind, source, report in examples:
         head = replace(report, tensors=[], probes=[], causes=report.causes[:1])
         lines += [f"## {kind}", "", f"The gradient {KINDS[kind]}.", "", "```python"]
