@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from properties import about
 from suspects import Square, cancels, double, expect, function
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -82,6 +83,35 @@ def test_a_forward_that_hides_a_dependence_is_not_believed():
         expect("fail", misled, X)
     report = expect("fail", lambda x: x.square() * x.detach(), X)
     assert report.tensors[0].oracle == "differences"
+
+
+def test_a_kernel_of_one_precision_that_autograd_cannot_see_into():
+    """In float32 an untrue zero is harder to tell: where values are large or small, too."""
+
+    def kernel(forward):
+        def call(*inputs):
+            if any(t.dtype != torch.float32 for t in inputs):
+                raise TypeError("float32 only")
+            return torch.from_numpy(forward(*(t.detach().numpy() for t in inputs)))
+
+        return call
+
+    def softmax(x):
+        exps = np.exp(x - x.max(1, keepdims=True))
+        return exps / exps.sum(1, keepdims=True)
+
+    for forward, gradients, shapes in [
+        (np.multiply, lambda g, x, w: [g * w, (g * x).sum(0)], [(5, 3), (3,)]),
+        (np.matmul, lambda g, x, w: [g @ w.T, x.T @ g], [(2, 5), (5, 3)]),
+        (lambda x: np.maximum(x, 0), lambda g, x: [g * (x > 0)], [(5, 3)]),
+        (softmax, lambda g, x: [(g - (g * x.softmax(1)).sum(1, True)) * x.softmax(1)], [(5, 3)]),
+    ]:
+        for scale, factor in itertools.product((1e-3, 1.0), (1, 1.5)):  # the checker adds others
+            inputs = [(scale * double(*shape)).float() for shape in shapes]
+            backward = lambda *at, of=gradients, f=factor: (*(f * g for g in of(*at)),)  # noqa: E731
+            with about(forward, scale, factor):
+                target = function(kernel(forward), backward)
+                expect("pass" if factor == 1 else "fail", target, *inputs)
 
 
 def test_forward_mode_products_are_right():

@@ -99,6 +99,7 @@ class Study:
                     )
             if asked.page:
                 self.renew_page()
+                print(f"Written anew from its rows: {self.results}")
             else:
                 with run:
                     self.collect(run, options)

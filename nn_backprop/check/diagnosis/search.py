@@ -41,6 +41,7 @@ from nn_backprop.check.diagnosis.mismatch import Hypothesis, Mismatch
 from nn_backprop.check.diagnosis.recorded import Edges, Graph, Rule, Rules, Upstream, add_to
 from nn_backprop.check.diagnosis.recorder import NotRecorded, record
 from nn_backprop.check.report import Cause
+from nn_backprop.check.target.target import ForwardRaised
 
 EXACT = 1e-6  # the residual below which a mistake explains a gradient
 PROBES = 4  # random directions that a mistake must pass before it is swept
@@ -351,7 +352,7 @@ def explain(
         torch.set_num_threads(1)  # the tensors are small
         with (
             guarded("the recorded graph", failures),
-            suppress(NotRecorded),
+            suppress(NotRecorded, ForwardRaised),  # it may take one precision only
             torch.random.fork_rng(devices=[]),
             torch.no_grad(),
         ):

@@ -81,11 +81,22 @@ class Differences:
                     found[i] = again if again[1] < error else found[i]
         return found
 
+    def move(self, name: str, direction: Tensor) -> bool:
+        """Whether a short step along a direction moves an output by more than rounding does."""
+        eps = torch.finfo(self.target.values[name].dtype).eps
+        outputs, scales = self.along(name, direction)
+        for step in (scale * eps**0.4 for scale in scales):
+            ends = zip(outputs(step), outputs(-step), self.noise, strict=True)
+            if any(bool(((p - q).abs() > 4 * noise).any()) for p, q, noise in ends):
+                return True
+        return False
+
     def contradict(
         self, name: str, direction: Tensor, product: float, upstream: list[Tensor], noise: float
     ) -> bool:
-        """Whether the slope along a direction is clearly another than `product`, `noise` apart.
-        The steps are short, so that no kink lies between; a large network has many."""
+        """Whether the slope along a direction is clearly another than `product`, `noise` apart: by
+        steps of each length at which rounding does not hide either, and of one at least. The steps
+        are short, so that no kink lies between; a large network has many."""
         eps = torch.finfo(self.target.values[name].dtype).eps
         outputs, scales = self.along(name, direction)
         size = self.rounding(upstream)
@@ -93,7 +104,11 @@ class Differences:
         def apart(one: float, other: float, step: float) -> bool:
             return abs(one - other) > (eps**0.3 * max(abs(one), abs(other)) + size / step + noise)
 
+        spacing = eps * largest(self.target.values[name]) / (largest(direction) or 1.0)
+        tells = False
         for scale in scales:
+            if scale * eps**0.45 < 4 * spacing:
+                continue
             slopes: list[tuple[float, float]] = []
             # Where rounding makes a staircase of the function, a short step may not leave a tread.
             for step in (scale * eps**power for power in (0.45, 0.4, 0.25, 0.12)):
@@ -104,12 +119,15 @@ class Differences:
                     break
             if slopes and slopes[0][1] > scale * eps**0.4:
                 return False
+            if any(2 * size / step > max(abs(slope), abs(product)) for slope, step in slopes):
+                continue
+            tells = True
             if not all(apart(slope, product, step) for slope, step in slopes):
                 return False
             # Two that do not agree have not converged, and tell nothing.
             if len(slopes) == 2 and apart(slopes[0][0], slopes[1][0], slopes[0][1]):
                 return False
-        return True
+        return tells
 
 
 def extrapolated(

@@ -11,7 +11,8 @@ In this order, each where it applies:
 
 The first two are themselves held against a difference along one random direction for each
 gradient, so that a forward which hides a dependence (by `detach`, `no_grad`, a foreign library) is
-not taken for one that has none.
+not taken for one that has none. Where autograd finds no way from an output to a value at all, it is
+enough that the outputs move with it.
 """
 
 import math
@@ -27,7 +28,14 @@ from nn_backprop.check.oracle.directions import normal, random_direction, signs,
 from nn_backprop.check.oracle.rounding import noise_of
 from nn_backprop.check.target.arguments import Unsuitable
 from nn_backprop.check.target.custom_functions import differentiated_forwards
-from nn_backprop.check.target.target import ForwardRaised, Target, Tensors, Upstream, largest
+from nn_backprop.check.target.target import (
+    ForwardRaised,
+    Gradients,
+    Target,
+    Tensors,
+    Upstream,
+    largest,
+)
 
 # More elements than these are checked along random directions instead, at first.
 ELEMENTWISE = 3000
@@ -173,16 +181,22 @@ class Oracle:
         source, target = self.source.with_values(nearby), self.target.with_values(nearby)
         differences = Differences(target)
         names = set(target.values)
-        plain: Tensors = {}
+        found: Gradients = {}
         try:
             if not by_forward_mode:
-                plain = source.filled(source.plain_gradients(upstream))
+                found = source.plain_gradients(upstream)
         except Exception:
             return set()
+        plain = source.filled(found)
         for name, value in nearby.items():
             if not value.numel():
                 continue
             direction = random_direction(value, seed=7)
+            if not self.given and name in found and found[name] is None:
+                with suppress(ForwardRaised):
+                    if differences.move(name, direction):
+                        names.discard(name)
+                continue
             try:
                 if by_forward_mode:
                     product = directions.product(target, name, direction, upstream)
