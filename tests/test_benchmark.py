@@ -2,19 +2,15 @@
 
 import math
 import statistics
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.autograd import gradcheck
 
-from nn_backprop import studies
-from nn_backprop.models import MLP, happy
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import benchmark
 from benchmarks import checker, common, contestants, engines, many, memory, training_step
+from nn_backprop import studies
+from nn_backprop.models import MLP, happy
 
 SMALL = training_step.CASES["784-16-16-10, batch 32"]
 

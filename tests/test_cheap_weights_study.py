@@ -1,21 +1,17 @@
 """`experiments/cheap_weights.py`: its networks counted by hand, its claims of made-up rows."""
 
 import random
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_studies import smoke_rows
 
+import cheap_weights as study
 from nn_backprop.layers import LowRankLinear
 from nn_backprop.models import counting, lenet_300_100
 from nn_backprop.studies import Rows
 from nn_backprop.training import parameters_left, prune_smallest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-import cheap_weights as study
 
 LENET = "LeNet-300-100"
 DENSE, CONVOLUTIONS = 784 * 300 + 300 * 100 + 100 * 10, 24**2 * 500 + 8**2 * 25_000 + 405_000

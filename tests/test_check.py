@@ -1,17 +1,13 @@
 """The cause of a wrong gradient, the mistakes that other checkers pass, and the catalogue."""
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from suspects import double, elementwise, expect, function
 
-from nn_backprop import GradientMismatch, assert_gradients, check_gradients
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import mutants
+from nn_backprop import GradientMismatch, assert_gradients, check_gradients
 
 OPERANDS = [operand.float() for operand in (double(5, 7), double(3, 7), double(3))]
 

@@ -1,20 +1,16 @@
 """`experiments/compare_structures.py`: budget, smoke run, and claims on made-up rows."""
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from test_studies import smoke_rows
 
+import compare_structures as study
 from nn_backprop.layers.low_rank import cut_to_rank
 from nn_backprop.models.counting import multiply_adds, parameters
 from nn_backprop.studies import Rows
 from nn_backprop.training import parameters_left, prune_smallest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-import compare_structures as study
 
 LENET, MOST = 784 * 300 + 300 * 100 + 100 * 10, 1197  # weights; training digits
 # Each (parameters, multiply-adds of an image), from the sizes that the study's page gives.

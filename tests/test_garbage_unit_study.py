@@ -1,10 +1,8 @@
 """`experiments/garbage_unit.py`: run with --smoke; what trains, chooses and tests is disjoint; its
 measures; its claims, of made-up rows."""
 
-import sys
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +12,9 @@ from properties import refuses
 from pytest import approx
 from test_studies import smoke_rows
 
+import garbage_unit as study
 from nn_backprop import data
 from nn_backprop.studies import Rows, UsageError, rubbish
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-import garbage_unit as study
 
 FULL, SMOKE = study.Options(seeds=3), study.Options(smoke=True)
 DIGITS = data.load("digits")

@@ -1,16 +1,12 @@
 """`experiments/kernel_pooling.py`: a smoke run; its claims, of made-up rows; its tags."""
 
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 from test_studies import smoke_rows
 
-from nn_backprop.studies import Rows
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import kernel_pooling as study
+from nn_backprop.studies import Rows
 
 
 @pytest.mark.slow

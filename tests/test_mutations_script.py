@@ -3,16 +3,13 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from nn_backprop.studies import Rows
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import mutants
 import mutations
 from mutants.mutant import changed
+from nn_backprop.studies import Rows
 
 
 @pytest.mark.slow

@@ -1,21 +1,17 @@
 """`experiments/noise_confidence.py`: run with --smoke; how it trains; claims, of made-up rows."""
 
 import math
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 from pytest import approx
 from test_studies import smoke_rows
 
-from nn_backprop.data import half_digits
-from nn_backprop.studies import Rows, hendrycks
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import noise_confidence as study
 import train
+from nn_backprop.data import half_digits
+from nn_backprop.studies import Rows, hendrycks
 
 SOURCE, HERE, BASELINE, FILTERS = study.KINDS
 OPTIONS = study.Options(smoke=True)

@@ -1,15 +1,10 @@
 """`experiments/octave.py`: a smoke run; its claims, of made-up rows, worked out by hand."""
 
-import sys
-from pathlib import Path
-
 import pytest
 from test_studies import smoke_rows
 
-from nn_backprop.studies import Rows
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import octave
+from nn_backprop.studies import Rows
 
 SHARES = {0.0: 1, 0.125: 0.82421875, 0.25: 0.671875, 0.5: 0.4375, 0.75: 0.296875}
 

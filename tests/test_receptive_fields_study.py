@@ -1,16 +1,11 @@
 """`experiments/receptive_fields.py`: a smoke run; who sees which digits; the claims, made up."""
 
-import sys
-from pathlib import Path
-
 import pytest
 from test_studies import smoke_rows
 
+import receptive_fields as study
 from nn_backprop import models, studies
 from nn_backprop.studies import Rows
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-import receptive_fields as study
 
 FAMILIES = ("fully-connected", "locally-connected", "shared-weights")
 PROTOCOLS = ("leaky", "clean")

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import benchmark
 from nn_backprop import studies
 from nn_backprop.studies import page
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments/results"
-sys.path.insert(0, str(ROOT / "experiments"))
-import benchmark  # noqa: E402
 
 CONVERTED = sorted(path.parent.name for path in RESULTS.glob("*/rows.jsonl"))
 

@@ -1,8 +1,5 @@
 """`experiments/threshold.py`: run with --smoke; what chooses and what is told; counts; claims."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,14 +8,12 @@ from pytest import approx
 from scipy.special import expit, logit
 from test_studies import smoke_rows
 
+import threshold as study
 from nn_backprop.data import load
 from nn_backprop.layers import SoftGate
 from nn_backprop.models import MLP
 from nn_backprop.studies import Rows, Trained, answers, rejection
 from nn_backprop.studies.answers import WAYS, Answers, answers_of, costs, promises, quality
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-import threshold as study
 
 PRICES = (0.01, 0.03, 0.1, 0.3)
 

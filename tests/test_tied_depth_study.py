@@ -1,19 +1,14 @@
 """`experiments/tied_depth.py`: a smoke run; its counts; its claims, of made-up rows."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from pytest import approx
 from test_studies import smoke_rows
 
+import tied_depth as study
 from nn_backprop.engines import autograd
 from nn_backprop.models import tied_network, untied_network
 from nn_backprop.studies import Rows
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-import tied_depth as study
 
 KINDS = [(True, 1), *((tied, depth) for depth in (2, 4, 8, 16) for tied in (True, False))]
 SCALARS = 8  # bytes: what torch may keep beside tensors, such as the sum of the examples' weights

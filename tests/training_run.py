@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,12 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+import train
 from nn_backprop import figures
 from nn_backprop.tracking import monitor
 from nn_backprop.training import read_checkpoint
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "train.py"
-sys.path.insert(0, str(SCRIPT.parent))
-import train  # noqa: E402
 
 
 class Sketches:

@@ -11,11 +11,6 @@ KEPT = {
     "LeNet-300-100": {"layers.0": 0.08, "layers.1": 0.09, "layers.2": 0.26},
     "LeNet-5": {"conv1": 0.66, "conv2": 0.12, "hidden": 0.08, "output": 0.19},
 }
-# What leaves LeNet-300-100 one in 2, 4, 12 or 30 of its parameters, within 1 %: of pruning, the
-# power of these shares; of products, the ranks of the first layers; of a smaller one, the widths.
-POWERS = {2: 0.277, 4: 0.555, 12: 1.0, 30: 1.378}
-RANKS = {2: (94,), 4: (44, 44), 12: (14, 14), 30: (5, 5)}
-WIDTHS = {2: (158, 53), 4: (82, 27), 12: (27, 26), 30: (11, 11)}
 
 
 def lenet_300_100() -> MLP:
